@@ -1,0 +1,53 @@
+"""Natural-gradient training for PyTorch at about the cost per step of SGD."""
+
+from torch_thor.coverage import Coverage, ParameterCoverage, Treatment
+from torch_thor.errors import (
+    CurvatureError,
+    CurvatureWarning,
+    InvalidOptionError,
+    NonFiniteGradientError,
+    StateMismatchError,
+)
+from torch_thor.optimizer import Base
+from torch_thor.options import Damping, NormControl, Refresh, Statistics, Update
+from torch_thor.policies import Decision, LayerDecision, TraceRule
+from torch_thor.preconditioner import Preconditioner
+from torch_thor.presets import EKFAC, KFAC, THOR
+from torch_thor.schedules import (
+    Constant,
+    ExponentialDamping,
+    GrowingInterval,
+    Piecewise,
+    PolynomialDecay,
+    WarmupPolynomialDecay,
+)
+
+__all__ = [
+    "EKFAC",
+    "KFAC",
+    "THOR",
+    "Base",
+    "Constant",
+    "Coverage",
+    "CurvatureError",
+    "CurvatureWarning",
+    "Damping",
+    "Decision",
+    "ExponentialDamping",
+    "GrowingInterval",
+    "InvalidOptionError",
+    "LayerDecision",
+    "NonFiniteGradientError",
+    "NormControl",
+    "ParameterCoverage",
+    "Piecewise",
+    "PolynomialDecay",
+    "Preconditioner",
+    "Refresh",
+    "StateMismatchError",
+    "Statistics",
+    "TraceRule",
+    "Treatment",
+    "Update",
+    "WarmupPolynomialDecay",
+]

@@ -1,0 +1,42 @@
+"""How damping λ becomes a shift of each factor's diagonal."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torch_thor.options import DampingMode
+
+
+def diagonal_shifts(
+    mode: DampingMode, damping: Tensor, trace_a: Tensor, trace_g: Tensor, sizes: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Returns what is added to the diagonals of A and G.
+
+    A factor without any trace takes the mean eigenvalue 1, so that a layer that saw only
+    zeros steps along its gradient.
+
+    Args:
+        mode: See ``Damping``.
+        damping: λ, ``[..., 1]`` against the traces' shape.
+        trace_a: tr A, ``[..., k]``.
+        trace_g: tr G, ``[..., k]``.
+        sizes: (d_A, d_G).
+
+    Returns:
+        Two tensors of the traces' shape.
+    """
+    mean_a, mean_g = _mean(trace_a, sizes[0]), _mean(trace_g, sizes[1])
+    if mode == "relative":
+        return damping * mean_a, damping * mean_g
+    if mode == "both":
+        return damping.expand_as(mean_a), damping.expand_as(mean_g)
+    root = damping.sqrt()
+    if mode == "sqrt":
+        return root.expand_as(mean_a), root.expand_as(mean_g)
+    balance = (mean_a / mean_g).sqrt()
+    return root * balance, root / balance
+
+
+def _mean(trace: Tensor, size: int) -> Tensor:
+    return torch.where(trace > 0, trace / size, 1.0)

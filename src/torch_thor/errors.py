@@ -1,0 +1,39 @@
+"""Errors and warnings: each names the argument, its value, and what is allowed."""
+
+from __future__ import annotations
+
+
+class InvalidOptionError(ValueError):
+    """An argument has a value that is not allowed.
+
+    Args:
+        name: Argument as the user wrote it.
+        value: Value that was given.
+        allowed: What is allowed, in words.
+    """
+
+    def __init__(self, name: str, value: object, allowed: str) -> None:
+        """Builds the one-line message."""
+        super().__init__(f"Invalid {name}={value!r}. Must be {allowed}.")
+
+
+class NonFiniteGradientError(RuntimeError):
+    """A gradient holds NaN or Inf and the optimizer was told to raise."""
+
+
+class StateMismatchError(ValueError):
+    """A checkpoint belongs to another model or to other options; nothing was loaded."""
+
+
+class CurvatureError(RuntimeError):
+    """A layer's factors could not be inverted several times in a row."""
+
+
+class CurvatureWarning(UserWarning):
+    """A layer kept its last good inverse, or receives no statistics."""
+
+
+def require(name: str, value: object, condition: bool, allowed: str) -> None:
+    """Raises ``InvalidOptionError`` unless ``condition`` holds."""
+    if not condition:
+        raise InvalidOptionError(name, value, allowed)

@@ -1,0 +1,112 @@
+"""Block-diagonal running covariances, stacked over layers of equal shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torch_thor import linalg
+from torch_thor.partition import Partition
+
+
+@dataclass(frozen=True)
+class FactorBatch:
+    """Statistics of one factor of one layer from the calls since the last step.
+
+    The factor is ``scale · Σ weightᵢ · rowsᵢᵀ rowsᵢ``. Its trace is a sum of squares and
+    needs no matrix, so a layer that keeps its curvature pays for nothing else.
+
+    Args:
+        rows: One ``[k, r, d]`` tensor a call, of any floating type.
+        weights: Rows stood for ÷ rows taken, of each call.
+        scale: Common factor of the sum.
+    """
+
+    rows: tuple[Tensor, ...]
+    weights: tuple[float, ...]
+    scale: float
+
+    def trace(self, dtype: torch.dtype) -> Tensor:
+        """Returns tr of the factor for each of the k matrices: ``[k]``."""
+        parts = [
+            weight * rows.to(dtype).square().sum((1, 2))
+            for rows, weight in zip(self.rows, self.weights, strict=True)
+        ]
+        return torch.stack(parts).sum(0) * self.scale
+
+    def blocks(self, partition: Partition, dtype: torch.dtype) -> Tensor:
+        """Returns the diagonal blocks of the factor: ``[k, n, s, s]``."""
+        parts = []
+        for rows, weight in zip(self.rows, self.weights, strict=True):
+            padded = torch.nn.functional.pad(rows.to(dtype), (0, partition.padding))
+            parts.append(linalg.diagonal_blocks(padded, partition.block) * weight)
+        return torch.stack(parts).sum(0) * self.scale if len(parts) > 1 else parts[0] * self.scale
+
+
+class FactorStack:
+    """One factor (A or G) of all layers in a stack: a running average that knows its weight.
+
+    Args:
+        layers: L, layers in the stack.
+        matrices: k, matrices of one layer.
+        partition: Cut of the factor's dimension into n blocks of s rows.
+        dtype: float32, or float64 for a float64 model.
+        device: Device of the layers.
+
+    Attributes:
+        blocks: ``[L, k, n, s, s]``; never changed by damping or inversion.
+        traces: ``[L, k]``, traces of the running averages.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        matrices: int,
+        partition: Partition,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """Allocates an empty average."""
+        size = partition.block
+        self.partition = partition
+        self.blocks = torch.zeros(
+            layers, matrices, partition.count, size, size, dtype=dtype, device=device
+        )
+        self.traces = torch.zeros(layers, matrices, dtype=dtype, device=device)
+
+    def fold(self, slot: int, batch: FactorBatch, keep: float) -> None:
+        """Folds a batch in: ``keep`` · old + (1 - ``keep``) · new."""
+        dtype = self.blocks.dtype
+        self.blocks[slot].lerp_(batch.blocks(self.partition, dtype), 1.0 - keep)
+        self.traces[slot].lerp_(batch.trace(dtype), 1.0 - keep)
+
+    def damped(self, slots: list[int], shift: Tensor) -> Tensor:
+        """Returns the blocks of some layers plus a shift, padding as the identity.
+
+        Args:
+            slots: Layers to take.
+            shift: ``[L, k]`` addition to the diagonal.
+
+        Returns:
+            ``[len(slots), k, n, s, s]``.
+        """
+        chosen = self.blocks[slots]
+        chosen.diagonal(dim1=-2, dim2=-1).add_(shift[slots][..., None, None])
+        if self.partition.padding:
+            chosen[..., -1, :, :].diagonal(dim1=-2, dim2=-1)[
+                ..., -self.partition.padding :
+            ] = 1.0
+        return chosen
+
+
+def kept_share(decay: float, weight: float) -> tuple[float, float]:
+    """Weight of the old average in the next one, and the next average's own weight.
+
+    Carrying the weight makes the first average equal the first batch and every later one
+    an unbiased mean (as in kfac-jax): w' = ρw + (1 - ρ), share kept = ρw / w'.
+    """
+    following = decay * weight + (1.0 - decay)
+    return decay * weight / following, following

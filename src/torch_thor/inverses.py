@@ -1,0 +1,237 @@
+"""How factors are applied to a gradient: inverse roots, or an eigenvalue-corrected basis.
+
+Both act on gradients stacked as ``[L, k, out, columns]``, block by block.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from torch_thor import linalg
+from torch_thor.factors import FactorBatch, FactorStack
+from torch_thor.partition import Partition
+
+Kernel = Callable[[Tensor], tuple[tuple[Tensor, ...], Tensor]]
+
+
+@dataclass(frozen=True)
+class Factorization:
+    """Blocks to factorize and where the results belong.
+
+    Args:
+        matrices: ``[l, k, n, s, s]``.
+        targets: Results' stores, each ``[L, k, n, ...]``.
+        slots: The l layers of the stack that ``matrices`` belong to.
+    """
+
+    matrices: Tensor
+    targets: tuple[Tensor, ...]
+    slots: list[int]
+
+
+def factorize(jobs: Iterable[Factorization], kernel: Kernel) -> list[list[bool]]:
+    """Runs a kernel once per block size over all jobs and stores what succeeded.
+
+    Blocks that fail are tried again in float64; those that fail there keep their last
+    good result.
+
+    Returns:
+        For every job, for each of its slots, whether all its blocks succeeded.
+    """
+    jobs = list(jobs)
+    alike: dict[tuple[int, torch.dtype, torch.device], list[int]] = defaultdict(list)
+    for number, job in enumerate(jobs):
+        blocks = job.matrices
+        alike[blocks.shape[-1], blocks.dtype, blocks.device].append(number)
+    success: list[list[bool]] = [[] for _ in jobs]
+    for numbers in alike.values():
+        stacks = [jobs[number].matrices.flatten(0, 2) for number in numbers]
+        matrices = torch.cat(stacks) if len(stacks) > 1 else stacks[0]
+        results, good = _with_retry(matrices, kernel)
+        counts = [len(stack) for stack in stacks]
+        pieces = [result.split(counts) for result in results]
+        for place, (number, mask) in enumerate(zip(numbers, good.split(counts), strict=True)):
+            success[number] = _store(jobs[number], [piece[place] for piece in pieces], mask)
+    return success
+
+
+def _with_retry(matrices: Tensor, kernel: Kernel) -> tuple[tuple[Tensor, ...], Tensor]:
+    results, good = kernel(matrices)
+    if matrices.dtype == torch.float64 or bool(good.all()):
+        return results, good
+    bad = (~good).nonzero().squeeze(1)
+    repeated, repaired = kernel(matrices[bad].double())
+    for result, again in zip(results, repeated, strict=True):
+        result[bad] = again.to(result.dtype)
+    good[bad] = repaired
+    return results, good
+
+
+def _store(job: Factorization, results: list[Tensor], good: Tensor) -> list[bool]:
+    shape = job.matrices.shape[:3]
+    layer_good = good.view(shape).flatten(1).all(1)
+    kept = [slot for slot, fine in zip(job.slots, layer_good.tolist(), strict=True) if fine]
+    for target, result in zip(job.targets, results, strict=True):
+        stacked = result.view(*shape, *result.shape[1:])
+        if kept:
+            target[kept] = stacked[layer_good].to(target.dtype)
+    return [bool(fine) for fine in layer_good.tolist()]
+
+
+def multiply_left(roots: Tensor, partition: Partition, matrices: Tensor) -> Tensor:
+    """Returns diag(roots) M for roots ``[B, n, s, s]`` and M ``[B, out, columns]``."""
+    batch, rows, columns = matrices.shape
+    padded = pad(matrices, (0, 0, 0, partition.padding)) if partition.padding else matrices
+    tiles = padded.reshape(batch * partition.count, partition.block, columns)
+    product = torch.bmm(roots.reshape(-1, *roots.shape[-2:]), tiles)
+    return product.view(batch, partition.padded, columns)[:, :rows]
+
+
+def multiply_right(matrices: Tensor, partition: Partition, roots: Tensor) -> Tensor:
+    """Returns M diag(roots) for M ``[B, out, columns]`` and roots ``[B, n, s, s]``."""
+    batch, rows, columns = matrices.shape
+    if partition.count == 1:
+        return torch.bmm(matrices, roots[:, 0])
+    padded = pad(matrices, (0, partition.padding)) if partition.padding else matrices
+    tiles = padded.view(batch, rows, partition.count, partition.block).transpose(1, 2)
+    product = torch.bmm(tiles.reshape(-1, rows, partition.block), roots.flatten(0, 1))
+    product = product.view(batch, partition.count, rows, partition.block).transpose(1, 2)
+    return product.reshape(batch, rows, partition.padded)[..., :columns]
+
+
+class InverseRoots:
+    """(A + ..)^-p and (G + ..)^-p of every block (paper, eq. 6 at p = 1).
+
+    Args:
+        a: Input factors.
+        g: Output gradient factors.
+        power: p, 1 or 1/2.
+        dtype: Type of the stored roots and of the products.
+    """
+
+    def __init__(self, a: FactorStack, g: FactorStack, power: float, dtype: torch.dtype) -> None:
+        """Allocates the roots."""
+        self.power = power
+        self._partitions = (a.partition, g.partition)
+        self.a = torch.zeros_like(a.blocks, dtype=dtype)
+        self.g = torch.zeros_like(g.blocks, dtype=dtype)
+
+    def jobs(
+        self, a: FactorStack, g: FactorStack, slots: list[int], shifts: tuple[Tensor, Tensor]
+    ) -> list[Factorization]:
+        """Returns what has to be factorized to refresh some layers."""
+        return [
+            Factorization(a.damped(slots, shifts[0]), (self.a,), slots),
+            Factorization(g.damped(slots, shifts[1]), (self.g,), slots),
+        ]
+
+    def kernel(self, matrices: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Factorizes a batch of damped blocks."""
+        roots, good = linalg.inverse_root(matrices, self.power)
+        return (roots,), good
+
+    def direction(self, matrices: Tensor, slots: list[int] | None) -> Tensor:
+        """Preconditions ``[l, k, out, columns]``; ``slots`` names the layers, None all."""
+        a, g = (self.a, self.g) if slots is None else (self.a[slots], self.g[slots])
+        shape = matrices.shape
+        flat = matrices.flatten(0, 1).to(a.dtype)
+        flat = multiply_left(g.flatten(0, 1), self._partitions[1], flat)
+        flat = multiply_right(flat, self._partitions[0], a.flatten(0, 1))
+        return flat.view(shape)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What a checkpoint has to hold."""
+        return self.a, self.g
+
+
+class EigenBasis:
+    """EKFAC: eigenbases of A and G with second moments of the gradient in that basis.
+
+    Scalings S = E[(Q_Gᵀ ∇W Q_A)²] take the place of the products of eigenvalues
+    (George et al. 2018). Rows count as samples, as the factors' "expand" does.
+
+    Args:
+        a: Input factors.
+        g: Output gradient factors.
+        power: p, 1 or 1/2.
+        dtype: Type of the stored bases and of the products.
+    """
+
+    def __init__(self, a: FactorStack, g: FactorStack, power: float, dtype: torch.dtype) -> None:
+        """Allocates bases, eigenvalues and scalings."""
+        self.power = power
+        self._padding = (a.partition.padding, g.partition.padding)
+        # In the basis, padded rows are ordinary rows.
+        self._partitions = tuple(Partition(p.padded, p.block) for p in (a.partition, g.partition))
+        self.a = torch.zeros_like(a.blocks, dtype=dtype)
+        self.g = torch.zeros_like(g.blocks, dtype=dtype)
+        self.values_a = torch.zeros_like(a.blocks[..., 0])
+        self.values_g = torch.zeros_like(g.blocks[..., 0])
+        shape = (*a.blocks.shape[:2], g.partition.padded, a.partition.padded)
+        self.scalings = a.blocks.new_ones(shape)
+        self.inverse = a.blocks.new_ones(shape)
+
+    def jobs(
+        self, a: FactorStack, g: FactorStack, slots: list[int], shifts: tuple[Tensor, Tensor]
+    ) -> list[Factorization]:
+        """Returns what has to be factorized to refresh some layers (undamped)."""
+        zero = torch.zeros_like(a.traces)
+        return [
+            Factorization(a.damped(slots, zero), (self.a, self.values_a), slots),
+            Factorization(g.damped(slots, zero), (self.g, self.values_g), slots),
+        ]
+
+    def kernel(self, matrices: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Factorizes a batch of blocks."""
+        values, vectors = linalg.eigh(linalg.symmetrize(matrices))
+        good = values.isfinite().all(-1) & vectors.isfinite().flatten(-2).all(-1)
+        return (vectors, values.clamp_min(0)), good
+
+    def reset_scalings(self, slot: int) -> None:
+        """A new basis: start again from K-FAC's estimate, the products of eigenvalues."""
+        values_a, values_g = self.values_a[slot].flatten(1), self.values_g[slot].flatten(1)
+        self.scalings[slot] = values_g.unsqueeze(-1) * values_a.unsqueeze(-2)
+
+    def fold_scalings(self, slot: int, a: FactorBatch, g: FactorBatch, keep: float) -> None:
+        """Folds the second moments of a batch, in the current basis, into the average."""
+        total = torch.zeros_like(self.scalings[slot])
+        dtype = total.dtype
+        (cut_a, cut_g), (pad_a, pad_g) = self._partitions, self._padding
+        basis_a, basis_g = self.a[slot].to(dtype), self.g[slot].to(dtype)
+        for rows_a, rows_g, weight in zip(a.rows, g.rows, a.weights, strict=True):
+            side_a = multiply_right(pad(rows_a.to(dtype), (0, pad_a)), cut_a, basis_a)
+            side_g = multiply_right(pad(rows_g.to(dtype), (0, pad_g)), cut_g, basis_g)
+            total += side_g.square().mT @ side_a.square() * weight
+        self.scalings[slot].lerp_(total * g.scale, 1.0 - keep)
+
+    def damp(self, slots: list[int], shift: Tensor) -> None:
+        """Recomputes (S + shift)^-p of some layers; ``shift`` is ``[L, k]``."""
+        self.inverse[slots] = (self.scalings[slots] + shift[slots][..., None, None]).pow(
+            -self.power
+        )
+
+    def direction(self, matrices: Tensor, slots: list[int] | None) -> Tensor:
+        """Preconditions ``[l, k, out, columns]``; ``slots`` names the layers, None all."""
+        a, g, inverse = self.a, self.g, self.inverse
+        if slots is not None:
+            a, g, inverse = a[slots], g[slots], inverse[slots]
+        shape = matrices.shape
+        (cut_a, cut_g), (pad_a, pad_g) = self._partitions, self._padding
+        flat = pad(matrices.flatten(0, 1).to(a.dtype), (0, pad_a, 0, pad_g))
+        flat_a, flat_g = a.flatten(0, 1), g.flatten(0, 1)
+        flat = multiply_right(multiply_left(flat_g.mT, cut_g, flat), cut_a, flat_a)
+        flat = flat * inverse.flatten(0, 1)
+        flat = multiply_right(multiply_left(flat_g, cut_g, flat), cut_a, flat_a.mT)
+        return flat[:, : shape[-2], : shape[-1]].reshape(shape)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What a checkpoint has to hold."""
+        return self.a, self.g, self.values_a, self.values_g, self.scalings, self.inverse

@@ -1,0 +1,139 @@
+"""Frozen, self-validating groups of options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch_thor.errors import InvalidOptionError, require
+from torch_thor.schedules import ScheduledFloat
+
+DampingMode = Literal["both", "sqrt", "pi", "relative"]
+LossReduction = Literal["mean", "positions_mean", "sum"]
+WeightSharing = Literal["expand", "reduce"]
+NormControlKind = Literal["kl_clip", "graft", "rms"]
+OnNonFinite = Literal["skip", "raise", "ignore"]
+
+
+def _require_choice(name: str, value: object, choices: object) -> None:
+    allowed = get_args(choices)
+    if value not in allowed:
+        raise InvalidOptionError(name, value, "one of " + ", ".join(map(repr, allowed)))
+
+
+@dataclass(frozen=True)
+class Damping:
+    """Damping λ and how it enters the factors A (d_A rows) and G (d_G rows).
+
+    Args:
+        value: λ, a number or a schedule.
+        mode: ``"both"``: A + λI and G + λI (paper, eq. 6). ``"sqrt"``: √λ on each (the
+            authors' code). ``"pi"``: π√λ on A and √λ/π on G, π² = (tr A/d_A)/(tr G/d_G)
+            (Martens and Grosse 2015, sec. 6.3). ``"relative"``: λ times the mean
+            eigenvalue of each factor, so that no scale of loss or data matters.
+
+    Raises:
+        InvalidOptionError: For a negative value or an unknown mode.
+    """
+
+    value: ScheduledFloat = 3e-4
+    mode: DampingMode = "relative"
+
+    def __post_init__(self) -> None:
+        """Validates the options."""
+        _require_choice("damping mode", self.mode, DampingMode)
+        if not callable(self.value):
+            require("damping", self.value, self.value > 0, "> 0")
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """How the factors A and G are estimated.
+
+    Args:
+        decay: Weight ρ of the old running average at each update; 0 keeps the last batch.
+        rows: Rows (sample × position) taken per layer and call; ``None`` takes all.
+        weight_sharing: ``"expand"`` treats positions as further samples, ``"reduce"``
+            averages inputs and sums gradients over them (Eschenhagen et al. 2023).
+        loss_reduction: How the loss reduces over the samples of a step: ``"mean"``,
+            ``"positions_mean"`` (over samples and positions, language models) or ``"sum"``.
+        seed: Seed of the row choice.
+
+    Raises:
+        InvalidOptionError: For values out of range.
+    """
+
+    decay: float = 0.8
+    rows: int | None = 1024
+    weight_sharing: WeightSharing = "expand"
+    loss_reduction: LossReduction = "mean"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Validates the options."""
+        require("decay", self.decay, 0 <= self.decay < 1, "in [0, 1)")
+        require("rows", self.rows, self.rows is None or self.rows >= 1, ">= 1, or None for all")
+        _require_choice("weight_sharing", self.weight_sharing, WeightSharing)
+        _require_choice("loss_reduction", self.loss_reduction, LossReduction)
+
+
+@dataclass(frozen=True)
+class NormControl:
+    """What sets the length of a preconditioned layer's step.
+
+    Args:
+        kind: ``"kl_clip"``: all layers scaled by min(1, √(limit / (lr² Σ⟨direction,
+            gradient⟩))). ``"graft"``: each layer takes the norm of the vector that was
+            preconditioned, so an SGD learning rate can be kept. ``"rms"``: each layer's
+            update has root mean square ``limit / √columns``, as Muon's has.
+        limit: κ of the KL clip, or the scale of ``"rms"``; not used by ``"graft"``.
+
+    Raises:
+        InvalidOptionError: For an unknown kind or a limit that is not positive.
+    """
+
+    kind: NormControlKind
+    limit: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Validates the options."""
+        _require_choice("norm_control", self.kind, NormControlKind)
+        require("limit", self.limit, self.limit > 0, "> 0")
+
+
+@dataclass(frozen=True)
+class Update:
+    """Order of preconditioning, momentum and weight decay.
+
+    Args:
+        nesterov: Nesterov's momentum.
+        momentum_first: Momentum of the raw gradient is preconditioned at every step,
+            in place of momentum over preconditioned gradients (the paper's order).
+        decoupled_decay: Weight decay shrinks the weights by lr · decay (AdamW), in place
+            of being added to the direction (the authors' order).
+    """
+
+    nesterov: bool = True
+    momentum_first: bool = True
+    decoupled_decay: bool = True
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """When curvature is refreshed, and what happens when numbers go wrong.
+
+    Args:
+        stagger: Spread the layers' refreshes over the interval, so that no step is long.
+        tolerated_failures: Failed inversions in a row of one layer before an error.
+        on_nonfinite: A gradient with NaN or Inf ``"skip"``\\ s the step, ``"raise"``\\ s
+            ``NonFiniteGradientError``, or is ``"ignore"``\\ d (no check; saves one pass).
+    """
+
+    stagger: bool = True
+    tolerated_failures: int = 5
+    on_nonfinite: OnNonFinite = "skip"
+
+    def __post_init__(self) -> None:
+        """Validates the options."""
+        require("tolerated_failures", self.tolerated_failures, self.tolerated_failures >= 0, ">= 0")
+        _require_choice("on_nonfinite", self.on_nonfinite, OnNonFinite)

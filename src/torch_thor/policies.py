@@ -1,0 +1,116 @@
+"""Decisions: when a layer is due, and whether its curvature is worth a refresh.
+
+Everything here is pure in (step, traces, own state), so that every rank of a
+distributed run takes the same decision from the same reduced traces.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Literal
+
+from torch_thor.errors import InvalidOptionError, require
+
+
+class Decision(enum.Enum):
+    """What the trace rule says of one layer at one refresh (paper, eq. 9)."""
+
+    UPDATE = "update"
+    KEEP = "keep"
+    FREEZE = "freeze"
+
+
+@dataclass(frozen=True)
+class LayerDecision:
+    """One entry of ``optimizer.last_decisions``.
+
+    Args:
+        layer: Qualified name of the module.
+        step: Step at which the decision was taken.
+        decision: What was decided.
+        change: Δ of eq. 8; ``inf`` at a layer's first refresh.
+    """
+
+    layer: str
+    step: int
+    decision: Decision
+    change: float
+
+
+@dataclass(frozen=True)
+class TraceRule:
+    """Trace rule (paper, eq. 8 and 9).
+
+    Args:
+        update_above: ω1; a relative change Δ above it refreshes the layer.
+        freeze_below: ω2; a Δ below it freezes the layer for good. 0 never freezes.
+        damped_trace: How tr(F + λI) is read. ``"factors"``: (tr A + λ n_A)(tr G + λ n_G),
+            the trace of what is inverted; ``"product"``: tr A · tr G + λ n_A n_G,
+            the letter of eq. 8.
+
+    Raises:
+        InvalidOptionError: Unless ``update_above >= freeze_below >= 0``.
+    """
+
+    update_above: float = 0.01
+    freeze_below: float = 0.001
+    damped_trace: Literal["factors", "product"] = "factors"
+
+    def __post_init__(self) -> None:
+        """Validates the thresholds."""
+        require("freeze_below", self.freeze_below, self.freeze_below >= 0, ">= 0")
+        require(
+            "update_above",
+            self.update_above,
+            self.update_above >= self.freeze_below,
+            f">= freeze_below ({self.freeze_below})",
+        )
+        if self.damped_trace not in ("factors", "product"):
+            raise InvalidOptionError("damped_trace", self.damped_trace, "'factors' or 'product'")
+
+    def decide(self, change: float) -> Decision:
+        """Returns the decision for a relative change Δ (eq. 9)."""
+        if change > self.update_above:
+            return Decision.UPDATE
+        if change < self.freeze_below:
+            return Decision.FREEZE
+        return Decision.KEEP
+
+
+def relative_change(current: float, reference: float) -> float:
+    """Returns Δ of eq. 8; ``inf`` where there is no reference yet or it is zero."""
+    if reference == 0.0:
+        return float("inf")
+    return abs(abs(current) - abs(reference)) / abs(reference)
+
+
+@dataclass
+class RefreshClock:
+    """Tells which layers are due: cycles of growing length, layers spread inside one.
+
+    A cycle begins at ``start`` and takes ``length`` steps. A layer whose share is f is
+    due at ``start + floor(f * length)``; without staggering every share is 0. In the
+    first cycle all layers are due at once, because no layer has an inverse yet.
+
+    Args:
+        start: Step at which the current cycle began.
+        length: Steps of the current cycle; 0 before the first one.
+        first: Whether the current cycle is the first one.
+    """
+
+    start: int = 0
+    length: int = 0
+    first: bool = True
+
+    def advance(self, step: int, interval: float) -> None:
+        """Begins a cycle of ``interval`` steps where the current one is over."""
+        if self.length == 0 or step >= self.start + self.length:
+            self.first = self.length == 0
+            self.start = step
+            self.length = max(1, round(interval))
+
+    def due(self, step: int, share: float = 0.0) -> bool:
+        """Says whether a layer with this share of the cycle is due at ``step``."""
+        offset = 0 if self.first else int(share * self.length)
+        return step == self.start + offset

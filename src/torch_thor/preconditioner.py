@@ -1,0 +1,375 @@
+"""The engine: statistics → decision → refresh → direction."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from torch_thor import norms, state
+from torch_thor.capture import Capture, TrackedLayer
+from torch_thor.coverage import Coverage, Selector, survey
+from torch_thor.errors import CurvatureError, CurvatureWarning, InvalidOptionError, require
+from torch_thor.factors import FactorBatch
+from torch_thor.inverses import factorize
+from torch_thor.options import Damping, NormControl, Refresh, Statistics
+from torch_thor.policies import (
+    Decision,
+    LayerDecision,
+    RefreshClock,
+    TraceRule,
+    relative_change,
+)
+from torch_thor.schedules import GrowingInterval, ScheduledFloat, value_at
+from torch_thor.split import choose_split
+from torch_thor.stacks import LayerStack, StackOptions, build_stacks
+
+_SEED_STRIDE = 1_000_003
+
+
+@dataclass
+class LayerRecord:
+    """What the engine remembers of one layer between refreshes.
+
+    Args:
+        trace: Damped trace of the curvature in use, eq. 8's reference; ``None`` before it.
+        frozen: Whether the trace rule froze the layer.
+        failures: Failed inversions in a row.
+        starved: Whether the missing-statistics warning was given.
+    """
+
+    trace: float | None = None
+    frozen: bool = False
+    failures: int = 0
+    starved: bool = False
+
+
+@dataclass
+class _Candidate:
+    """One due layer on its way through a refresh."""
+
+    stack: LayerStack
+    slot: int
+    batch: tuple[FactorBatch, FactorBatch]
+    refresh: bool
+    trace: float = 0.0
+    decision: Decision = Decision.UPDATE
+    change: float = float("inf")
+    fold: bool = field(default=True)
+
+    @property
+    def layer(self) -> TrackedLayer:
+        return self.stack.layers[self.slot]
+
+
+class Preconditioner:
+    """Natural-gradient preconditioning in front of any torch optimizer.
+
+    Call ``preconditioner.step()`` after ``backward()`` and before the optimizer's
+    ``step()``: it rewrites the ``.grad`` of every preconditioned layer.
+
+    Args:
+        model: Model whose layers are preconditioned.
+        damping: λ (relative to the mean eigenvalue), a schedule, or a ``Damping``.
+        split: Block size of both factors, ``"auto"`` (measured on this device), or
+            ``None`` for whole factors.
+        power: p of G^-p ∇W A^-p; 1 is the paper's, 1/2 the default.
+        factor_interval: Steps between updates of the factors, a number or a schedule.
+        inverse_interval: Steps between refreshes of the inverses; ``None`` follows
+            ``factor_interval``.
+        trace_rule: When a due layer is refreshed, kept or frozen; ``None`` always refreshes.
+        norm_control: Length of each layer's direction, ``"graft"``, ``"rms"``,
+            ``"kl_clip"`` (or a ``NormControl``), or ``None``.
+        statistics: How factors are estimated.
+        refresh: Staggering and failure handling.
+        exclude: Modules (names, with ``*`` as wildcard, or types) left alone.
+        eigenvalue_correction: EKFAC's eigenvalue-corrected basis.
+        inverse_dtype: Type of inverses and products; ``None`` follows the factors
+            (float32, or float64 for a float64 model).
+
+    Raises:
+        InvalidOptionError: For a value out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        damping: ScheduledFloat | Damping = 3e-4,
+        split: int | Literal["auto"] | None = 72,
+        power: float = 0.5,
+        factor_interval: ScheduledFloat = GrowingInterval(),
+        inverse_interval: ScheduledFloat | None = None,
+        trace_rule: TraceRule | None = None,
+        norm_control: NormControl | Literal["graft", "rms"] | None = None,
+        statistics: Statistics = Statistics(),
+        refresh: Refresh = Refresh(),
+        exclude: Iterable[Selector] = (),
+        eigenvalue_correction: bool = False,
+        inverse_dtype: torch.dtype | None = None,
+    ) -> None:
+        """Finds the layers and hangs the hooks."""
+        require("power", power, power in (0.5, 1.0), "1 or 1/2")
+        if split not in (None, "auto") and not (isinstance(split, int) and split >= 1):
+            raise InvalidOptionError("split", split, "an int >= 1, 'auto' or None")
+        if not isinstance(model, nn.Module):
+            raise InvalidOptionError("model", model, "a torch.nn.Module")
+        self.damping = damping if isinstance(damping, Damping) else Damping(damping)
+        self.norm_control = as_norm_control(norm_control)
+        self.trace_rule = trace_rule
+        self.statistics = statistics
+        self.refresh_options = refresh
+        self.factor_interval = factor_interval
+        self.inverse_interval = inverse_interval
+        self.steps = 0
+        self.last_decisions: tuple[LayerDecision, ...] = ()
+        self._split = split
+        self._options = StackOptions(
+            power, self.damping.mode, statistics.decay, eigenvalue_correction, inverse_dtype
+        )
+        self._exclude = tuple(exclude)
+        self.model = model
+        self.layers, self._coverage = survey(model, self._exclude)
+        self.records = {layer.name: LayerRecord() for layer in self.layers}
+        self.stacks: list[LayerStack] = []
+        self.clocks = (RefreshClock(), RefreshClock())
+        self._capture = Capture(statistics)
+        self._capture.attach(self.layers)
+        self._place()
+        self._arm()
+
+    def coverage(self) -> Coverage:
+        """Says for every parameter how it trains, and why."""
+        return self._coverage
+
+    def remove(self) -> None:
+        """Takes every hook off the model; the engine stops collecting."""
+        self._capture.remove()
+
+    def step(self) -> None:
+        """Updates the curvature and rewrites ``.grad`` of every preconditioned layer."""
+        for layer in self.layers:
+            layer.damping = value_at(self.damping.value, self.steps)
+        self.update()
+        with torch.no_grad():
+            for stack in self.stacks:
+                self._rewrite(stack)
+
+    def _rewrite(self, stack: LayerStack) -> None:
+        slots = [n for n, layer in enumerate(stack.layers) if layer.weight.grad is not None]
+        if not slots:
+            return
+        sources = [_gradients(stack.layers[slot]) for slot in slots]
+        matrices = stack.pack(slots, sources)
+        direction = stack.direction(slots, matrices)
+        factors = norms.scales(self.norm_control, [direction], [matrices], [])
+        if factors is not None:
+            direction = direction * factors[0].to(direction.dtype)[:, None, None, None]
+        for (weight, bias), (new_weight, new_bias) in zip(
+            sources, stack.unpack(slots, direction), strict=True
+        ):
+            weight.copy_(new_weight)
+            if bias is not None and new_bias is not None:
+                bias.copy_(new_bias)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes in the statistics since the last call and refreshes what is due."""
+        if self.layers and not self.stacks:
+            self._build_stacks()
+        candidates = self._candidates()
+        self._decide(candidates)
+        self._fold(candidates)
+        self._refresh([c for c in candidates if c.refresh and c.decision is Decision.UPDATE])
+        self.last_decisions = tuple(
+            LayerDecision(c.layer.name, self.steps, c.decision, c.change)
+            for c in candidates
+            if c.refresh
+        )
+        self.steps += 1
+        self._arm()
+
+    def discard(self) -> None:
+        """Drops the statistics since the last call, as for a step that is skipped."""
+        self._arm()
+
+    def _place(self) -> None:
+        """Gives each layer its share of an interval, by the cost of its statistics."""
+        if not self.refresh_options.stagger:
+            return
+        costs = [layer.weight.numel() for layer in self.layers]
+        total, passed = sum(costs), 0
+        for layer, cost in zip(self.layers, costs, strict=True):
+            layer.share = passed / total
+            passed += cost
+
+    def _build_stacks(self) -> None:
+        split = choose_split(self._split, self.layers, self._capture)
+        self.stacks = build_stacks(self.layers, split, self._options)
+
+    def _intervals(self) -> tuple[float, float]:
+        factor = value_at(self.factor_interval, self.steps)
+        inverse = self.inverse_interval
+        return factor, factor if inverse is None else value_at(inverse, self.steps)
+
+    def _arm(self) -> None:
+        """Tells the capture which layers the next step needs."""
+        for clock, interval in zip(self.clocks, self._intervals(), strict=True):
+            clock.advance(self.steps, interval)
+        ready = {
+            layer for stack in self.stacks for layer, r in zip(stack.layers, stack.ready, strict=True) if r
+        }
+        wanted = {
+            layer
+            for layer in self.layers
+            if not self.records[layer.name].frozen
+            and (
+                layer not in ready
+                or any(clock.due(self.steps, layer.share) for clock in self.clocks)
+            )
+        }
+        seed = self.statistics.seed * _SEED_STRIDE + self.steps
+        self._capture.arm(self.layers, wanted, seed)
+
+    def _candidates(self) -> list[_Candidate]:
+        found = []
+        for stack in self.stacks:
+            for slot, layer in enumerate(stack.layers):
+                if not layer.armed:
+                    continue
+                batch = self._capture.batch(layer)
+                if batch is None:
+                    self._warn_starved(layer)
+                    continue
+                refresh = not stack.ready[slot] or self.clocks[1].due(self.steps, layer.share)
+                found.append(_Candidate(stack, slot, batch, refresh))
+        return found
+
+    def _warn_starved(self, layer: TrackedLayer) -> None:
+        record = self.records[layer.name]
+        if layer.weight.grad is None or record.starved:
+            return
+        record.starved = True
+        warnings.warn(
+            f"Layer {layer.name!r} has a gradient but its forward hook saw no call since the "
+            "last step, so its curvature is not updated. Build the optimizer before "
+            "torch.compile(model), call modules and not their weights, or exclude the layer.",
+            CurvatureWarning,
+            stacklevel=5,
+        )
+
+    def _decide(self, candidates: list[_Candidate]) -> None:
+        """Fills in trace, change and decision; one transfer to the host for all layers."""
+        if not candidates:
+            return
+        traces = torch.stack([self._damped_trace(c) for c in candidates]).tolist()
+        for candidate, trace in zip(candidates, traces, strict=True):
+            candidate.trace = trace
+            record = self.records[candidate.layer.name]
+            if trace != trace or trace in (float("inf"), float("-inf")):
+                candidate.fold, candidate.decision = False, Decision.KEEP
+            elif candidate.refresh and record.trace is not None:
+                candidate.change = relative_change(trace, record.trace)
+                if self.trace_rule is not None:
+                    candidate.decision = self.trace_rule.decide(candidate.change)
+                    candidate.fold = candidate.decision is Decision.UPDATE
+                    record.frozen = candidate.decision is Decision.FREEZE
+
+    def _damped_trace(self, candidate: _Candidate) -> Tensor:
+        """tr(F + λI) that the running average would have with this batch; a scalar."""
+        stack, slot = candidate.stack, candidate.slot
+        keep = stack.keep(slot)
+        traces = []
+        for factor, batch in zip((stack.a, stack.g), candidate.batch, strict=True):
+            old, new = factor.traces[slot], batch.trace(stack.dtype)
+            traces.append(old.lerp(new, 1.0 - keep))
+        shift_a, shift_g = stack.shifts(
+            *(t.expand(len(stack.layers), -1) for t in traces)
+        )
+        size_a, size_g = stack.geometry.columns, stack.geometry.outputs
+        added_a, added_g = shift_a[slot] * size_a, shift_g[slot] * size_g
+        if self.trace_rule is not None and self.trace_rule.damped_trace == "product":
+            return (traces[0] * traces[1] + added_a * added_g).sum()
+        return ((traces[0] + added_a) * (traces[1] + added_g)).sum()
+
+    def _fold(self, candidates: list[_Candidate]) -> None:
+        for c in candidates:
+            if c.fold:
+                c.stack.fold(c.slot, *c.batch)
+                if not c.refresh:
+                    c.stack.correct(c.slot, c.batch, new=False)
+
+    def _refresh(self, candidates: list[_Candidate]) -> None:
+        chosen = [(s, [c for c in candidates if c.stack is s]) for s in self.stacks]
+        chosen = [(stack, due) for stack, due in chosen if due]
+        if not chosen:
+            return
+        jobs = [job for stack, due in chosen for job in stack.jobs([c.slot for c in due])]
+        success = factorize(jobs, chosen[0][0].inverses.kernel)
+        for number, (_, due) in enumerate(chosen):
+            for place, c in enumerate(due):
+                self._settle(c, success[2 * number][place] and success[2 * number + 1][place])
+
+    def _settle(self, candidate: _Candidate, succeeded: bool) -> None:
+        record = self.records[candidate.layer.name]
+        if succeeded:
+            record.trace, record.failures = candidate.trace, 0
+            candidate.stack.ready[candidate.slot] = True
+            candidate.stack.correct(candidate.slot, candidate.batch, new=True)
+            return
+        record.failures += 1
+        message = (
+            f"The factors of layer {candidate.layer.name!r} could not be inverted "
+            f"({record.failures} times in a row); its last good inverse stays. "
+            "Raise damping, or exclude the layer."
+        )
+        if record.failures > self.refresh_options.tolerated_failures:
+            raise CurvatureError(message)
+        warnings.warn(message, CurvatureWarning, stacklevel=5)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns everything that the next steps depend on, keyed by layer name."""
+        return state.save(self)
+
+    def prepare(self, state_dict: object) -> None:
+        """Checks that a ``state_dict`` fits and makes room for it; loads nothing.
+
+        Raises:
+            StateMismatchError: Where layers or shapes differ.
+        """
+        state.check_layers(self, state_dict)
+        stacks = self.stacks or build_stacks(
+            self.layers, state.saved_split(self, state_dict), self._options
+        )
+        state.check_shapes(stacks, state_dict)
+        self.stacks = stacks if state.has_layers(state_dict) else self.stacks
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores a ``state_dict``; the run goes on bit for bit.
+
+        Raises:
+            StateMismatchError: Where layers or shapes differ; nothing is loaded then.
+        """
+        self.prepare(state_dict)
+        state.load(self, state_dict)
+        self._arm()
+
+
+def as_norm_control(value: NormControl | str | None) -> NormControl | None:
+    """Accepts a kind's name in the place of a ``NormControl`` with its default limit."""
+    if value is None or isinstance(value, NormControl):
+        return value
+    return NormControl(value, 1e-3 if value == "kl_clip" else 1.0)  # type: ignore[arg-type]
+
+
+def _gradients(layer: TrackedLayer) -> tuple[Tensor, Tensor | None]:
+    weight = layer.weight.grad
+    assert weight is not None
+    bias = layer.bias
+    if bias is None:
+        return weight, None
+    return weight, torch.zeros_like(bias) if bias.grad is None else bias.grad

@@ -1,0 +1,99 @@
+"""Which rows of a call count: all of them, or a seeded sample of fixed size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """Rows that one call contributes to the statistics.
+
+    Args:
+        samples: N, samples in the call.
+        positions: T, shared positions of each sample.
+        index: ``[r]`` flat row numbers in 0..N·T-1 on the CPU; ``None`` takes all.
+        reduce: K-FAC-reduce: inputs are averaged and gradients summed over positions.
+    """
+
+    samples: int
+    positions: int
+    index: Tensor | None = None
+    reduce: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Rows that the taken ones stand for."""
+        return self.samples if self.reduce else self.samples * self.positions
+
+    @property
+    def scale(self) -> float:
+        """Rows stood for ÷ rows taken."""
+        return 1.0 if self.index is None else self.rows / len(self.index)
+
+    def coordinates(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Sample and position number of each taken row, as two ``[r]`` tensors."""
+        flat = torch.arange(self.samples * self.positions) if self.index is None else self.index
+        flat = flat.to(device, non_blocking=True)
+        return flat // self.positions, flat % self.positions
+
+    def take_inputs(self, table: Tensor) -> Tensor:
+        """Takes input rows from ``[N, T, d]``: ``[r, d]``."""
+        return table.mean(1) if self.reduce else self._take(table)
+
+    def take_gradients(self, table: Tensor) -> Tensor:
+        """Takes output gradient rows from ``[N, T, d]``: ``[r, d]``."""
+        return table.sum(1) if self.reduce else self._take(table)
+
+    def reduce_inputs(self, rows: Tensor) -> Tensor:
+        """Averages gathered rows ``[k, N·T, d]`` over positions where asked to."""
+        return self._per_sample(rows).mean(2) if self.reduce else rows
+
+    def reduce_gradients(self, rows: Tensor) -> Tensor:
+        """Sums gathered rows ``[k, N·T, d]`` over positions where asked to."""
+        return self._per_sample(rows).sum(2) if self.reduce else rows
+
+    def _per_sample(self, rows: Tensor) -> Tensor:
+        return rows.reshape(rows.shape[0], self.samples, self.positions, -1)
+
+    def _take(self, table: Tensor) -> Tensor:
+        flat = table.reshape(-1, table.shape[-1])
+        if self.index is None:
+            return flat
+        return flat[self.index.to(flat.device, non_blocking=True)]
+
+
+@lru_cache(maxsize=64)
+def plan_rows(
+    samples: int, positions: int, budget: int | None, *, reduce: bool, seed: int
+) -> RowPlan:
+    """Chooses rows under a budget: as many samples as it allows, then positions.
+
+    Rows of different samples are the more independent ones. The choice depends on
+    the arguments alone, so a resumed run and a recomputed forward choose alike.
+
+    Args:
+        samples: N, samples in the call.
+        positions: T, positions of each sample.
+        budget: Most rows to take; ``None`` takes all. Ignored with ``reduce``.
+        reduce: See ``RowPlan``.
+        seed: Seed of the choice, different at every refresh.
+    """
+    if reduce or budget is None or samples * positions <= budget:
+        return RowPlan(samples, positions, None, reduce)
+    generator = torch.Generator().manual_seed(seed)
+    if budget < samples:
+        chosen = torch.randperm(samples, generator=generator)[:budget]
+        position = torch.randint(positions, (budget,), generator=generator)
+        return RowPlan(samples, positions, chosen * positions + position)
+    each = budget // samples
+    # A random offset and an even stride: distinct positions that cover every sample's map.
+    offset = torch.randint(positions, (samples, 1), generator=generator)
+    steps = (torch.arange(each) * positions) // each
+    position = (offset + steps) % positions
+    flat = torch.arange(samples).unsqueeze(1) * positions + position
+    return RowPlan(samples, positions, flat.flatten())

@@ -1,0 +1,139 @@
+"""Choice of the block size: information kept against measured speed (eq. 10–12)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from torch_thor import linalg
+from torch_thor.capture import Capture, TrackedLayer
+from torch_thor.errors import InvalidOptionError, require
+from torch_thor.hardware import inversion_times
+from torch_thor.layers import Geometry
+from torch_thor.partition import Partition
+from torch_thor.stacks import SplitRule
+
+TOLERATED_LOSS = 0.01
+
+
+@dataclass(frozen=True)
+class SplitCurves:
+    """The two curves of the paper's Figure 5 over the candidates.
+
+    Args:
+        sizes: Candidate block sizes, increasing.
+        kept: Share of the factors that lose less than 1 % at each size ("normalized loss").
+        speed: Inversion time at the first size ÷ time at each size (eq. 12).
+    """
+
+    sizes: tuple[int, ...]
+    kept: tuple[float, ...]
+    speed: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Validates the curves."""
+        require("sizes", self.sizes, len(self.sizes) >= 1, "at least one candidate")
+        increasing = all(a < b for a, b in zip(self.sizes, self.sizes[1:], strict=False))
+        require("sizes", self.sizes, increasing, "increasing")
+        if not len(self.sizes) == len(self.kept) == len(self.speed):
+            raise InvalidOptionError("kept", self.kept, "one value per candidate size")
+
+    def crossing(self) -> tuple[float, float]:
+        """Returns (size, height) where the curves cross, linear between candidates.
+
+        Curves that never cross answer with the end at which they come closest.
+        """
+        gaps = [k - s for k, s in zip(self.kept, self.speed, strict=True)]
+        for i in range(len(gaps) - 1):
+            if gaps[i] < 0 <= gaps[i + 1]:
+                t = -gaps[i] / (gaps[i + 1] - gaps[i])
+                size = self.sizes[i] + t * (self.sizes[i + 1] - self.sizes[i])
+                return size, self.kept[i] + t * (self.kept[i + 1] - self.kept[i])
+        end = 0 if gaps[0] >= 0 else -1
+        return float(self.sizes[end]), self.kept[end]
+
+    def choice(self) -> int:
+        """Returns the candidate nearest to the crossing."""
+        crossing, _ = self.crossing()
+        return min(self.sizes, key=lambda size: abs(size - crossing))
+
+
+def candidate_sizes(geometries: Sequence[Geometry]) -> tuple[int, ...]:
+    """Candidates: 1, then doublings of the model's commonest kernel up to its widest factor.
+
+    Multiples of the kernel's taps keep a channel's taps in one block (9, 18, 36, … for
+    3×3 kernels); a model without kernels gets powers of two from 16.
+    """
+    taps = Counter[int]()
+    for geometry in geometries:
+        taps[geometry.taps] += geometry.outputs * geometry.columns * geometry.matrices
+    unit = taps.most_common(1)[0][0]
+    size = unit if unit > 1 else 16
+    widest = max(max(g.columns, g.outputs) for g in geometries)
+    sizes = [1]
+    while size < widest:
+        sizes.append(size)
+        size *= 2
+    return (*sizes, size)
+
+
+def information_loss(rows: Tensor, block: int) -> Tensor:
+    """L of eq. 11 for the factor rowsᵀ rows cut into blocks.
+
+    √(λmax(Â Âᵀ) / λmax(A Aᵀ)) = λmax(Â) / λmax(A), because both are symmetric and
+    positive semidefinite.
+
+    Args:
+        rows: ``[k, r, d]``.
+        block: Block size.
+
+    Returns:
+        ``[k]``, 0 (nothing lost) to 1; 0 for a factor that is all zeros.
+    """
+    whole = linalg.largest_eigenvalue(rows)
+    cut = Partition.of(rows.shape[-1], block)
+    padded = pad(rows, (0, cut.padding))
+    tiles = padded.view(*rows.shape[:-1], cut.count, cut.block).transpose(1, 2)
+    parts = linalg.largest_eigenvalue(tiles).amax(-1)
+    # Power iteration ends slightly low; a block can't hold more than the whole.
+    return torch.where(whole > 0, 1.0 - (parts / whole), 0.0).clamp(0.0, 1.0)
+
+
+def choose_split(
+    split: int | Literal["auto"] | None, layers: Sequence[TrackedLayer], capture: Capture
+) -> SplitRule:
+    """Turns the ``split`` argument into a rule; ``"auto"`` measures device and factors.
+
+    Args:
+        split: See ``THOR``.
+        layers: All tracked layers.
+        capture: Holds the first batch's rows, on which ``"auto"`` measures the loss.
+    """
+    if split == "auto":
+        chosen = split_curves(layers, capture, power=1.0).choice()
+        return lambda geometry: (chosen, chosen)
+    return lambda geometry: (split, split)
+
+
+def split_curves(layers: Sequence[TrackedLayer], capture: Capture, power: float) -> SplitCurves:
+    """Measures both curves for a model that has seen one backward.
+
+    The loss is counted over the input factors A, as in the paper's Table 1.
+    """
+    sizes = candidate_sizes([layer.geometry for layer in layers])
+    times = inversion_times(sizes, layers[0].weight.device, power)
+    batches = [batch for layer in layers if (batch := capture.batch(layer)) is not None]
+    kept = []
+    for size in sizes:
+        losses = [
+            float(information_loss(a.rows[0].float(), size).mean()) for a, _ in batches
+        ]
+        kept.append(sum(loss < TOLERATED_LOSS for loss in losses) / max(len(losses), 1))
+    speed = tuple(times[0].seconds / entry.seconds for entry in times)
+    return SplitCurves(sizes, tuple(kept), speed)

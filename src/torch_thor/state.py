@@ -1,0 +1,109 @@
+"""What a checkpoint holds of the engine, and how it is checked before it is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from torch_thor.errors import StateMismatchError
+from torch_thor.stacks import LayerStack, SplitRule
+
+if TYPE_CHECKING:
+    from torch_thor.preconditioner import Preconditioner
+
+FORMAT = 1
+
+
+def save(engine: Preconditioner) -> dict[str, Any]:
+    """Returns tensors and plain numbers only, so ``weights_only=True`` loads it."""
+    layers: dict[str, Any] = {}
+    for stack in engine.stacks:
+        for slot, layer in enumerate(stack.layers):
+            layers[layer.name] = {
+                "record": asdict(engine.records[layer.name]),
+                "weight": stack.weights[slot],
+                "ready": stack.ready[slot],
+                "split": [stack.a.partition.block, stack.g.partition.block],
+                "tensors": [tensor[slot].clone() for tensor in _tensors(stack)],
+            }
+    return {
+        "format": FORMAT,
+        "steps": engine.steps,
+        "clocks": [asdict(clock) for clock in engine.clocks],
+        "layers": layers,
+    }
+
+
+def has_layers(saved: Any) -> bool:
+    """Says whether the state was saved after the first step."""
+    return bool(saved["layers"])
+
+
+def check_layers(engine: Preconditioner, saved: Any) -> None:
+    """Raises ``StateMismatchError`` unless ``saved`` names the engine's layers."""
+    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+        raise StateMismatchError(
+            "The checkpoint holds no curvature state that this version can read. "
+            "Load one that this optimizer saved."
+        )
+    expected = {layer.name for layer in engine.layers}
+    found = set(saved["layers"])
+    if found and found != expected:
+        raise StateMismatchError(
+            f"The checkpoint is of another model: layers missing in it "
+            f"{sorted(expected - found)[:5]}, layers unknown to the model "
+            f"{sorted(found - expected)[:5]}. Build the same model and optimizer first."
+        )
+
+
+def check_shapes(stacks: list[LayerStack], saved: Any) -> None:
+    """Raises ``StateMismatchError`` unless every layer's tensors have the stacks' shapes."""
+    for stack in stacks if has_layers(saved) else ():
+        for slot, layer in enumerate(stack.layers):
+            _check_shapes(layer.name, stack, slot, saved["layers"][layer.name]["tensors"])
+
+
+def _check_shapes(name: str, stack: LayerStack, slot: int, saved: list[Tensor]) -> None:
+    own = [tuple(tensor[slot].shape) for tensor in _tensors(stack)]
+    other = [tuple(tensor.shape) for tensor in saved]
+    if own != other:
+        raise StateMismatchError(
+            f"The checkpoint's layer {name!r} has factors of shape {other}, the model's has "
+            f"{own}. Use the same model, split and optimizer as when it was saved."
+        )
+
+
+def load(engine: Preconditioner, saved: dict[str, Any]) -> None:
+    """Copies a checked state in."""
+    engine.steps = saved["steps"]
+    for clock, values in zip(engine.clocks, saved["clocks"], strict=True):
+        clock.start, clock.length, clock.first = values["start"], values["length"], values["first"]
+    for stack in engine.stacks if has_layers(saved) else ():
+        for slot, layer in enumerate(stack.layers):
+            entry = saved["layers"][layer.name]
+            record = engine.records[layer.name]
+            for key, value in entry["record"].items():
+                setattr(record, key, value)
+            stack.weights[slot], stack.ready[slot] = entry["weight"], entry["ready"]
+            with torch.no_grad():
+                for tensor, value in zip(_tensors(stack), entry["tensors"], strict=True):
+                    tensor[slot].copy_(value)
+
+
+def saved_split(engine: Preconditioner, saved: Any) -> SplitRule:
+    """Returns the cut that a checkpoint was made with, so that ``"auto"`` need not measure."""
+    layers = saved["layers"]
+    blocks = {
+        layer.geometry: tuple(layers[layer.name]["split"])
+        for layer in engine.layers
+        if layer.name in layers
+    }
+    return lambda geometry: blocks.get(geometry, (None, None))
+
+
+def _tensors(stack: LayerStack) -> tuple[Tensor, ...]:
+    factors = (stack.a.blocks, stack.g.blocks, stack.a.traces, stack.g.traces)
+    return (*factors, *stack.inverses.tensors)
