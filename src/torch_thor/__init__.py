@@ -1,5 +1,6 @@
 """Natural-gradient training for PyTorch at about the cost per step of SGD."""
 
+from torch_thor.base import Base
 from torch_thor.coverage import Coverage, ParameterCoverage, Treatment
 from torch_thor.errors import (
     CurvatureError,
@@ -8,7 +9,6 @@ from torch_thor.errors import (
     NonFiniteGradientError,
     StateMismatchError,
 )
-from torch_thor.optimizer import Base
 from torch_thor.options import Damping, NormControl, Refresh, Statistics, Update
 from torch_thor.policies import Decision, LayerDecision, TraceRule
 from torch_thor.preconditioner import Preconditioner

@@ -9,17 +9,22 @@ modules used twice and activation checkpointing; full backward hooks don't.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from torch_thor.factors import FactorBatch
-from torch_thor.layers import Geometry, LayerAdapter
-from torch_thor.options import Statistics
 from torch_thor.sampling import RowPlan, plan_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch.utils.hooks import RemovableHandle
+
+    from torch_thor.layers import Geometry, LayerAdapter
+    from torch_thor.options import Statistics
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ class Capture:
             layer.calls.append(Call(rows, gradients, plan, group))
             layer.group_has_gradient = True
 
-        output.register_hook(on_gradient)
+        output.register_hook(on_gradient)  # type: ignore[no-untyped-call]
 
     def batch(self, layer: TrackedLayer) -> tuple[FactorBatch, FactorBatch] | None:
         """Returns the statistics (A, G) of a layer since the last step, if it has any."""
@@ -168,7 +173,11 @@ class _ForwardHook:
         self._layer = weakref.ref(layer)
 
     def __call__(
-        self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object
+        self,
+        module: nn.Module,  # noqa: ARG002 (torch hands it over)
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        output: object,
     ) -> None:
         capture, layer = self._capture(), self._layer()
         if capture is None or layer is None or not layer.armed or not torch.is_grad_enabled():

@@ -5,15 +5,17 @@ from __future__ import annotations
 import enum
 import fnmatch
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from torch import nn
 
 from torch_thor.capture import TrackedLayer
 from torch_thor.errors import InvalidOptionError
 from torch_thor.layers import adapter_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 Selector: TypeAlias = str | type[nn.Module]
 
@@ -75,7 +77,13 @@ class Coverage:
     def __str__(self) -> str:
         """Renders a table with totals."""
         rows = [
-            (e.name, "x".join(map(str, e.shape)) or "scalar", e.layer_type, e.treatment.value, e.reason)
+            (
+                e.name,
+                "x".join(map(str, e.shape)) or "scalar",
+                e.layer_type,
+                e.treatment.value,
+                e.reason,
+            )
             for e in self.parameters
         ]
         head = ("parameter", "shape", "layer", "trains by", "reason")
@@ -88,9 +96,7 @@ class Coverage:
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], f"entries: {totals}"])
 
 
-def survey(
-    model: nn.Module, exclude: Sequence[Selector]
-) -> tuple[list[TrackedLayer], Coverage]:
+def survey(model: nn.Module, exclude: Sequence[Selector]) -> tuple[list[TrackedLayer], Coverage]:
     """Finds the layers to precondition and accounts for every parameter.
 
     Args:
@@ -146,7 +152,8 @@ def _check_selectors(model: nn.Module, exclude: Sequence[Selector]) -> None:
 
 def _matches(selector: Selector, name: str, module: nn.Module) -> bool:
     if isinstance(selector, str):
-        return fnmatch.fnmatchcase(name, selector)
+        inside = name.startswith(f"{selector}.")
+        return inside or fnmatch.fnmatchcase(name, selector)
     return isinstance(module, selector)
 
 
@@ -159,17 +166,22 @@ def _track(
         return None, f"no curvature for {type(module).__name__}"
     if any(_matches(selector, name, module) for selector in exclude):
         return None, "excluded"
-    weight = module._parameters.get("weight")
-    if weight is None:
-        return None, "weight is not a plain parameter"
-    if owners[id(weight)] > 1:
-        return None, "weight is shared with another module"
-    if not weight.requires_grad:
-        return None, "weight is not trained"
-    if not weight.is_floating_point():
-        return None, f"no curvature for {weight.dtype}"
-    bias = module._parameters.get("bias")
-    if bias is not None and (not bias.requires_grad or owners[id(bias)] > 1):
+    own = dict(module.named_parameters(recurse=False))
+    weight, bias = own.get("weight"), own.get("bias")
+    if weight is None or (reason := _refused(weight, owners)):
+        return None, "weight is not a plain parameter" if weight is None else reason
+    if bias is not None and _refused(bias, owners):
         bias = None
     geometry = adapter.geometry(module, bias=bias is not None)
     return TrackedLayer(name, module, adapter, geometry, weight, bias), ""
+
+
+def _refused(parameter: nn.Parameter, owners: Counter[int]) -> str:
+    """Why a parameter can't be part of a layer's matrix; empty where it can."""
+    if owners[id(parameter)] > 1:
+        return "shared with another module"
+    if not parameter.requires_grad:
+        return "weight is not trained"
+    if not parameter.is_floating_point():
+        return f"no curvature for {parameter.dtype}"
+    return ""

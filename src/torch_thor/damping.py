@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from torch_thor.options import DampingMode
+if TYPE_CHECKING:
+    from torch_thor.options import DampingMode
 
 
 def diagonal_shifts(

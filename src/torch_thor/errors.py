@@ -33,7 +33,7 @@ class CurvatureWarning(UserWarning):
     """A layer kept its last good inverse, or receives no statistics."""
 
 
-def require(name: str, value: object, condition: bool, allowed: str) -> None:
+def require(name: str, value: object, condition: object, allowed: str) -> None:
     """Raises ``InvalidOptionError`` unless ``condition`` holds."""
     if not condition:
         raise InvalidOptionError(name, value, allowed)

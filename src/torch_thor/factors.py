@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from torch_thor import linalg
-from torch_thor.partition import Partition
+
+if TYPE_CHECKING:
+    from torch_thor.partition import Partition
 
 
 @dataclass(frozen=True)
@@ -88,17 +91,15 @@ class FactorStack:
 
         Args:
             slots: Layers to take.
-            shift: ``[L, k]`` addition to the diagonal.
+            shift: ``[len(slots), k]`` addition to the diagonals.
 
         Returns:
             ``[len(slots), k, n, s, s]``.
         """
         chosen = self.blocks[slots]
-        chosen.diagonal(dim1=-2, dim2=-1).add_(shift[slots][..., None, None])
+        chosen.diagonal(dim1=-2, dim2=-1).add_(shift[..., None, None])
         if self.partition.padding:
-            chosen[..., -1, :, :].diagonal(dim1=-2, dim2=-1)[
-                ..., -self.partition.padding :
-            ] = 1.0
+            chosen[..., -1, :, :].diagonal(dim1=-2, dim2=-1)[..., -self.partition.padding :] = 1.0
         return chosen
 
 

@@ -8,13 +8,16 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from torch_thor import linalg
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _CACHE_VERSION = 1
 _REPEATS = 7
@@ -44,10 +47,11 @@ def device_name(device: torch.device) -> str:
 
 def cache_file() -> Path:
     """Where measured times are kept: ``$TORCH_THOR_CACHE`` or the user's cache folder."""
-    base = os.environ.get("TORCH_THOR_CACHE")
-    if base is None:
-        base = os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch-thor")
-    return Path(base).expanduser() / "inversion_times.json"
+    if (folder := os.environ.get("TORCH_THOR_CACHE")) is not None:
+        base = Path(folder)
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "torch-thor"
+    return base.expanduser() / "inversion_times.json"
 
 
 def inversion_times(

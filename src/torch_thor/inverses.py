@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from torch_thor import linalg
-from torch_thor.factors import FactorBatch, FactorStack
 from torch_thor.partition import Partition
+
+if TYPE_CHECKING:
+    from torch_thor.factors import FactorBatch, FactorStack
 
 Kernel = Callable[[Tensor], tuple[tuple[Tensor, ...], Tensor]]
 
@@ -55,8 +58,10 @@ def factorize(jobs: Iterable[Factorization], kernel: Kernel) -> list[list[bool]]
         matrices = torch.cat(stacks) if len(stacks) > 1 else stacks[0]
         results, good = _with_retry(matrices, kernel)
         counts = [len(stack) for stack in stacks]
-        pieces = [result.split(counts) for result in results]
-        for place, (number, mask) in enumerate(zip(numbers, good.split(counts), strict=True)):
+        pieces = [torch.split(result, counts) for result in results]
+        for place, (number, mask) in enumerate(
+            zip(numbers, torch.split(good, counts), strict=True)
+        ):
             success[number] = _store(jobs[number], [piece[place] for piece in pieces], mask)
     return success
 
@@ -84,25 +89,26 @@ def _store(job: Factorization, results: list[Tensor], good: Tensor) -> list[bool
     return [bool(fine) for fine in layer_good.tolist()]
 
 
-def multiply_left(roots: Tensor, partition: Partition, matrices: Tensor) -> Tensor:
+def multiply_left(roots: Tensor, cut: Partition, matrices: Tensor) -> Tensor:
     """Returns diag(roots) M for roots ``[B, n, s, s]`` and M ``[B, out, columns]``."""
     batch, rows, columns = matrices.shape
-    padded = pad(matrices, (0, 0, 0, partition.padding)) if partition.padding else matrices
-    tiles = padded.reshape(batch * partition.count, partition.block, columns)
-    product = torch.bmm(roots.reshape(-1, *roots.shape[-2:]), tiles)
-    return product.view(batch, partition.padded, columns)[:, :rows]
+    padded = pad(matrices, (0, 0, 0, cut.padding)) if cut.padding else matrices
+    product = torch.bmm(roots.flatten(0, 1), padded.view(-1, cut.block, columns))
+    product = product.view(batch, cut.padded, columns)
+    return product[:, :rows] if cut.padding else product
 
 
-def multiply_right(matrices: Tensor, partition: Partition, roots: Tensor) -> Tensor:
+def multiply_right(matrices: Tensor, cut: Partition, roots: Tensor) -> Tensor:
     """Returns M diag(roots) for M ``[B, out, columns]`` and roots ``[B, n, s, s]``."""
-    batch, rows, columns = matrices.shape
-    if partition.count == 1:
+    batch, rows, _ = matrices.shape
+    if cut.count == 1:
         return torch.bmm(matrices, roots[:, 0])
-    padded = pad(matrices, (0, partition.padding)) if partition.padding else matrices
-    tiles = padded.view(batch, rows, partition.count, partition.block).transpose(1, 2)
-    product = torch.bmm(tiles.reshape(-1, rows, partition.block), roots.flatten(0, 1))
-    product = product.view(batch, partition.count, rows, partition.block).transpose(1, 2)
-    return product.reshape(batch, rows, partition.padded)[..., :columns]
+    padded = pad(matrices, (0, cut.padding)) if cut.padding else matrices
+    tiles = padded.reshape(batch, rows, cut.count, cut.block).transpose(1, 2)
+    product = torch.bmm(tiles.reshape(-1, rows, cut.block), roots.flatten(0, 1))
+    product = product.view(batch, cut.count, rows, cut.block).transpose(1, 2)
+    product = product.reshape(batch, rows, cut.padded)
+    return product[..., : cut.size] if cut.padding else product
 
 
 class InverseRoots:
@@ -139,11 +145,10 @@ class InverseRoots:
     def direction(self, matrices: Tensor, slots: list[int] | None) -> Tensor:
         """Preconditions ``[l, k, out, columns]``; ``slots`` names the layers, None all."""
         a, g = (self.a, self.g) if slots is None else (self.a[slots], self.g[slots])
-        shape = matrices.shape
-        flat = matrices.flatten(0, 1).to(a.dtype)
+        shape, flat = matrices.shape, matrices.flatten(0, 1)
         flat = multiply_left(g.flatten(0, 1), self._partitions[1], flat)
         flat = multiply_right(flat, self._partitions[0], a.flatten(0, 1))
-        return flat.view(shape)
+        return flat.reshape(shape)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -179,10 +184,14 @@ class EigenBasis:
         self.inverse = a.blocks.new_ones(shape)
 
     def jobs(
-        self, a: FactorStack, g: FactorStack, slots: list[int], shifts: tuple[Tensor, Tensor]
+        self,
+        a: FactorStack,
+        g: FactorStack,
+        slots: list[int],
+        shifts: tuple[Tensor, Tensor],  # noqa: ARG002 (damping enters through the scalings)
     ) -> list[Factorization]:
         """Returns what has to be factorized to refresh some layers (undamped)."""
-        zero = torch.zeros_like(a.traces)
+        zero = torch.zeros_like(a.traces[slots])
         return [
             Factorization(a.damped(slots, zero), (self.a, self.values_a), slots),
             Factorization(g.damped(slots, zero), (self.g, self.values_g), slots),
@@ -211,11 +220,9 @@ class EigenBasis:
             total += side_g.square().mT @ side_a.square() * weight
         self.scalings[slot].lerp_(total * g.scale, 1.0 - keep)
 
-    def damp(self, slots: list[int], shift: Tensor) -> None:
-        """Recomputes (S + shift)^-p of some layers; ``shift`` is ``[L, k]``."""
-        self.inverse[slots] = (self.scalings[slots] + shift[slots][..., None, None]).pow(
-            -self.power
-        )
+    def damp(self, slot: int, shift: Tensor) -> None:
+        """Recomputes (S + shift)^-p of a layer; ``shift`` is ``[k]``."""
+        self.inverse[slot] = (self.scalings[slot] + shift[:, None, None]).pow(-self.power)
 
     def direction(self, matrices: Tensor, slots: list[int] | None) -> Tensor:
         """Preconditions ``[l, k, out, columns]``; ``slots`` names the layers, None all."""
@@ -224,7 +231,7 @@ class EigenBasis:
             a, g, inverse = a[slots], g[slots], inverse[slots]
         shape = matrices.shape
         (cut_a, cut_g), (pad_a, pad_g) = self._partitions, self._padding
-        flat = pad(matrices.flatten(0, 1).to(a.dtype), (0, pad_a, 0, pad_g))
+        flat = pad(matrices.flatten(0, 1), (0, pad_a, 0, pad_g))
         flat_a, flat_g = a.flatten(0, 1), g.flatten(0, 1)
         flat = multiply_right(multiply_left(flat_g.mT, cut_g, flat), cut_a, flat_a)
         flat = flat * inverse.flatten(0, 1)

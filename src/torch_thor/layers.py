@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Generic, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from torch_thor.sampling import RowPlan
+if TYPE_CHECKING:
+    from torch_thor.sampling import RowPlan
 
 ConvModule: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -67,21 +68,34 @@ class LayerAdapter(ABC, Generic[ModuleT]):
         """Returns g as ``[k, r, out]``."""
 
 
-def to_matrices(geometry: Geometry, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Lays a weight-shaped and a bias-shaped tensor out as ``[k, out, columns]``."""
-    shape = (geometry.matrices, geometry.outputs)
-    matrices = weight.reshape(*shape, geometry.inputs)
-    if bias is None:
-        return matrices
-    return torch.cat([matrices, bias.reshape(*shape, 1)], dim=-1)
+def write_matrices(geometry: Geometry, out: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Writes a weight-shaped and a bias-shaped tensor into ``out`` ``[k, out, columns]``.
+
+    One pass, whatever the memory format of the weight and the type of ``out``. A missing
+    bias counts as zero.
+    """
+    shape = weight.shape
+    split = (geometry.matrices, geometry.outputs, *shape[1:])
+    inputs = out[..., : geometry.inputs]
+    inputs.view(*inputs.shape[:2], *shape[1:]).copy_(weight.view(split))
+    if geometry.bias:
+        column = out[..., -1]
+        column.copy_(bias.view_as(column)) if bias is not None else column.zero_()
 
 
-def from_matrices(
-    geometry: Geometry, matrices: Tensor, weight_shape: torch.Size
+def read_matrices(
+    geometry: Geometry, matrices: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Inverts ``to_matrices``: returns weight-shaped and bias-shaped views."""
-    weight = matrices[..., : geometry.inputs].reshape(weight_shape)
-    return weight, matrices[..., -1].reshape(-1) if geometry.bias else None
+    """Inverts ``write_matrices`` into the type and memory format of ``weight``.
+
+    Returns views where ``matrices`` has both already.
+    """
+    values = matrices[..., : geometry.inputs]
+    values = values.view(*values.shape[:2], *weight.shape[1:]).flatten(0, 1)
+    if values.dtype != weight.dtype or values.stride() != weight.stride():
+        values = torch.empty_like(weight).copy_(values)
+    bias = matrices[..., -1].flatten().to(weight.dtype) if geometry.bias else None
+    return values, bias
 
 
 def _with_ones(rows: Tensor, *, bias: bool) -> Tensor:
@@ -100,9 +114,7 @@ class LinearAdapter(LayerAdapter[nn.Linear]):
         leading = inputs.shape[:-1]
         return (leading[0], math.prod(leading[1:])) if leading else (1, 1)
 
-    def input_rows(
-        self, module: nn.Linear, inputs: Tensor, plan: RowPlan, *, bias: bool
-    ) -> Tensor:
+    def input_rows(self, module: nn.Linear, inputs: Tensor, plan: RowPlan, *, bias: bool) -> Tensor:
         """Rows are the inputs themselves."""
         table = inputs.reshape(plan.samples, plan.positions, -1)
         return _with_ones(plan.take_inputs(table), bias=bias).unsqueeze(0)
@@ -139,7 +151,9 @@ class ConvAdapter(LayerAdapter[ConvModule]):
         samples = output.shape[0] if output.dim() == spatial + 2 else 1
         return samples, math.prod(output.shape[-spatial:])
 
-    def input_rows(self, module: ConvModule, inputs: Tensor, plan: RowPlan, *, bias: bool) -> Tensor:
+    def input_rows(
+        self, module: ConvModule, inputs: Tensor, plan: RowPlan, *, bias: bool
+    ) -> Tensor:
         """Gathers the patches of the planned positions."""
         taps = len(module.kernel_size)
         inputs = inputs if inputs.dim() == taps + 2 else inputs.unsqueeze(0)

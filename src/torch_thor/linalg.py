@@ -130,6 +130,7 @@ def largest_eigenvalue(rows: Tensor, iterations: int = 20) -> Tensor:
     vector = vector.expand(*rows.shape[:-2], -1, -1)
     tiny = torch.finfo(rows.dtype).tiny
     for _ in range(iterations):
-        vector = vector / vector.norm(dim=-2, keepdim=True).clamp_min(tiny)
+        vector = vector / torch.linalg.vector_norm(vector, dim=-2, keepdim=True).clamp_min(tiny)
         vector = rows.mT @ (rows @ vector)
-    return vector.norm(dim=-2).squeeze(-1)
+    length: Tensor = torch.linalg.vector_norm(vector, dim=(-2, -1))
+    return length

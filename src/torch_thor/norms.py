@@ -2,68 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from torch_thor.options import NormControl
+if TYPE_CHECKING:
+    from torch_thor.options import NormControl
 
 
-def scales(
-    control: NormControl | None,
-    directions: Sequence[Tensor],
-    sources: Sequence[Tensor],
-    learning_rates: Sequence[Tensor],
-) -> list[Tensor] | None:
-    """Returns the factor of each layer's direction, or ``None`` where nothing scales.
+def set_lengths(control: NormControl, direction: Tensor, source: Tensor) -> None:
+    """Rescales each layer's direction in place to the length that ``control`` names.
 
     Args:
-        control: Kind and limit.
-        directions: Per stack ``[l, k, out, columns]``.
-        sources: What was preconditioned, same shapes.
-        learning_rates: Per stack ``[l]``; used by the KL clip alone.
-
-    Returns:
-        Per stack ``[l]``.
+        control: ``"graft"`` takes the source's norm; ``"rms"`` takes √(rows) · limit, so
+            that an entry's root mean square is limit / √columns. ``"kl_clip"`` depends on
+            all layers together and leaves lengths alone here (see ``kl_clip``).
+        direction: ``[l, k, out, columns]``.
+        source: What was preconditioned, same shape.
     """
-    if control is None:
-        return None
     if control.kind == "kl_clip":
-        return _kl_clip(control.limit, directions, sources, learning_rates)
-    lengths = [_lengths(direction) for direction in directions]
+        return
+    length = _lengths(direction)
     if control.kind == "graft":
-        targets = [_lengths(source) for source in sources]
+        target = _lengths(source)
     else:
-        targets = [
-            torch.full_like(length, control.limit * (d.shape[1] * d.shape[2]) ** 0.5)
-            for length, d in zip(lengths, directions, strict=True)
-        ]
-    return [
-        torch.where(length > 0, target / length, 1.0)
-        for target, length in zip(targets, lengths, strict=True)
-    ]
+        rows = direction.shape[1] * direction.shape[2]
+        target = torch.full_like(length, control.limit * rows**0.5)
+    factor = torch.where(length > 0, target / length, 1.0)
+    direction.mul_(factor.to(direction.dtype)[:, None, None, None])
 
 
 def _lengths(matrices: Tensor) -> Tensor:
     """Frobenius norm of each layer, in float32 at least."""
     dtype = torch.promote_types(matrices.dtype, torch.float32)
-    return torch.linalg.vector_norm(matrices, dim=(1, 2, 3), dtype=dtype)
+    lengths: Tensor = torch.linalg.vector_norm(matrices, dim=(1, 2, 3), dtype=dtype)
+    return lengths
 
 
-def _kl_clip(
-    limit: float,
-    directions: Sequence[Tensor],
-    sources: Sequence[Tensor],
-    learning_rates: Sequence[Tensor],
-) -> list[Tensor]:
-    """min(1, √(limit / Σ lr² ⟨direction, gradient⟩)) for all layers alike."""
-    total: Tensor | None = None
-    for direction, source, lr in zip(directions, sources, learning_rates, strict=True):
-        inner = (direction.to(source.dtype) * source).sum((1, 2, 3))
-        part = (inner * lr.to(inner).square()).sum()
-        total = part if total is None else total + part
-    if total is None:
-        return []
-    clip = torch.where(total > 0, (limit / total).sqrt().clamp_max(1.0), 1.0)
-    return [clip.expand(direction.shape[0]) for direction in directions]
+def inner_product(direction: Tensor, source: Tensor, learning_rates: list[float]) -> Tensor:
+    """Σ lr² ⟨direction, source⟩ over the layers of a stack, for the KL clip."""
+    dtype = torch.promote_types(direction.dtype, torch.float32)
+    products = (direction.to(dtype) * source.to(dtype)).sum((1, 2, 3))
+    squares = torch.tensor(learning_rates, dtype=dtype, device=direction.device).square()
+    return products @ squares
+
+
+def kl_clip(limit: float, total: Tensor) -> Tensor:
+    """min(1, √(limit / Σ lr² ⟨direction, gradient⟩)), 1 where the sum is not positive."""
+    return torch.where(total > 0, (limit / total).sqrt().clamp_max(1.0), 1.0)

@@ -4,52 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
-from torch.optim.sgd import sgd
 
 from torch_thor import norms
-from torch_thor.capture import TrackedLayer
-from torch_thor.coverage import Coverage
 from torch_thor.errors import InvalidOptionError, NonFiniteGradientError, require
-from torch_thor.options import Update
-from torch_thor.policies import LayerDecision
-from torch_thor.preconditioner import Preconditioner
+from torch_thor.options import as_norm_control
 from torch_thor.schedules import ScheduledFloat, value_at
+
+if TYPE_CHECKING:
+    from torch_thor.capture import TrackedLayer
+    from torch_thor.coverage import Coverage
+    from torch_thor.base import Base, adamw_step, sgd_step
+from torch_thor.options import NormControl, NormControlKind, Update
+    from torch_thor.policies import LayerDecision
+    from torch_thor.preconditioner import Preconditioner
 
 ParameterGroup = dict[str, Any]
 Parameters = Iterable[nn.Parameter] | Iterable[ParameterGroup]
-
-
-@dataclass(frozen=True)
-class Base:
-    """First-order rule of every parameter outside the preconditioned layers.
-
-    Args:
-        rule: ``"sgd"`` or ``"adamw"``.
-        lr_scale: Learning rate ÷ that of the group, so that schedulers move both.
-        weight_decay: Decay of these parameters; ``None`` takes the group's.
-        betas: AdamW's averages.
-        eps: AdamW's ε.
-
-    Raises:
-        InvalidOptionError: For values out of range.
-    """
-
-    rule: Literal["sgd", "adamw"] = "sgd"
-    lr_scale: float = 1.0
-    weight_decay: float | None = None
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-
-    def __post_init__(self) -> None:
-        """Validates the options."""
-        if self.rule not in ("sgd", "adamw"):
-            raise InvalidOptionError("base rule", self.rule, "'sgd' or 'adamw'")
-        require("lr_scale", self.lr_scale, self.lr_scale > 0, "> 0")
 
 
 class CurvatureOptimizer(torch.optim.Optimizer):
@@ -61,9 +35,9 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         lr: Learning rate, a number or a schedule over steps.
         momentum: Momentum factor, in [0, 1).
         weight_decay: Weight decay, >= 0.
+        norm_control: Length of each layer's step.
         update: Order of preconditioning, momentum and decay.
         base: Rule of all other parameters.
-        fused: Handed to torch's own SGD and AdamW kernels for the other parameters.
     """
 
     def __init__(
@@ -74,18 +48,18 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         lr: ScheduledFloat,
         momentum: float,
         weight_decay: float,
+        norm_control: NormControl | NormControlKind | None,
         update: Update,
         base: Base,
-        fused: bool | None,
     ) -> None:
         """Builds the parameter groups."""
         require("lr", lr, callable(lr) or lr >= 0, ">= 0")
         require("momentum", momentum, 0 <= momentum < 1, "in [0, 1)")
         require("weight_decay", weight_decay, weight_decay >= 0, ">= 0")
         self.preconditioner = preconditioner
+        self.norm_control = as_norm_control(norm_control)
         self.update_order = update
         self.base = base
-        self._fused = fused
         self._lr_schedule = lr if callable(lr) else None
         self._layer_of: dict[nn.Parameter, TrackedLayer] = {
             parameter: layer for layer in preconditioner.layers for parameter in layer.parameters
@@ -149,11 +123,13 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         policy = self.preconditioner.refresh_options.on_nonfinite
         if policy == "ignore":
             return True
-        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [
+            p.grad for group in self.param_groups for p in group["params"] if p.grad is not None
+        ]
         if not gradients:
             return True
-        largest = torch.nn.utils.get_total_norm(gradients, norm_type=float("inf"))
-        finite = bool(largest.isfinite())
+        # The Euclidean norm is vectorized where the largest entry is not.
+        finite = bool(torch.nn.utils.get_total_norm(gradients).isfinite())
         if not finite and policy == "raise":
             self.preconditioner.discard()
             raise NonFiniteGradientError(
@@ -196,70 +172,59 @@ class CurvatureOptimizer(torch.optim.Optimizer):
 
     def _directions(self, sources: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
         """Preconditions the sources, stack by stack, and sets the length of each layer's."""
-        stacks = self.preconditioner.stacks
-        present = [
-            [n for n, layer in enumerate(stack.layers) if layer.weight in sources]
-            for stack in stacks
-        ]
-        used = [(stack, slots) for stack, slots in zip(stacks, present, strict=True) if slots]
-        packed = [
-            stack.pack(slots, [self._pair(stack.layers[slot], sources) for slot in slots])
-            for stack, slots in used
-        ]
-        directions = [
-            stack.direction(slots, matrices)
-            for (stack, slots), matrices in zip(used, packed, strict=True)
-        ]
-        control = self.preconditioner.norm_control
-        factors = norms.scales(control, directions, packed, self._learning_rates(used))
-        result: dict[nn.Parameter, Tensor] = {}
-        for number, (stack, slots) in enumerate(used):
-            direction = directions[number]
-            if factors is not None:
-                direction = direction * factors[number].to(direction.dtype)[:, None, None, None]
-            for slot, (weight, bias) in zip(slots, stack.unpack(slots, direction), strict=True):
-                layer = stack.layers[slot]
-                result[layer.weight] = weight.to(layer.weight.dtype)
+        control = self.norm_control
+        clipped = control is not None and control.kind == "kl_clip"
+        directions: dict[nn.Parameter, Tensor] = {}
+        inner: list[Tensor] = []
+        for stack in self.preconditioner.stacks:
+            slots = [n for n, layer in enumerate(stack.layers) if layer.weight in sources]
+            if not slots:
+                continue
+            layers = [stack.layers[slot] for slot in slots]
+            source = stack.pack([self._pair(layer, sources) for layer in layers])
+            direction = stack.direction(slots, source)
+            if control is not None:
+                norms.set_lengths(control, direction, source)
+            if clipped:
+                inner.append(norms.inner_product(direction, source, self._rates(layers)))
+            for layer, (weight, bias) in zip(layers, stack.unpack(slots, direction), strict=True):
+                directions[layer.weight] = weight
                 if layer.bias is not None and bias is not None:
-                    result[layer.bias] = bias.to(layer.bias.dtype)
-        return result
+                    directions[layer.bias] = bias
+        if control is not None and inner:
+            clip = norms.kl_clip(control.limit, torch.stack(inner).sum())
+            torch._foreach_mul_(list(directions.values()), clip)
+        return directions
 
-    def _learning_rates(self, used: list[tuple[Any, list[int]]]) -> list[Tensor]:
-        rates = {p: group["lr"] for group in self.param_groups for p in group["params"]}
-        return [
-            torch.tensor([float(rates[stack.layers[slot].weight]) for slot in slots])
-            for stack, slots in used
-        ]
+    def _rates(self, layers: list[TrackedLayer]) -> list[float]:
+        rates = {p: float(group["lr"]) for group in self.param_groups for p in group["params"]}
+        return [rates[layer.weight] for layer in layers]
 
     def _pair(
         self, layer: TrackedLayer, sources: dict[nn.Parameter, Tensor]
     ) -> tuple[Tensor, Tensor | None]:
-        if layer.bias is None:
-            return sources[layer.weight], None
-        bias = sources.get(layer.bias)
-        return sources[layer.weight], torch.zeros_like(layer.bias) if bias is None else bias
+        return sources[layer.weight], None if layer.bias is None else sources.get(layer.bias)
 
-    def _step_layers(
-        self, group: ParameterGroup, directions: dict[nn.Parameter, Tensor]
-    ) -> None:
+    def _step_layers(self, group: ParameterGroup, directions: dict[nn.Parameter, Tensor]) -> None:
         """Adds decay and momentum to the directions and moves the weights."""
         parameters = [p for p in self._with_gradient(group, layers=True) if p in directions]
         if not parameters:
             return
+        weights: list[Tensor] = [*parameters]
         order, lr, decay = self.update_order, float(group["lr"]), group["weight_decay"]
         steps = [directions[p] for p in parameters]
         if decay and order.decoupled_decay:
-            torch._foreach_mul_(parameters, 1.0 - lr * decay)
+            torch._foreach_mul_(weights, 1.0 - lr * decay)
         elif decay and order.momentum_first:
-            steps = list(torch._foreach_add(steps, parameters, alpha=decay))
+            steps = list(torch._foreach_add(steps, weights, alpha=decay))
         if order.momentum_first:
-            torch._foreach_add_(parameters, steps, alpha=-lr)
+            torch._foreach_add_(weights, steps, alpha=-lr)
         else:
             coupled = 0.0 if order.decoupled_decay else decay
-            self._sgd(group, parameters, steps, weight_decay=coupled, lr=lr)
+            self._sgd(group, parameters, steps, lr=lr, weight_decay=coupled)
 
     def _step_base(self, group: ParameterGroup) -> None:
-        """Steps every other parameter by the base rule, with torch's own kernels."""
+        """Steps every other parameter by the base rule."""
         parameters = self._with_gradient(group, layers=False)
         if not parameters:
             return
@@ -267,33 +232,11 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         base = self.base
         lr = group["lr"] * base.lr_scale
         decay = group["weight_decay"] if base.weight_decay is None else base.weight_decay
-        if base.rule == "sgd":
-            self._sgd(group, parameters, gradients, weight_decay=decay, lr=lr)
-            return
-        for parameter in parameters:
-            if not self.state[parameter]:
-                self.state[parameter] = {
-                    "step": torch.tensor(0.0),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
         states = [self.state[p] for p in parameters]
-        adamw(
-            parameters,
-            gradients,
-            [entry["exp_avg"] for entry in states],
-            [entry["exp_avg_sq"] for entry in states],
-            [],
-            [entry["step"] for entry in states],
-            fused=self._fused,
-            amsgrad=False,
-            beta1=base.betas[0],
-            beta2=base.betas[1],
-            lr=lr,
-            weight_decay=decay,
-            eps=base.eps,
-            maximize=False,
-        )
+        if base.rule == "adamw":
+            adamw_step(base, parameters, gradients, states, lr=lr, weight_decay=decay)
+        else:
+            self._sgd(group, parameters, gradients, lr=lr, weight_decay=decay)
 
     def _sgd(
         self,
@@ -301,27 +244,19 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         parameters: list[nn.Parameter],
         steps: list[Tensor],
         *,
-        weight_decay: float,
         lr: float,
+        weight_decay: float,
     ) -> None:
-        """torch.optim.SGD's own update over given directions."""
-        momentum = group["momentum"]
-        buffers = [self.state[p].get("momentum_buffer") for p in parameters]
-        sgd(
+        sgd_step(
             parameters,
             steps,
-            buffers,
-            fused=self._fused,
-            weight_decay=weight_decay,
-            momentum=momentum,
+            [self.state[p] for p in parameters],
             lr=lr,
-            dampening=0.0,
-            nesterov=self.update_order.nesterov and momentum > 0,
-            maximize=False,
+            weight_decay=weight_decay,
+            momentum=group["momentum"],
+            nesterov=self.update_order.nesterov,
+            fused=self.base.fused,
         )
-        if momentum:
-            for parameter, buffer in zip(parameters, buffers, strict=True):
-                self.state[parameter]["momentum_buffer"] = buffer
 
     def _momentum_buffers(self, parameters: list[nn.Parameter]) -> list[Tensor]:
         for parameter in parameters:
@@ -347,7 +282,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         Raises:
             StateMismatchError: Where model or options differ; nothing is loaded then.
         """
-        curvature = state_dict.get("curvature")
+        curvature = state_dict.get("curvature", {})
         self.preconditioner.prepare(curvature)
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "curvature"})
         self.preconditioner.load_state_dict(curvature)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from torch_thor.errors import InvalidOptionError, require
-from torch_thor.schedules import ScheduledFloat
+
+if TYPE_CHECKING:
+    import torch
+
+    from torch_thor.schedules import ScheduledFloat
 
 DampingMode = Literal["both", "sqrt", "pi", "relative"]
 LossReduction = Literal["mean", "positions_mean", "sum"]
@@ -101,6 +105,13 @@ class NormControl:
         require("limit", self.limit, self.limit > 0, "> 0")
 
 
+def as_norm_control(value: NormControl | NormControlKind | None) -> NormControl | None:
+    """Accepts a kind's name in the place of a ``NormControl`` with its default limit."""
+    if value is None or isinstance(value, NormControl):
+        return value
+    return NormControl(value, 1e-3 if value == "kl_clip" else 1.0)
+
+
 @dataclass(frozen=True)
 class Update:
     """Order of preconditioning, momentum and weight decay.
@@ -120,20 +131,30 @@ class Update:
 
 @dataclass(frozen=True)
 class Refresh:
-    """When curvature is refreshed, and what happens when numbers go wrong.
+    """When curvature is refreshed, in which type, and what happens when numbers go wrong.
 
     Args:
         stagger: Spread the layers' refreshes over the interval, so that no step is long.
+        inverse_dtype: Type of the stored inverses and of the products with gradients;
+            ``None`` follows the factors (float32, or float64 for a float64 model).
         tolerated_failures: Failed inversions in a row of one layer before an error.
-        on_nonfinite: A gradient with NaN or Inf ``"skip"``\\ s the step, ``"raise"``\\ s
-            ``NonFiniteGradientError``, or is ``"ignore"``\\ d (no check; saves one pass).
+        on_nonfinite: What a gradient with NaN or Inf (or whose norm overflows) does:
+            ``"skip"`` leaves the step out, ``"raise"`` raises ``NonFiniteGradientError``,
+            ``"ignore"`` does not look (and saves a pass over the gradients).
+
+    Raises:
+        InvalidOptionError: For values out of range.
     """
 
     stagger: bool = True
+    inverse_dtype: torch.dtype | None = None
     tolerated_failures: int = 5
     on_nonfinite: OnNonFinite = "skip"
 
     def __post_init__(self) -> None:
         """Validates the options."""
+        dtype = self.inverse_dtype
+        floating = dtype is None or dtype.is_floating_point
+        require("inverse_dtype", dtype, floating, "a floating type, or None")
         require("tolerated_failures", self.tolerated_failures, self.tolerated_failures >= 0, ">= 0")
         _require_choice("on_nonfinite", self.on_nonfinite, OnNonFinite)

@@ -11,6 +11,10 @@ from torch_thor.errors import require
 class Partition:
     """Consecutive blocks of equal size; the last one may be padded.
 
+    A split of s asks for at most s rows a block. The rows are spread evenly over as few
+    blocks as that takes, so that little or no padding is carried along: 512 rows at a
+    split of 72 are 8 blocks of 64, not 7 of 72 and a tail of 8.
+
     Args:
         size: Dimension of the factor.
         block: Rows of one block, at most ``size``.
@@ -26,8 +30,9 @@ class Partition:
 
     @classmethod
     def of(cls, size: int, split: int | None) -> Partition:
-        """Cuts ``size`` into blocks of ``split`` rows; ``None`` leaves one block."""
-        return cls(size, size if split is None else min(split, size))
+        """Cuts ``size`` into equal blocks of at most ``split`` rows; ``None`` leaves one."""
+        count = 1 if split is None else -(-size // split)
+        return cls(size, -(-size // count))
 
     @property
     def count(self) -> int:

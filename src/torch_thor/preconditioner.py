@@ -3,67 +3,34 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from torch_thor import norms, state
+from torch_thor.candidates import Candidate, LayerRecord, decide
 from torch_thor.capture import Capture, TrackedLayer
 from torch_thor.coverage import Coverage, Selector, survey
 from torch_thor.errors import CurvatureError, CurvatureWarning, InvalidOptionError, require
-from torch_thor.factors import FactorBatch
 from torch_thor.inverses import factorize
-from torch_thor.options import Damping, NormControl, Refresh, Statistics
-from torch_thor.policies import (
-    Decision,
-    LayerDecision,
-    RefreshClock,
-    TraceRule,
-    relative_change,
+from torch_thor.options import (
+    Damping,
+    NormControl,
+    NormControlKind,
+    Refresh,
+    Statistics,
+    as_norm_control,
 )
+from torch_thor.policies import Decision, LayerDecision, RefreshClock, TraceRule
 from torch_thor.schedules import GrowingInterval, ScheduledFloat, value_at
 from torch_thor.split import choose_split
 from torch_thor.stacks import LayerStack, StackOptions, build_stacks
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 _SEED_STRIDE = 1_000_003
-
-
-@dataclass
-class LayerRecord:
-    """What the engine remembers of one layer between refreshes.
-
-    Args:
-        trace: Damped trace of the curvature in use, eq. 8's reference; ``None`` before it.
-        frozen: Whether the trace rule froze the layer.
-        failures: Failed inversions in a row.
-        starved: Whether the missing-statistics warning was given.
-    """
-
-    trace: float | None = None
-    frozen: bool = False
-    failures: int = 0
-    starved: bool = False
-
-
-@dataclass
-class _Candidate:
-    """One due layer on its way through a refresh."""
-
-    stack: LayerStack
-    slot: int
-    batch: tuple[FactorBatch, FactorBatch]
-    refresh: bool
-    trace: float = 0.0
-    decision: Decision = Decision.UPDATE
-    change: float = float("inf")
-    fold: bool = field(default=True)
-
-    @property
-    def layer(self) -> TrackedLayer:
-        return self.stack.layers[self.slot]
 
 
 class Preconditioner:
@@ -82,14 +49,12 @@ class Preconditioner:
         inverse_interval: Steps between refreshes of the inverses; ``None`` follows
             ``factor_interval``.
         trace_rule: When a due layer is refreshed, kept or frozen; ``None`` always refreshes.
-        norm_control: Length of each layer's direction, ``"graft"``, ``"rms"``,
-            ``"kl_clip"`` (or a ``NormControl``), or ``None``.
+        norm_control: Length of each layer's direction, ``"graft"`` or ``"rms"`` (or a
+            ``NormControl`` of that kind), or ``None``.
         statistics: How factors are estimated.
-        refresh: Staggering and failure handling.
+        refresh: Staggering, type of the inverses, failure handling.
         exclude: Modules (names, with ``*`` as wildcard, or types) left alone.
         eigenvalue_correction: EKFAC's eigenvalue-corrected basis.
-        inverse_dtype: Type of inverses and products; ``None`` follows the factors
-            (float32, or float64 for a float64 model).
 
     Raises:
         InvalidOptionError: For a value out of range.
@@ -105,12 +70,11 @@ class Preconditioner:
         factor_interval: ScheduledFloat = GrowingInterval(),
         inverse_interval: ScheduledFloat | None = None,
         trace_rule: TraceRule | None = None,
-        norm_control: NormControl | Literal["graft", "rms"] | None = None,
+        norm_control: NormControl | NormControlKind | None = None,
         statistics: Statistics = Statistics(),
         refresh: Refresh = Refresh(),
         exclude: Iterable[Selector] = (),
         eigenvalue_correction: bool = False,
-        inverse_dtype: torch.dtype | None = None,
     ) -> None:
         """Finds the layers and hangs the hooks."""
         require("power", power, power in (0.5, 1.0), "1 or 1/2")
@@ -119,7 +83,10 @@ class Preconditioner:
         if not isinstance(model, nn.Module):
             raise InvalidOptionError("model", model, "a torch.nn.Module")
         self.damping = damping if isinstance(damping, Damping) else Damping(damping)
-        self.norm_control = as_norm_control(norm_control)
+        self._norm_control = as_norm_control(norm_control)
+        if self._norm_control is not None and self._norm_control.kind == "kl_clip":
+            allowed = "'graft', 'rms' or None: the KL clip needs a learning rate, so use THOR"
+            raise InvalidOptionError("norm_control", norm_control, allowed)
         self.trace_rule = trace_rule
         self.statistics = statistics
         self.refresh_options = refresh
@@ -129,7 +96,11 @@ class Preconditioner:
         self.last_decisions: tuple[LayerDecision, ...] = ()
         self._split = split
         self._options = StackOptions(
-            power, self.damping.mode, statistics.decay, eigenvalue_correction, inverse_dtype
+            power,
+            self.damping.mode,
+            statistics.decay,
+            eigenvalue_correction,
+            refresh.inverse_dtype,
         )
         self._exclude = tuple(exclude)
         self.model = model
@@ -163,15 +134,14 @@ class Preconditioner:
         slots = [n for n, layer in enumerate(stack.layers) if layer.weight.grad is not None]
         if not slots:
             return
-        sources = [_gradients(stack.layers[slot]) for slot in slots]
-        matrices = stack.pack(slots, sources)
-        direction = stack.direction(slots, matrices)
-        factors = norms.scales(self.norm_control, [direction], [matrices], [])
-        if factors is not None:
-            direction = direction * factors[0].to(direction.dtype)[:, None, None, None]
-        for (weight, bias), (new_weight, new_bias) in zip(
-            sources, stack.unpack(slots, direction), strict=True
-        ):
+        layers = [stack.layers[slot] for slot in slots]
+        gradients = [_gradients(layer) for layer in layers]
+        source = stack.pack(gradients)
+        direction = stack.direction(slots, source)
+        if self._norm_control is not None:
+            norms.set_lengths(self._norm_control, direction, source)
+        pairs = zip(gradients, stack.unpack(slots, direction), strict=True)
+        for (weight, bias), (new_weight, new_bias) in pairs:
             weight.copy_(new_weight)
             if bias is not None and new_bias is not None:
                 bias.copy_(new_bias)
@@ -182,14 +152,10 @@ class Preconditioner:
         if self.layers and not self.stacks:
             self._build_stacks()
         candidates = self._candidates()
-        self._decide(candidates)
+        decide(candidates, self.trace_rule)
         self._fold(candidates)
         self._refresh([c for c in candidates if c.refresh and c.decision is Decision.UPDATE])
-        self.last_decisions = tuple(
-            LayerDecision(c.layer.name, self.steps, c.decision, c.change)
-            for c in candidates
-            if c.refresh
-        )
+        self.last_decisions = tuple(c.report(self.steps) for c in candidates if c.refresh)
         self.steps += 1
         self._arm()
 
@@ -221,7 +187,10 @@ class Preconditioner:
         for clock, interval in zip(self.clocks, self._intervals(), strict=True):
             clock.advance(self.steps, interval)
         ready = {
-            layer for stack in self.stacks for layer, r in zip(stack.layers, stack.ready, strict=True) if r
+            layer
+            for stack in self.stacks
+            for layer, r in zip(stack.layers, stack.ready, strict=True)
+            if r
         }
         wanted = {
             layer
@@ -235,7 +204,7 @@ class Preconditioner:
         seed = self.statistics.seed * _SEED_STRIDE + self.steps
         self._capture.arm(self.layers, wanted, seed)
 
-    def _candidates(self) -> list[_Candidate]:
+    def _candidates(self) -> list[Candidate]:
         found = []
         for stack in self.stacks:
             for slot, layer in enumerate(stack.layers):
@@ -246,7 +215,7 @@ class Preconditioner:
                     self._warn_starved(layer)
                     continue
                 refresh = not stack.ready[slot] or self.clocks[1].due(self.steps, layer.share)
-                found.append(_Candidate(stack, slot, batch, refresh))
+                found.append(Candidate(stack, slot, self.records[layer.name], batch, refresh))
         return found
 
     def _warn_starved(self, layer: TrackedLayer) -> None:
@@ -262,48 +231,14 @@ class Preconditioner:
             stacklevel=5,
         )
 
-    def _decide(self, candidates: list[_Candidate]) -> None:
-        """Fills in trace, change and decision; one transfer to the host for all layers."""
-        if not candidates:
-            return
-        traces = torch.stack([self._damped_trace(c) for c in candidates]).tolist()
-        for candidate, trace in zip(candidates, traces, strict=True):
-            candidate.trace = trace
-            record = self.records[candidate.layer.name]
-            if trace != trace or trace in (float("inf"), float("-inf")):
-                candidate.fold, candidate.decision = False, Decision.KEEP
-            elif candidate.refresh and record.trace is not None:
-                candidate.change = relative_change(trace, record.trace)
-                if self.trace_rule is not None:
-                    candidate.decision = self.trace_rule.decide(candidate.change)
-                    candidate.fold = candidate.decision is Decision.UPDATE
-                    record.frozen = candidate.decision is Decision.FREEZE
-
-    def _damped_trace(self, candidate: _Candidate) -> Tensor:
-        """tr(F + λI) that the running average would have with this batch; a scalar."""
-        stack, slot = candidate.stack, candidate.slot
-        keep = stack.keep(slot)
-        traces = []
-        for factor, batch in zip((stack.a, stack.g), candidate.batch, strict=True):
-            old, new = factor.traces[slot], batch.trace(stack.dtype)
-            traces.append(old.lerp(new, 1.0 - keep))
-        shift_a, shift_g = stack.shifts(
-            *(t.expand(len(stack.layers), -1) for t in traces)
-        )
-        size_a, size_g = stack.geometry.columns, stack.geometry.outputs
-        added_a, added_g = shift_a[slot] * size_a, shift_g[slot] * size_g
-        if self.trace_rule is not None and self.trace_rule.damped_trace == "product":
-            return (traces[0] * traces[1] + added_a * added_g).sum()
-        return ((traces[0] + added_a) * (traces[1] + added_g)).sum()
-
-    def _fold(self, candidates: list[_Candidate]) -> None:
+    def _fold(self, candidates: list[Candidate]) -> None:
         for c in candidates:
             if c.fold:
                 c.stack.fold(c.slot, *c.batch)
                 if not c.refresh:
                     c.stack.correct(c.slot, c.batch, new=False)
 
-    def _refresh(self, candidates: list[_Candidate]) -> None:
+    def _refresh(self, candidates: list[Candidate]) -> None:
         chosen = [(s, [c for c in candidates if c.stack is s]) for s in self.stacks]
         chosen = [(stack, due) for stack, due in chosen if due]
         if not chosen:
@@ -312,10 +247,11 @@ class Preconditioner:
         success = factorize(jobs, chosen[0][0].inverses.kernel)
         for number, (_, due) in enumerate(chosen):
             for place, c in enumerate(due):
-                self._settle(c, success[2 * number][place] and success[2 * number + 1][place])
+                good_a, good_g = success[2 * number][place], success[2 * number + 1][place]
+                self._settle(c, succeeded=good_a and good_g)
 
-    def _settle(self, candidate: _Candidate, succeeded: bool) -> None:
-        record = self.records[candidate.layer.name]
+    def _settle(self, candidate: Candidate, *, succeeded: bool) -> None:
+        record = candidate.record
         if succeeded:
             record.trace, record.failures = candidate.trace, 0
             candidate.stack.ready[candidate.slot] = True
@@ -359,17 +295,8 @@ class Preconditioner:
         self._arm()
 
 
-def as_norm_control(value: NormControl | str | None) -> NormControl | None:
-    """Accepts a kind's name in the place of a ``NormControl`` with its default limit."""
-    if value is None or isinstance(value, NormControl):
-        return value
-    return NormControl(value, 1e-3 if value == "kl_clip" else 1.0)  # type: ignore[arg-type]
-
-
 def _gradients(layer: TrackedLayer) -> tuple[Tensor, Tensor | None]:
     weight = layer.weight.grad
-    assert weight is not None
-    bias = layer.bias
-    if bias is None:
-        return weight, None
-    return weight, torch.zeros_like(bias) if bias.grad is None else bias.grad
+    if weight is None:
+        raise InvalidOptionError("layer", layer.name, "a layer whose weight has a gradient")
+    return weight, None if layer.bias is None else layer.bias.grad

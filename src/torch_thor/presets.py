@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import nn
-
-from torch_thor.coverage import Selector
-from torch_thor.optimizer import Base, CurvatureOptimizer, Parameters
-from torch_thor.options import Damping, NormControl, Refresh, Statistics, Update
-from torch_thor.policies import TraceRule
+from torch_thor.base import Base
+from torch_thor.optimizer import CurvatureOptimizer, Parameters
+from torch_thor.options import Damping, NormControl, NormControlKind, Refresh, Statistics, Update
 from torch_thor.preconditioner import Preconditioner
 from torch_thor.schedules import GrowingInterval, ScheduledFloat
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import nn
+
+    from torch_thor.coverage import Selector
+    from torch_thor.policies import TraceRule
 
 _PAPER_ORDER = Update(nesterov=False, momentum_first=False, decoupled_decay=False)
 _ALL_ROWS = Statistics(decay=0.95, rows=None)
@@ -38,11 +41,9 @@ class THOR(CurvatureOptimizer):
             a ``NormControl``, or ``None``.
         update: Order of preconditioning, momentum and decay.
         statistics: How factors are estimated.
-        refresh: Staggering and failure handling.
+        refresh: Staggering, type of the inverses, failure handling.
         base: First-order rule of all other parameters.
         exclude: Modules (names, with ``*`` as wildcard, or types) that train by the base rule.
-        inverse_dtype: Type of inverses and products; ``None`` follows the factors.
-        fused: As in ``torch.optim.SGD``, for the base rule.
 
     Raises:
         InvalidOptionError: For a value out of range.
@@ -66,14 +67,12 @@ class THOR(CurvatureOptimizer):
         power: float = 0.5,
         interval: ScheduledFloat = GrowingInterval(20, 1.2),
         trace_rule: TraceRule | None = None,
-        norm_control: NormControl | Literal["kl_clip", "graft", "rms"] | None = "rms",
+        norm_control: NormControl | NormControlKind | None = "rms",
         update: Update = Update(),
         statistics: Statistics = Statistics(),
         refresh: Refresh = Refresh(),
         base: Base = Base(),
         exclude: Iterable[Selector] = (),
-        inverse_dtype: torch.dtype | None = None,
-        fused: bool | None = None,
     ) -> None:
         """Finds the layers, hangs the hooks and builds the parameter groups."""
         engine = Preconditioner(
@@ -83,11 +82,9 @@ class THOR(CurvatureOptimizer):
             power=power,
             factor_interval=interval,
             trace_rule=trace_rule,
-            norm_control=norm_control,
             statistics=statistics,
             refresh=refresh,
             exclude=exclude,
-            inverse_dtype=inverse_dtype,
         )
         super().__init__(
             engine,
@@ -95,9 +92,9 @@ class THOR(CurvatureOptimizer):
             lr=lr,
             momentum=momentum,
             weight_decay=weight_decay,
+            norm_control=norm_control,
             update=update,
             base=base,
-            fused=fused,
         )
 
 
@@ -115,10 +112,9 @@ class KFAC(CurvatureOptimizer):
         inverse_interval: Steps between refreshes of the inverses.
         norm_control: Length of each layer's step.
         statistics: How factors are estimated.
-        refresh: Staggering and failure handling.
+        refresh: Staggering, type of the inverses, failure handling.
         base: First-order rule of all other parameters.
         exclude: Modules that train by the base rule.
-        fused: As in ``torch.optim.SGD``, for the base rule.
 
     Raises:
         InvalidOptionError: For a value out of range.
@@ -137,12 +133,11 @@ class KFAC(CurvatureOptimizer):
         damping: ScheduledFloat | Damping = Damping(0.03, "both"),
         factor_interval: ScheduledFloat = 20,
         inverse_interval: ScheduledFloat = 20,
-        norm_control: NormControl | Literal["kl_clip", "graft", "rms"] | None = None,
+        norm_control: NormControl | NormControlKind | None = None,
         statistics: Statistics = _ALL_ROWS,
         refresh: Refresh = Refresh(stagger=False),
         base: Base = Base(),
         exclude: Iterable[Selector] = (),
-        fused: bool | None = None,
     ) -> None:
         """Finds the layers, hangs the hooks and builds the parameter groups."""
         engine = Preconditioner(
@@ -152,7 +147,6 @@ class KFAC(CurvatureOptimizer):
             power=1.0,
             factor_interval=factor_interval,
             inverse_interval=inverse_interval,
-            norm_control=norm_control,
             statistics=statistics,
             refresh=refresh,
             exclude=exclude,
@@ -164,9 +158,9 @@ class KFAC(CurvatureOptimizer):
             lr=lr,
             momentum=momentum,
             weight_decay=weight_decay,
+            norm_control=norm_control,
             update=_PAPER_ORDER,
             base=base,
-            fused=fused,
         )
 
 

@@ -33,7 +33,7 @@ class Constant:
 
     value: float
 
-    def __call__(self, step: int) -> float:
+    def __call__(self, step: int) -> float:  # noqa: ARG002 (a schedule takes the step)
         """Returns ``value``."""
         return self.value
 

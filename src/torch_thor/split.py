@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from torch_thor import linalg
-from torch_thor.capture import Capture, TrackedLayer
 from torch_thor.errors import InvalidOptionError, require
 from torch_thor.hardware import inversion_times
-from torch_thor.layers import Geometry
 from torch_thor.partition import Partition
-from torch_thor.stacks import SplitRule
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch_thor.capture import Capture, TrackedLayer
+    from torch_thor.layers import Geometry
+    from torch_thor.stacks import SplitRule
 
 TOLERATED_LOSS = 0.01
 
@@ -115,10 +118,8 @@ def choose_split(
         layers: All tracked layers.
         capture: Holds the first batch's rows, on which ``"auto"`` measures the loss.
     """
-    if split == "auto":
-        chosen = split_curves(layers, capture, power=1.0).choice()
-        return lambda geometry: (chosen, chosen)
-    return lambda geometry: (split, split)
+    size = split_curves(layers, capture, power=1.0).choice() if split == "auto" else split
+    return lambda _: (size, size)
 
 
 def split_curves(layers: Sequence[TrackedLayer], capture: Capture, power: float) -> SplitCurves:
@@ -131,9 +132,7 @@ def split_curves(layers: Sequence[TrackedLayer], capture: Capture, power: float)
     batches = [batch for layer in layers if (batch := capture.batch(layer)) is not None]
     kept = []
     for size in sizes:
-        losses = [
-            float(information_loss(a.rows[0].float(), size).mean()) for a, _ in batches
-        ]
+        losses = [float(information_loss(a.rows[0].float(), size).mean()) for a, _ in batches]
         kept.append(sum(loss < TOLERATED_LOSS for loss in losses) / max(len(losses), 1))
     speed = tuple(times[0].seconds / entry.seconds for entry in times)
     return SplitCurves(sizes, tuple(kept), speed)

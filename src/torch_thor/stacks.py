@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from torch_thor.capture import TrackedLayer
 from torch_thor.damping import diagonal_shifts
 from torch_thor.factors import FactorBatch, FactorStack, kept_share
 from torch_thor.inverses import EigenBasis, Factorization, InverseRoots
-from torch_thor.layers import Geometry, from_matrices, to_matrices
-from torch_thor.options import DampingMode
+from torch_thor.layers import Geometry, read_matrices, write_matrices
 from torch_thor.partition import Partition
+
+if TYPE_CHECKING:
+    from torch_thor.capture import TrackedLayer
+    from torch_thor.options import DampingMode
 
 SplitRule = Callable[[Geometry], tuple[int | None, int | None]]
 
@@ -82,46 +85,59 @@ class LayerStack:
         self.g.fold(slot, g, keep)
         self.weights[slot] = following
 
-    def shifts(self, trace_a: Tensor, trace_g: Tensor) -> tuple[Tensor, Tensor]:
-        """Diagonal shifts of A and G for traces ``[L, k]`` at the layers' own λ."""
-        damping = torch.tensor([layer.damping for layer in self.layers], dtype=self.dtype)
-        damping = damping.to(trace_a.device).unsqueeze(-1)
+    def damping(self, slots: list[int]) -> Tensor:
+        """λ of some layers as ``[l, 1]``."""
+        values = [self.layers[slot].damping for slot in slots]
+        return torch.tensor(values, dtype=self.dtype, device=self.a.blocks.device).unsqueeze(-1)
+
+    def shifts(self, slots: list[int], trace_a: Tensor, trace_g: Tensor) -> tuple[Tensor, Tensor]:
+        """Diagonal shifts of A and G of some layers, given their traces ``[l, k]``."""
         sizes = (self.geometry.columns, self.geometry.outputs)
-        return diagonal_shifts(self.options.mode, damping, trace_a, trace_g, sizes)
+        return diagonal_shifts(self.options.mode, self.damping(slots), trace_a, trace_g, sizes)
 
     def jobs(self, slots: list[int]) -> list[Factorization]:
         """Returns the factorizations that refresh some layers."""
-        return self.inverses.jobs(self.a, self.g, slots, self.shifts(self.a.traces, self.g.traces))
+        shifts = self.shifts(slots, self.a.traces[slots], self.g.traces[slots])
+        return self.inverses.jobs(self.a, self.g, slots, shifts)
 
-    def correct(self, slot: int, batch: tuple[FactorBatch, FactorBatch] | None, *, new: bool) -> None:
-        """EKFAC: renews the scalings of a layer after its basis or its statistics changed."""
+    def correct(self, slot: int, batch: tuple[FactorBatch, FactorBatch], *, new: bool) -> None:
+        """EKFAC: renews the scalings of a layer after its statistics or its basis changed."""
         if not isinstance(self.inverses, EigenBasis) or not self.ready[slot]:
             return
         if new:
             self.inverses.reset_scalings(slot)
-        if batch is not None:
-            self.inverses.fold_scalings(slot, *batch, self.keep(slot))
-        self.inverses.damp([slot], self._eigen_shift())
+        self.inverses.fold_scalings(slot, *batch, self.keep(slot))
+        self.inverses.damp(slot, self._eigen_shift(slot))
 
-    def _eigen_shift(self) -> Tensor:
-        if self.options.mode == "relative":
-            entries = self.geometry.columns * self.geometry.outputs
-            mean = self.a.traces * self.g.traces / entries
-        else:
-            mean = torch.ones_like(self.a.traces)
-        damping = torch.tensor([layer.damping for layer in self.layers], dtype=self.dtype)
-        return damping.to(mean.device).unsqueeze(-1) * torch.where(mean > 0, mean, 1.0)
+    def _eigen_shift(self, slot: int) -> Tensor:
+        """What is added to the scalings: λ, or λ times the mean eigenvalue of A ⊗ G."""
+        damping = self.damping([slot]).squeeze(0)
+        if self.options.mode != "relative":
+            return damping.expand_as(self.a.traces[slot])
+        entries = self.geometry.columns * self.geometry.outputs
+        mean = self.a.traces[slot] * self.g.traces[slot] / entries
+        return damping * torch.where(mean > 0, mean, 1.0)
 
-    def pack(self, slots: list[int], sources: list[tuple[Tensor, Tensor | None]]) -> Tensor:
-        """Lays weight- and bias-shaped tensors of some layers out as ``[l, k, out, columns]``."""
-        matrices = [to_matrices(self.geometry, weight, bias) for weight, bias in sources]
-        return torch.stack(matrices) if len(matrices) > 1 else matrices[0].unsqueeze(0)
+    def pack(self, sources: list[tuple[Tensor, Tensor | None]]) -> Tensor:
+        """Lays weight- and bias-shaped tensors out as ``[l, k, out, columns]``."""
+        geometry = self.geometry
+        packed = torch.empty(
+            len(sources),
+            geometry.matrices,
+            geometry.outputs,
+            geometry.columns,
+            dtype=self.inverses.a.dtype,
+            device=self.a.blocks.device,
+        )
+        for matrices, (weight, bias) in zip(packed.unbind(0), sources, strict=True):
+            write_matrices(geometry, matrices, weight, bias)
+        return packed
 
-    def unpack(self, slots: list[int], matrices: Tensor) -> list[tuple[Tensor, Tensor | None]]:
-        """Inverts ``pack``."""
+    def unpack(self, slots: list[int], packed: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """Inverts ``pack`` into each weight's type and memory format."""
         return [
-            from_matrices(self.geometry, matrix, self.layers[slot].weight.shape)
-            for slot, matrix in zip(slots, matrices.unbind(0), strict=True)
+            read_matrices(self.geometry, matrices, self.layers[slot].weight)
+            for slot, matrices in zip(slots, packed.unbind(0), strict=True)
         ]
 
     def direction(self, slots: list[int], matrices: Tensor) -> Tensor:
@@ -130,7 +146,7 @@ class LayerStack:
         if all(ready):
             whole = len(slots) == len(self.layers)
             return self.inverses.direction(matrices, None if whole else slots)
-        result = matrices.to(self.inverses.a.dtype, copy=True)
+        result = matrices.clone()
         chosen = [place for place, fine in enumerate(ready) if fine]
         if chosen:
             result[chosen] = self.inverses.direction(

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from torch_thor.errors import StateMismatchError
-from torch_thor.stacks import LayerStack, SplitRule
 
 if TYPE_CHECKING:
     from torch_thor.preconditioner import Preconditioner
+    from torch_thor.stacks import LayerStack, SplitRule
 
 FORMAT = 1
 

@@ -1,0 +1,108 @@
+"""First-order rules, by torch's own kernels: every parameter outside the tracked layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
+
+from torch_thor.errors import InvalidOptionError, require
+
+ParameterState = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Base:
+    """First-order rule of every parameter outside the preconditioned layers.
+
+    Args:
+        rule: ``"sgd"`` or ``"adamw"``.
+        lr_scale: Learning rate ÷ that of the group, so that schedulers move both.
+        weight_decay: Decay of these parameters; ``None`` takes the group's.
+        betas: AdamW's averages.
+        eps: AdamW's ε.
+        fused: As in ``torch.optim``; picks the kernel, not the result.
+
+    Raises:
+        InvalidOptionError: For values out of range.
+    """
+
+    rule: Literal["sgd", "adamw"] = "sgd"
+    lr_scale: float = 1.0
+    weight_decay: float | None = None
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    fused: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Validates the options."""
+        if self.rule not in ("sgd", "adamw"):
+            raise InvalidOptionError("base rule", self.rule, "'sgd' or 'adamw'")
+        require("lr_scale", self.lr_scale, self.lr_scale > 0, "> 0")
+
+
+def sgd_step(
+    parameters: list[nn.Parameter],
+    steps: list[Tensor],
+    states: list[ParameterState],
+    *,
+    lr: float,
+    weight_decay: float,
+    momentum: float,
+    nesterov: bool,
+    fused: bool | None,
+) -> None:
+    """torch.optim.SGD's update over given directions, with its own state layout."""
+    buffers = [state.get("momentum_buffer") for state in states]
+    sgd(
+        [*parameters],
+        steps,
+        buffers,
+        fused=fused,
+        weight_decay=weight_decay,
+        momentum=momentum,
+        lr=lr,
+        dampening=0.0,
+        nesterov=nesterov and momentum > 0,
+        maximize=False,
+    )
+    if momentum:
+        for state, buffer in zip(states, buffers, strict=True):
+            state["momentum_buffer"] = buffer
+
+
+def adamw_step(
+    base: Base,
+    parameters: list[nn.Parameter],
+    gradients: list[Tensor],
+    states: list[ParameterState],
+    *,
+    lr: float,
+    weight_decay: float,
+) -> None:
+    """torch.optim.AdamW's update, with its own state layout."""
+    for parameter, state in zip(parameters, states, strict=True):
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+    adamw(
+        [*parameters],
+        gradients,
+        [state["exp_avg"] for state in states],
+        [state["exp_avg_sq"] for state in states],
+        [],
+        [state["step"] for state in states],
+        fused=base.fused,
+        amsgrad=False,
+        beta1=base.betas[0],
+        beta2=base.betas[1],
+        lr=lr,
+        weight_decay=weight_decay,
+        eps=base.eps,
+        maximize=False,
+    )

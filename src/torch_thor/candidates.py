@@ -1,0 +1,107 @@
+"""Layers that are due, on their way from statistics to a decision."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from torch_thor.policies import Decision, LayerDecision, TraceRule, relative_change
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from torch_thor.capture import TrackedLayer
+    from torch_thor.factors import FactorBatch
+    from torch_thor.stacks import LayerStack
+
+
+@dataclass
+class LayerRecord:
+    """What the engine remembers of one layer between refreshes.
+
+    Args:
+        trace: Damped trace of the curvature in use, eq. 8's reference; ``None`` before it.
+        frozen: Whether the trace rule froze the layer.
+        failures: Failed inversions in a row.
+        starved: Whether the missing-statistics warning was given.
+    """
+
+    trace: float | None = None
+    frozen: bool = False
+    failures: int = 0
+    starved: bool = False
+
+
+@dataclass
+class Candidate:
+    """One due layer.
+
+    Args:
+        stack: Stack that holds its curvature.
+        slot: Its place there.
+        record: What is remembered of it.
+        batch: Statistics (A, G) since the last step.
+        refresh: Whether its inverses are due, and not its factors alone.
+        trace: tr(F + λI) with this batch folded in.
+        decision: Verdict of the trace rule.
+        change: Δ of eq. 8.
+        fold: Whether the batch enters the running average.
+    """
+
+    stack: LayerStack
+    slot: int
+    record: LayerRecord
+    batch: tuple[FactorBatch, FactorBatch]
+    refresh: bool
+    trace: float = 0.0
+    decision: Decision = Decision.UPDATE
+    change: float = math.inf
+    fold: bool = True
+
+    @property
+    def layer(self) -> TrackedLayer:
+        """The layer itself."""
+        return self.stack.layers[self.slot]
+
+    def report(self, step: int) -> LayerDecision:
+        """Returns the entry of ``optimizer.last_decisions``."""
+        return LayerDecision(self.layer.name, step, self.decision, self.change)
+
+
+def decide(candidates: list[Candidate], rule: TraceRule | None) -> None:
+    """Fills in trace, change, decision and fold; one transfer to the host for all layers.
+
+    Statistics that are not finite never reach a factor: the layer is kept.
+    """
+    if not candidates:
+        return
+    traces = torch.stack([damped_trace(c, rule) for c in candidates]).tolist()
+    for candidate, trace in zip(candidates, traces, strict=True):
+        candidate.trace, record = trace, candidate.record
+        if not math.isfinite(trace):
+            candidate.fold, candidate.decision = False, Decision.KEEP
+        elif candidate.refresh and record.trace is not None:
+            candidate.change = relative_change(trace, record.trace)
+            if rule is not None:
+                candidate.decision = rule.decide(candidate.change)
+                candidate.fold = candidate.decision is Decision.UPDATE
+                record.frozen = candidate.decision is Decision.FREEZE
+
+
+def damped_trace(candidate: Candidate, rule: TraceRule | None) -> Tensor:
+    """tr(F + λI) that the running average would have with this batch; a scalar tensor."""
+    stack, slot = candidate.stack, candidate.slot
+    share = 1.0 - stack.keep(slot)
+    trace_a, trace_g = (
+        factor.traces[slot].lerp(batch.trace(stack.dtype), share)
+        for factor, batch in zip((stack.a, stack.g), candidate.batch, strict=True)
+    )
+    shift_a, shift_g = stack.shifts([slot], trace_a.unsqueeze(0), trace_g.unsqueeze(0))
+    added_a = shift_a[0] * stack.geometry.columns
+    added_g = shift_g[0] * stack.geometry.outputs
+    if rule is not None and rule.damped_trace == "product":
+        return (trace_a * trace_g + added_a * added_g).sum()
+    return ((trace_a + added_a) * (trace_g + added_g)).sum()
