@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
 
 from torch_thor import norms
-from torch_thor.errors import InvalidOptionError, NonFiniteGradientError, require
-from torch_thor.options import as_norm_control
+from torch_thor.base import Base, adamw_step, sgd_step
+from torch_thor.errors import NonFiniteGradientError, require
+from torch_thor.options import NormControl, NormControlKind, Update, as_norm_control
 from torch_thor.schedules import ScheduledFloat, value_at
 
 if TYPE_CHECKING:
     from torch_thor.capture import TrackedLayer
     from torch_thor.coverage import Coverage
-    from torch_thor.base import Base, adamw_step, sgd_step
-from torch_thor.options import NormControl, NormControlKind, Update
     from torch_thor.policies import LayerDecision
     from torch_thor.preconditioner import Preconditioner
 
