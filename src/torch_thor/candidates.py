@@ -99,9 +99,9 @@ def damped_trace(candidate: Candidate, rule: TraceRule | None) -> Tensor:
         factor.traces[slot].lerp(batch.trace(stack.dtype), share)
         for factor, batch in zip((stack.a, stack.g), candidate.batch, strict=True)
     )
-    shift_a, shift_g = stack.shifts([slot], trace_a.unsqueeze(0), trace_g.unsqueeze(0))
-    added_a = shift_a[0] * stack.geometry.columns
-    added_g = shift_g[0] * stack.geometry.outputs
     if rule is not None and rule.damped_trace == "product":
-        return (trace_a * trace_g + added_a * added_g).sum()
-    return ((trace_a + added_a) * (trace_g + added_g)).sum()
+        return stack.product_trace(slot, trace_a, trace_g)
+    shift_a, shift_g = stack.shifts([slot], trace_a.unsqueeze(0), trace_g.unsqueeze(0))
+    damped_a = trace_a + shift_a[0] * stack.geometry.columns
+    damped_g = trace_g + shift_g[0] * stack.geometry.outputs
+    return (damped_a * damped_g).sum()

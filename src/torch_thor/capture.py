@@ -57,6 +57,11 @@ class TrackedLayer:
         bias: Its trained bias, where it has one.
         damping: λ of the weight's parameter group; the optimizer keeps it current.
         share: Where in an interval the layer refreshes, in [0, 1).
+        armed: Whether its calls count now.
+        called: Whether its forward ran since the last step.
+        calls: Calls whose gradient has arrived.
+        group: Number of the current forward pass since the last step.
+        group_has_gradient: Whether a gradient of that pass has arrived.
     """
 
     name: str
@@ -68,6 +73,7 @@ class TrackedLayer:
     damping: float = 0.0
     share: float = 0.0
     armed: bool = False
+    called: bool = False
     calls: list[Call] = field(default_factory=list)
     group: int = 0
     group_has_gradient: bool = False
@@ -111,13 +117,11 @@ class Capture:
         for layer in layers:
             layer.armed = layer in wanted
             layer.calls.clear()
+            layer.called = False
             layer.group, layer.group_has_gradient = 0, False
 
     def on_forward(self, layer: TrackedLayer, inputs: Tensor, output: Tensor) -> None:
         """Takes the input rows and waits for the gradient of the output."""
-        if layer.group_has_gradient:
-            # A forward after a backward belongs to the next micro-batch.
-            layer.group, layer.group_has_gradient = layer.group + 1, False
         with torch.no_grad():
             samples, positions = layer.adapter.call_shape(layer.module, inputs, output)
             plan = plan_rows(
@@ -142,8 +146,15 @@ class Capture:
 
         output.register_hook(on_gradient)  # type: ignore[no-untyped-call]
 
-    def batch(self, layer: TrackedLayer) -> tuple[FactorBatch, FactorBatch] | None:
-        """Returns the statistics (A, G) of a layer since the last step, if it has any."""
+    def batch(
+        self, layer: TrackedLayer, gradient_scale: float = 1.0
+    ) -> tuple[FactorBatch, FactorBatch] | None:
+        """Returns the statistics (A, G) of a layer since the last step, if it has any.
+
+        Args:
+            layer: The layer.
+            gradient_scale: What the loss was multiplied by (a GradScaler's scale).
+        """
         calls = layer.calls
         if not calls:
             return None
@@ -160,9 +171,13 @@ class Capture:
             FactorBatch(
                 tuple(call.gradients for call in calls),
                 weights,
-                float(scale[self.options.loss_reduction]),
+                scale[self.options.loss_reduction] / gradient_scale**2,
             ),
         )
+
+
+def _inside_backward() -> bool:
+    return bool(torch._C._current_graph_task_id() != -1)
 
 
 class _ForwardHook:
@@ -180,7 +195,14 @@ class _ForwardHook:
         output: object,
     ) -> None:
         capture, layer = self._capture(), self._layer()
-        if capture is None or layer is None or not layer.armed or not torch.is_grad_enabled():
+        if capture is None or layer is None or not layer.armed:
+            return
+        layer.called = True
+        if layer.group_has_gradient and not _inside_backward():
+            # A forward after a backward belongs to the next micro-batch, unless a
+            # checkpointed segment is being recomputed.
+            layer.group, layer.group_has_gradient = layer.group + 1, False
+        if not torch.is_grad_enabled():
             return
         inputs = args[0] if args else next(iter(kwargs.values()))
         if (

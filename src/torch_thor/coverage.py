@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from torch_thor.capture import TrackedLayer
-from torch_thor.errors import InvalidOptionError
+from torch_thor.errors import InvalidOptionError, require
 from torch_thor.layers import adapter_for
 
 if TYPE_CHECKING:
@@ -104,8 +105,11 @@ def survey(model: nn.Module, exclude: Sequence[Selector]) -> tuple[list[TrackedL
         exclude: Names (``*`` is a wildcard) or types of modules to leave alone.
 
     Raises:
-        InvalidOptionError: For a selector that matches no module.
+        InvalidOptionError: For a selector that matches no module, or a lazy parameter.
     """
+    for name, parameter in model.named_parameters():
+        allowed = "built: run one forward through a model with lazy layers first"
+        require(f"parameter {name}", "uninitialized", not is_lazy(parameter), allowed)
     _check_selectors(model, exclude)
     owners = Counter(
         id(parameter)

@@ -73,7 +73,9 @@ def _with_retry(matrices: Tensor, kernel: Kernel) -> tuple[tuple[Tensor, ...], T
     bad = (~good).nonzero().squeeze(1)
     repeated, repaired = kernel(matrices[bad].double())
     for result, again in zip(results, repeated, strict=True):
-        result[bad] = again.to(result.dtype)
+        rounded = again.to(result.dtype)
+        repaired = repaired & rounded.isfinite().flatten(1).all(1)
+        result[bad] = rounded
     good[bad] = repaired
     return results, good
 

@@ -115,8 +115,11 @@ def diagonal_blocks(rows: Tensor, block: int) -> Tensor:
     return tiles.mT @ tiles
 
 
-def largest_eigenvalue(rows: Tensor, iterations: int = 20) -> Tensor:
+def largest_eigenvalue(rows: Tensor, iterations: int = 64) -> Tensor:
     """Largest eigenvalue of rowsᵀ rows by power iteration, without forming it.
+
+    The Rayleigh quotient squares the error of the vector, so eigenvalues that lie close
+    together do no harm.
 
     Args:
         rows: ``[..., r, d]``.
@@ -130,7 +133,7 @@ def largest_eigenvalue(rows: Tensor, iterations: int = 20) -> Tensor:
     vector = vector.expand(*rows.shape[:-2], -1, -1)
     tiny = torch.finfo(rows.dtype).tiny
     for _ in range(iterations):
-        vector = vector / torch.linalg.vector_norm(vector, dim=-2, keepdim=True).clamp_min(tiny)
         vector = rows.mT @ (rows @ vector)
-    length: Tensor = torch.linalg.vector_norm(vector, dim=(-2, -1))
-    return length
+        length = torch.linalg.vector_norm(vector, dim=-2, keepdim=True)
+        vector = vector / length.clamp_min(tiny)
+    return (rows @ vector).square().sum((-2, -1))

@@ -38,6 +38,8 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         base: Rule of all other parameters.
     """
 
+    _step_supports_amp_scaling = True
+
     def __init__(
         self,
         preconditioner: Preconditioner,
@@ -59,9 +61,6 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         self.update_order = update
         self.base = base
         self._lr_schedule = lr if callable(lr) else None
-        self._layer_of: dict[nn.Parameter, TrackedLayer] = {
-            parameter: layer for layer in preconditioner.layers for parameter in layer.parameters
-        }
         defaults = {
             "lr": value_at(lr, 0),
             "momentum": momentum,
@@ -105,17 +104,34 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if not self._gradients_are_finite():
+        scale = self._unscale()
+        if scale is None or not self._gradients_are_finite():
             self.preconditioner.discard()
             return loss
         self._follow_schedules()
-        self.preconditioner.update()
+        self.preconditioner.update(scale)
         sources = self._sources()
         directions = self._directions(sources)
         for group in self.param_groups:
             self._step_layers(group, directions)
             self._step_base(group)
         return loss
+
+    def _unscale(self) -> float | None:
+        """Divides a GradScaler's scale out of the gradients and returns it.
+
+        ``None`` says that the scaler found an infinite gradient. A scaler hands over its
+        findings because ``_step_supports_amp_scaling`` is set.
+        """
+        found: Tensor | None = getattr(self, "found_inf", None)
+        scale: Tensor | None = getattr(self, "grad_scale", None)
+        if found is not None and bool(found):
+            return None
+        if scale is None:
+            return 1.0
+        gradients = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
+        torch._foreach_div_(gradients, scale)
+        return float(scale)
 
     def _gradients_are_finite(self) -> bool:
         policy = self.preconditioner.refresh_options.on_nonfinite
@@ -146,7 +162,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             if callable(damping):
                 group["damping"] = value_at(damping, step)
             for parameter in group["params"]:
-                layer = self._layer_of.get(parameter)
+                layer = self.preconditioner.layer_of.get(parameter)
                 if layer is not None and parameter is layer.weight:
                     layer.damping = group["damping"]
 
@@ -211,10 +227,9 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         weights: list[Tensor] = [*parameters]
         order, lr, decay = self.update_order, float(group["lr"]), group["weight_decay"]
         steps = [directions[p] for p in parameters]
-        if decay and order.decoupled_decay:
+        if decay and (order.decoupled_decay or order.momentum_first):
+            # Without momentum after it, decay added to the direction is decay of the weight.
             torch._foreach_mul_(weights, 1.0 - lr * decay)
-        elif decay and order.momentum_first:
-            steps = list(torch._foreach_add(steps, weights, alpha=decay))
         if order.momentum_first:
             torch._foreach_add_(weights, steps, alpha=-lr)
         else:
@@ -265,7 +280,9 @@ class CurvatureOptimizer(torch.optim.Optimizer):
     def _with_gradient(self, group: ParameterGroup, *, layers: bool) -> list[nn.Parameter]:
         """Parameters of a group that have a gradient, inside or outside tracked layers."""
         return [
-            p for p in group["params"] if p.grad is not None and (p in self._layer_of) is layers
+            p
+            for p in group["params"]
+            if p.grad is not None and (p in self.preconditioner.layer_of) is layers
         ]
 
     def state_dict(self) -> dict[str, Any]:

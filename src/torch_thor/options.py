@@ -120,13 +120,14 @@ class Update:
         nesterov: Nesterov's momentum.
         momentum_first: Momentum of the raw gradient is preconditioned at every step,
             in place of momentum over preconditioned gradients (the paper's order).
-        decoupled_decay: Weight decay shrinks the weights by lr · decay (AdamW), in place
-            of being added to the direction (the authors' order).
+        decoupled_decay: Weight decay shrinks the weights by lr · decay, as in AdamW, in
+            place of being added to the direction before the momentum that follows it (the
+            authors' order). With ``momentum_first`` no momentum follows, and both agree.
     """
 
     nesterov: bool = True
     momentum_first: bool = True
-    decoupled_decay: bool = True
+    decoupled_decay: bool = False
 
 
 @dataclass(frozen=True)

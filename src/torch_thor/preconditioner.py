@@ -25,7 +25,7 @@ from torch_thor.options import (
 from torch_thor.policies import Decision, LayerDecision, RefreshClock, TraceRule
 from torch_thor.schedules import GrowingInterval, ScheduledFloat, value_at
 from torch_thor.split import choose_split
-from torch_thor.stacks import LayerStack, StackOptions, build_stacks
+from torch_thor.stacks import LayerStack, SplitRule, StackOptions, build_stacks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -80,6 +80,12 @@ class Preconditioner:
         require("power", power, power in (0.5, 1.0), "1 or 1/2")
         if split not in (None, "auto") and not (isinstance(split, int) and split >= 1):
             raise InvalidOptionError("split", split, "an int >= 1, 'auto' or None")
+        for name, interval in (
+            ("factor_interval", factor_interval),
+            ("inverse_interval", inverse_interval),
+        ):
+            valid = interval is None or callable(interval) or interval >= 1
+            require(name, interval, valid, ">= 1 step, or a schedule")
         if not isinstance(model, nn.Module):
             raise InvalidOptionError("model", model, "a torch.nn.Module")
         self.damping = damping if isinstance(damping, Damping) else Damping(damping)
@@ -95,7 +101,7 @@ class Preconditioner:
         self.steps = 0
         self.last_decisions: tuple[LayerDecision, ...] = ()
         self._split = split
-        self._options = StackOptions(
+        self.options = StackOptions(
             power,
             self.damping.mode,
             statistics.decay,
@@ -104,14 +110,45 @@ class Preconditioner:
         )
         self._exclude = tuple(exclude)
         self.model = model
-        self.layers, self._coverage = survey(model, self._exclude)
-        self.records = {layer.name: LayerRecord() for layer in self.layers}
-        self.stacks: list[LayerStack] = []
-        self.clocks = (RefreshClock(), RefreshClock())
         self._capture = Capture(statistics)
-        self._capture.attach(self.layers)
-        self._place()
+        self._split_rule: SplitRule | None = None
+        self.layers: list[TrackedLayer] = []
+        self.stacks: list[LayerStack] = []
+        self.records: dict[str, LayerRecord] = {}
+        self.clocks = (RefreshClock(), RefreshClock())
+        self._find_layers()
         self._arm()
+
+    def _find_layers(self) -> None:
+        """Surveys the model, hangs the hooks, and gives each layer its share of an interval."""
+        self._capture.remove()
+        self.layers, self._coverage = survey(self.model, self._exclude)
+        self.layer_of = {p: layer for layer in self.layers for p in layer.parameters}
+        self._trained = self._requires_grad()
+        self._capture.attach(self.layers)
+        self.records = {
+            layer.name: self.records.get(layer.name, LayerRecord()) for layer in self.layers
+        }
+        if self.refresh_options.stagger:
+            # Shares follow the cost of the layers' statistics.
+            total = sum(layer.weight.numel() for layer in self.layers)
+            passed = 0
+            for layer in self.layers:
+                layer.share = passed / total
+                passed += layer.weight.numel()
+
+    def _requires_grad(self) -> list[bool]:
+        return [parameter.requires_grad for parameter in self.model.parameters()]
+
+    def _follow_thaws(self) -> None:
+        """Takes in layers that were thawed, or frozen, since the last step."""
+        if self._requires_grad() == self._trained:
+            return
+        saved = state.save(self)
+        self._find_layers()
+        if self._split_rule is not None:
+            self.stacks = build_stacks(self.layers, self._split_rule, self.options)
+            state.restore_layers(self, saved)
 
     def coverage(self) -> Coverage:
         """Says for every parameter how it trains, and why."""
@@ -147,35 +184,30 @@ class Preconditioner:
                 bias.copy_(new_bias)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Takes in the statistics since the last call and refreshes what is due."""
+    def update(self, gradient_scale: float = 1.0) -> None:
+        """Takes in the statistics since the last call and refreshes what is due.
+
+        Args:
+            gradient_scale: What the loss was multiplied by (a GradScaler's scale).
+        """
         if self.layers and not self.stacks:
             self._build_stacks()
-        candidates = self._candidates()
+        candidates = self._candidates(gradient_scale)
         decide(candidates, self.trace_rule)
         self._fold(candidates)
         self._refresh([c for c in candidates if c.refresh and c.decision is Decision.UPDATE])
         self.last_decisions = tuple(c.report(self.steps) for c in candidates if c.refresh)
         self.steps += 1
+        self._follow_thaws()
         self._arm()
 
     def discard(self) -> None:
         """Drops the statistics since the last call, as for a step that is skipped."""
         self._arm()
 
-    def _place(self) -> None:
-        """Gives each layer its share of an interval, by the cost of its statistics."""
-        if not self.refresh_options.stagger:
-            return
-        costs = [layer.weight.numel() for layer in self.layers]
-        total, passed = sum(costs), 0
-        for layer, cost in zip(self.layers, costs, strict=True):
-            layer.share = passed / total
-            passed += cost
-
     def _build_stacks(self) -> None:
-        split = choose_split(self._split, self.layers, self._capture)
-        self.stacks = build_stacks(self.layers, split, self._options)
+        self._split_rule = choose_split(self._split, self.layers, self._capture)
+        self.stacks = build_stacks(self.layers, self._split_rule, self.options)
 
     def _intervals(self) -> tuple[float, float]:
         factor = value_at(self.factor_interval, self.steps)
@@ -204,13 +236,13 @@ class Preconditioner:
         seed = self.statistics.seed * _SEED_STRIDE + self.steps
         self._capture.arm(self.layers, wanted, seed)
 
-    def _candidates(self) -> list[Candidate]:
+    def _candidates(self, gradient_scale: float) -> list[Candidate]:
         found = []
         for stack in self.stacks:
             for slot, layer in enumerate(stack.layers):
                 if not layer.armed:
                     continue
-                batch = self._capture.batch(layer)
+                batch = self._capture.batch(layer, gradient_scale)
                 if batch is None:
                     self._warn_starved(layer)
                     continue
@@ -220,7 +252,7 @@ class Preconditioner:
 
     def _warn_starved(self, layer: TrackedLayer) -> None:
         record = self.records[layer.name]
-        if layer.weight.grad is None or record.starved:
+        if layer.weight.grad is None or layer.called or record.starved:
             return
         record.starved = True
         warnings.warn(
@@ -278,11 +310,12 @@ class Preconditioner:
             StateMismatchError: Where layers or shapes differ.
         """
         state.check_layers(self, state_dict)
-        stacks = self.stacks or build_stacks(
-            self.layers, state.saved_split(self, state_dict), self._options
-        )
+        if not state.has_layers(state_dict):
+            return
+        rule = self._split_rule or state.saved_split(self, state_dict)
+        stacks = self.stacks or build_stacks(self.layers, rule, self.options)
         state.check_shapes(stacks, state_dict)
-        self.stacks = stacks if state.has_layers(state_dict) else self.stacks
+        self.stacks, self._split_rule = stacks, rule
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores a ``state_dict``; the run goes on bit for bit.

@@ -49,7 +49,7 @@ class THOR(CurvatureOptimizer):
         InvalidOptionError: For a value out of range.
 
     Example:
-        >>> optimizer = THOR(model, lr=0.05)
+        >>> optimizer = THOR(model, lr=0.1)
         >>> loss_fn(model(inputs), targets).backward()
         >>> optimizer.step()
     """
@@ -59,15 +59,15 @@ class THOR(CurvatureOptimizer):
         model: nn.Module,
         params: Parameters | None = None,
         *,
-        lr: ScheduledFloat = 0.05,
+        lr: ScheduledFloat = 0.1,
         momentum: float = 0.9,
-        weight_decay: float = 0.05,
+        weight_decay: float = 5e-4,
         damping: ScheduledFloat | Damping = 3e-4,
         split: int | Literal["auto"] | None = 72,
         power: float = 0.5,
         interval: ScheduledFloat = GrowingInterval(20, 1.2),
         trace_rule: TraceRule | None = None,
-        norm_control: NormControl | NormControlKind | None = "rms",
+        norm_control: NormControl | NormControlKind | None = "graft",
         update: Update = Update(),
         statistics: Statistics = Statistics(),
         refresh: Refresh = Refresh(),
@@ -130,10 +130,10 @@ class KFAC(CurvatureOptimizer):
         lr: ScheduledFloat = 0.1,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
-        damping: ScheduledFloat | Damping = Damping(0.03, "both"),
+        damping: ScheduledFloat | Damping = 0.03,
         factor_interval: ScheduledFloat = 20,
         inverse_interval: ScheduledFloat = 20,
-        norm_control: NormControl | NormControlKind | None = None,
+        norm_control: NormControl | NormControlKind | None = "kl_clip",
         statistics: Statistics = _ALL_ROWS,
         refresh: Refresh = Refresh(stagger=False),
         base: Base = Base(),
@@ -142,7 +142,7 @@ class KFAC(CurvatureOptimizer):
         """Finds the layers, hangs the hooks and builds the parameter groups."""
         engine = Preconditioner(
             model,
-            damping=damping,
+            damping=damping if isinstance(damping, Damping) else Damping(damping, "both"),
             split=None,
             power=1.0,
             factor_interval=factor_interval,

@@ -63,7 +63,8 @@ class RowPlan:
     def _take(self, table: Tensor) -> Tensor:
         flat = table.reshape(-1, table.shape[-1])
         if self.index is None:
-            return flat
+            # The caller may change its tensor before the backward.
+            return flat.clone()
         return flat[self.index.to(flat.device, non_blocking=True)]
 
 

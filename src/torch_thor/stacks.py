@@ -107,16 +107,22 @@ class LayerStack:
         if new:
             self.inverses.reset_scalings(slot)
         self.inverses.fold_scalings(slot, *batch, self.keep(slot))
-        self.inverses.damp(slot, self._eigen_shift(slot))
+        shift = self.product_shift(slot, self.a.traces[slot], self.g.traces[slot])
+        self.inverses.damp(slot, shift)
 
-    def _eigen_shift(self, slot: int) -> Tensor:
-        """What is added to the scalings: λ, or λ times the mean eigenvalue of A ⊗ G."""
+    def product_shift(self, slot: int, trace_a: Tensor, trace_g: Tensor) -> Tensor:
+        """What λ adds to the diagonal of A ⊗ G itself, for traces ``[k]`` of one layer."""
         damping = self.damping([slot]).squeeze(0)
         if self.options.mode != "relative":
-            return damping.expand_as(self.a.traces[slot])
-        entries = self.geometry.columns * self.geometry.outputs
-        mean = self.a.traces[slot] * self.g.traces[slot] / entries
+            return damping.expand_as(trace_a)
+        mean = trace_a * trace_g / (self.geometry.columns * self.geometry.outputs)
         return damping * torch.where(mean > 0, mean, 1.0)
+
+    def product_trace(self, slot: int, trace_a: Tensor, trace_g: Tensor) -> Tensor:
+        """tr(A ⊗ G + λI) of a layer, summed over its matrices."""
+        entries = self.geometry.columns * self.geometry.outputs
+        shift = self.product_shift(slot, trace_a, trace_g)
+        return (trace_a * trace_g + shift * entries).sum()
 
     def pack(self, sources: list[tuple[Tensor, Tensor | None]]) -> Tensor:
         """Lays weight- and bias-shaped tensors out as ``[l, k, out, columns]``."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch_thor.errors import StateMismatchError
 
 if TYPE_CHECKING:
+    from torch_thor.capture import TrackedLayer
     from torch_thor.preconditioner import Preconditioner
     from torch_thor.stacks import LayerStack, SplitRule
 
@@ -23,6 +24,7 @@ def save(engine: Preconditioner) -> dict[str, Any]:
     for stack in engine.stacks:
         for slot, layer in enumerate(stack.layers):
             layers[layer.name] = {
+                "geometry": _geometry(layer),
                 "record": asdict(engine.records[layer.name]),
                 "weight": stack.weights[slot],
                 "ready": stack.ready[slot],
@@ -31,6 +33,8 @@ def save(engine: Preconditioner) -> dict[str, Any]:
             }
     return {
         "format": FORMAT,
+        "power": engine.options.power,
+        "eigen": engine.options.eigen,
         "steps": engine.steps,
         "clocks": [asdict(clock) for clock in engine.clocks],
         "layers": layers,
@@ -48,6 +52,13 @@ def check_layers(engine: Preconditioner, saved: Any) -> None:
         raise StateMismatchError(
             "The checkpoint holds no curvature state that this version can read. "
             "Load one that this optimizer saved."
+        )
+    own = (engine.options.power, engine.options.eigen)
+    if (saved["power"], saved["eigen"]) != own:
+        raise StateMismatchError(
+            f"The checkpoint was saved with (power, eigenvalue correction) = "
+            f"{(saved['power'], saved['eigen'])}, this optimizer has {own}. "
+            "Build it with the options that it was saved with."
         )
     expected = {layer.name for layer in engine.layers}
     found = set(saved["layers"])
@@ -81,9 +92,16 @@ def load(engine: Preconditioner, saved: dict[str, Any]) -> None:
     engine.steps = saved["steps"]
     for clock, values in zip(engine.clocks, saved["clocks"], strict=True):
         clock.start, clock.length, clock.first = values["start"], values["length"], values["first"]
-    for stack in engine.stacks if has_layers(saved) else ():
+    restore_layers(engine, saved)
+
+
+def restore_layers(engine: Preconditioner, saved: dict[str, Any]) -> None:
+    """Copies in what is saved of the layers that the engine has."""
+    for stack in engine.stacks:
         for slot, layer in enumerate(stack.layers):
-            entry = saved["layers"][layer.name]
+            entry = saved["layers"].get(layer.name)
+            if entry is None or entry["geometry"] != _geometry(layer):
+                continue
             record = engine.records[layer.name]
             for key, value in entry["record"].items():
                 setattr(record, key, value)
@@ -91,6 +109,11 @@ def load(engine: Preconditioner, saved: dict[str, Any]) -> None:
             with torch.no_grad():
                 for tensor, value in zip(_tensors(stack), entry["tensors"], strict=True):
                     tensor[slot].copy_(value)
+
+
+def _geometry(layer: TrackedLayer) -> list[int]:
+    geometry = layer.geometry
+    return [geometry.matrices, geometry.outputs, geometry.columns]
 
 
 def saved_split(engine: Preconditioner, saved: Any) -> SplitRule:

@@ -1,0 +1,55 @@
+# Every target sets up its own virtual environment; only python3 (>= 3.11), pip and make are needed.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+DOCS   := $(VENV)/.installed-docs
+
+# Two small models in parallel beat one that splits its tiny products over threads.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test demo lint format bench docs clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## Make .venv and install the project with all extras and the dev group
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable '.[bench,vision]' --group dev
+	touch $@
+
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --group docs
+	touch $@
+
+test: $(STAMP) ## Run the tests (ARGS="-k name" narrows them down)
+	$(BIN)/python -m pytest -n auto $(ARGS)
+
+demo: export OMP_NUM_THREADS = 2
+demo: $(STAMP) ## Train digits with THOR, SGD and AdamW; print the table, write the report
+	$(BIN)/thor compare digits --optimizers thor,sgd,adamw --seeds 1 --out runs/demo
+
+lint: $(STAMP) ## Ruff (rules and format), mypy --strict, import layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## Apply ruff's fixes and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## Measure step overhead and refresh time (pytest-benchmark)
+	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-group-by=group -p no:xdist $(ARGS)
+
+docs: $(DOCS) ## Build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+clean: ## Remove caches, builds and the virtual environment (runs/ stays)
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -1,0 +1,203 @@
+"""The ``thor`` command line: each command parses, then calls the library."""
+
+from pathlib import Path
+from typing import Annotated, Any, Never
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from torch_thor.bench.compare import (
+    CompareOptions,
+    parse_horizons,
+    plan_comparison,
+    run_comparison,
+)
+from torch_thor.bench.config import DataSource, RunConfig
+from torch_thor.bench.errors import BenchError
+from torch_thor.bench.observers import Observer, TensorBoardObserver, TerminalObserver
+from torch_thor.bench.recipes import RunOptions, plan_run
+from torch_thor.bench.report import write_report
+from torch_thor.bench.tables import optimizers_table, workloads_table
+from torch_thor.bench.train import train as train_run
+from torch_thor.bench.workloads import Workload, find_workload
+
+DEFAULT_PEERS = "thor,sgd,adamw"
+
+_console = Console()
+
+
+class _OneLineErrors(TyperGroup):
+    """Prints every user's mistake as one line on stderr, whoever found it."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the command and exits."""
+        kwargs["standalone_mode"] = False
+        try:
+            code = super().main(*args, **kwargs)
+        except BenchError as error:
+            _leave(str(error), error.exit_code)
+        except typer.Abort:
+            _leave("stopped", 130)
+        except Exception as error:
+            told = getattr(error, "format_message", None)  # typer's own parsing errors
+            if told is None:
+                raise
+            if message := " ".join(told().split()):
+                _leave(f"{message} (see thor --help)", 2)
+            raise SystemExit(2) from error  # thor alone: its help is the message
+        raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _leave(message: str, code: int) -> Never:
+    typer.echo(f"thor: {message}", err=True)
+    raise SystemExit(code)
+
+
+app = typer.Typer(
+    cls=_OneLineErrors,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train real workloads, compare optimizers by time to target, report.",
+)
+
+WorkloadArgument = Annotated[str, typer.Argument(help="Name of the workload (thor workloads).")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated."),
+]
+EpochsOption = Annotated[int | None, typer.Option(help="Horizon in epochs instead of the tuned.")]
+EvaluationsOption = Annotated[int, typer.Option(help="Evaluations of the test set per epoch.")]
+BatchOption = Annotated[int | None, typer.Option(help="Samples per step.")]
+DeviceOption = Annotated[str, typer.Option(help="torch device that trains.")]
+DataDirOption = Annotated[
+    Path | None, typer.Option(help="Folder with the workload's files, instead of the usual places.")
+]
+DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch missing data files.")]
+
+
+@app.command()
+def workloads() -> None:
+    """List the workloads and their targets."""
+    _console.print(workloads_table())
+
+
+@app.command()
+def optimizers(workload: WorkloadArgument = "digits") -> None:
+    """List the optimizers with their tuned settings for a workload."""
+    _console.print(optimizers_table(find_workload(workload)))
+
+
+@app.command()
+def train(
+    workload: WorkloadArgument = "digits",
+    *,
+    optimizer: Annotated[
+        str, typer.Option(help="Name of the optimizer (thor optimizers).")
+    ] = "thor",
+    changes: SetOption = None,
+    epochs: EpochsOption = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, order, augmentation.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in the folder.")
+    ] = False,
+    evals_per_epoch: EvaluationsOption = 1,
+    batch_size: BatchOption = None,
+    device: DeviceOption = "cpu",
+    data_dir: DataDirOption = None,
+    download: DownloadOption = False,
+) -> None:
+    """Train one workload with one optimizer."""
+    task = find_workload(workload)
+    options = RunOptions(
+        epochs=epochs, batch_size=batch_size, evals_per_epoch=evals_per_epoch, device=device
+    )
+    config = plan_run(task, optimizer, seed=seed, changes=changes or (), options=options)
+    directory = out or Path("runs") / workload / config.name
+    train_run(
+        config,
+        directory,
+        source=DataSource(data_dir, download),
+        observers=_observers(task, directory, config.name),
+        resume=resume,
+        overwrite=overwrite,
+    )
+    typer.echo(f"records in {directory}; see them with: thor report {directory}")
+
+
+@app.command()
+def compare(
+    workload: WorkloadArgument = "digits",
+    *,
+    optimizers: Annotated[str, typer.Option(help="Names, separated by commas.")] = DEFAULT_PEERS,
+    seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 3,
+    target: Annotated[
+        float | None, typer.Option(help="Value of the metric to time, such as 91.5.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the comparison.")] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="OPTIMIZER.KEY=VALUE", help="Change one setting."),
+    ] = None,
+    epochs: EpochsOption = None,
+    horizon: Annotated[
+        str | None, typer.Option(help="Horizons by optimizer, such as thor=3,sgd=6.")
+    ] = None,
+    evals_per_epoch: EvaluationsOption = 1,
+    batch_size: BatchOption = None,
+    device: DeviceOption = "cpu",
+    data_dir: DataDirOption = None,
+    download: DownloadOption = False,
+) -> None:
+    """Train several optimizers and seeds, and compare their time to a target.
+
+    Runs that are on disk already are not repeated: a stopped comparison goes on where it was.
+    """
+    task = find_workload(workload)
+    run_options = RunOptions(
+        epochs=epochs, batch_size=batch_size, evals_per_epoch=evals_per_epoch, device=device
+    )
+    comparison = plan_comparison(
+        task,
+        [name.strip() for name in optimizers.split(",") if name.strip()],
+        CompareOptions(
+            seeds=seeds,
+            target=target,
+            horizons=parse_horizons(horizon),
+            changes=changes or (),
+            run=run_options,
+        ),
+    )
+    directory = out or Path("runs") / f"compare-{workload}"
+
+    def observe(config: RunConfig, folder: Path, number: int) -> list[Observer]:
+        title = f"[{number}/{len(comparison.runs)}] {config.name}"
+        return _observers(task, folder, title)
+
+    run_comparison(comparison, directory, source=DataSource(data_dir, download), observe=observe)
+    _show(directory)
+
+
+@app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of runs.")],
+) -> None:
+    """Write tables, figures and one HTML page about the runs in a folder."""
+    _show(directory)
+
+
+def _show(directory: Path) -> None:
+    """Writes the report of a folder, prints its table and where the page is."""
+    written = write_report(directory)
+    _console.print(written.table.to_rich(written.title, _console))
+    typer.echo(f"report: {written.page}")
+
+
+def _observers(task: Workload, directory: Path, title: str) -> list[Observer]:
+    """Returns who listens to a run on the command line."""
+    return [
+        TerminalObserver(_console, title=title, metric=task.metric),
+        TensorBoardObserver(directory, task.metric),
+    ]

@@ -1,0 +1,254 @@
+"""Comparing optimizers: several seeds each, by time, steps and epochs to a target."""
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from torch_thor.bench import rundir
+from torch_thor.bench.config import DataSource, RunConfig
+from torch_thor.bench.errors import BenchError, RunDivergedError, reason
+from torch_thor.bench.observers import Observer
+from torch_thor.bench.optimizers import find_optimizer
+from torch_thor.bench.recipes import RunOptions, plan_run
+from torch_thor.bench.records import Run, read_run
+from torch_thor.bench.train import train
+from torch_thor.bench.workloads import Workload
+
+COMPARISON_FILE = "comparison.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What a comparison asks for.
+
+    Attributes:
+        workload: Name of the workload.
+        optimizers: Names, in the order of tables and figures.
+        seeds: Number of seeds; runs use seeds 0 … seeds - 1.
+        target: Value of the workload's metric that is timed.
+        runs: Every run, seed by seed, so that a drift of the machine hits all optimizers alike.
+        command: Command line that makes the comparison.
+    """
+
+    workload: str
+    optimizers: tuple[str, ...]
+    seeds: int
+    target: float
+    runs: tuple[RunConfig, ...]
+    command: str
+
+
+_ADAPTER = TypeAdapter(Comparison)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """What a user may change about a comparison.
+
+    Attributes:
+        seeds: Number of seeds.
+        target: Value to time, or None for the workload's own.
+        horizons: Epochs by optimizer; the others keep theirs.
+        changes: ``optimizer.key=value`` texts.
+        run: Options of every run.
+    """
+
+    seeds: int = 3
+    target: float | None = None
+    horizons: Mapping[str, int] | None = None
+    changes: Sequence[str] = ()
+    run: RunOptions = field(default_factory=RunOptions)
+
+
+def plan_comparison(
+    workload: Workload, optimizers: Sequence[str], options: CompareOptions
+) -> Comparison:
+    """Settles every run of a comparison.
+
+    Args:
+        workload: What is trained.
+        optimizers: Names of the optimizers.
+        options: What differs from the recipes.
+
+    Raises:
+        BenchError: A name or value is not allowed.
+    """
+    names = tuple(dict.fromkeys(optimizers))
+    if not names:
+        raise BenchError("--optimizers is empty; name some, such as --optimizers thor,sgd,adamw")
+    for name in names:
+        find_optimizer(name, argument="--optimizers")
+    if options.seeds < 1:
+        raise BenchError(f"--seeds {options.seeds} must be at least 1; try --seeds 3")
+    changes = _changes_by_optimizer(names, options.changes)
+    horizons = options.horizons or {}
+    for name in horizons:
+        _require_compared("--horizon", name, names)
+    configs = {
+        name: _plan(workload, name, changes[name], horizons.get(name), options.run)
+        for name in names
+    }
+    runs = tuple(configs[name](seed) for seed in range(options.seeds) for name in names)
+    return Comparison(
+        workload=workload.name,
+        optimizers=names,
+        seeds=options.seeds,
+        target=_checked_target(workload, options.target),
+        runs=runs,
+        command=_command(workload.name, names, options),
+    )
+
+
+def _plan(
+    workload: Workload, name: str, changes: Sequence[str], horizon: int | None, run: RunOptions
+) -> Callable[[int], RunConfig]:
+    options = RunOptions(
+        epochs=run.epochs if horizon is None else horizon,
+        batch_size=run.batch_size,
+        evals_per_epoch=run.evals_per_epoch,
+        device=run.device,
+    )
+    return lambda seed: plan_run(workload, name, seed=seed, changes=changes, options=options)
+
+
+def _require_compared(argument: str, name: str, names: Sequence[str]) -> None:
+    if name not in names:
+        message = f"{argument} names {name!r}, which is not compared; allowed: {', '.join(names)}"
+        raise BenchError(f"{message}; add it to --optimizers or leave it out")
+
+
+def _changes_by_optimizer(names: Sequence[str], changes: Sequence[str]) -> dict[str, list[str]]:
+    """Sorts ``optimizer.key=value`` texts by optimizer."""
+    sorted_changes: dict[str, list[str]] = {name: [] for name in names}
+    for change in changes:
+        name, dot, rest = change.partition(".")
+        if not dot or "=" in name:
+            message = f"--set {change!r} names no optimizer; write optimizer.key=value"
+            raise BenchError(f"{message}, such as {names[0]}.lr=0.1")
+        _require_compared("--set", name, names)
+        sorted_changes[name].append(rest)
+    return sorted_changes
+
+
+def _checked_target(workload: Workload, target: float | None) -> float:
+    metric = workload.metric
+    if target is None:
+        return workload.target
+    if not metric.low <= target <= metric.high:
+        message = f"--target {target} must be in {metric.low:g} … {metric.high:g} {metric.unit}"
+        raise BenchError(f"{message} ({metric.name}); try --target {workload.target:g}")
+    if metric.unit == "%" and 0 < target <= 1:
+        message = f"--target {target} is read as {target} %, not as a fraction"
+        raise BenchError(f"{message}; did you mean --target {100 * target:g}?")
+    return target
+
+
+def _command(workload: str, names: Sequence[str], options: CompareOptions) -> str:
+    """Returns the command line that asks for this comparison."""
+    words = ["thor", "compare", workload, "--optimizers", ",".join(names)]
+    words += ["--seeds", str(options.seeds)]
+    if options.target is not None:
+        words += ["--target", f"{options.target:g}"]
+    if options.run.epochs is not None:
+        words += ["--epochs", str(options.run.epochs)]
+    if options.horizons:
+        words += [
+            "--horizon",
+            ",".join(f"{name}={epochs}" for name, epochs in options.horizons.items()),
+        ]
+    if options.run.batch_size is not None:
+        words += ["--batch-size", str(options.run.batch_size)]
+    if options.run.evals_per_epoch != 1:
+        words += ["--evals-per-epoch", str(options.run.evals_per_epoch)]
+    if options.run.device != "cpu":
+        words += ["--device", options.run.device]
+    for change in options.changes:
+        words += ["--set", change]
+    return shlex.join(words)
+
+
+def parse_horizons(text: str | None) -> dict[str, int]:
+    """Reads ``optimizer=epochs`` pairs, such as ``thor=3,sgd=6``.
+
+    Raises:
+        BenchError: A pair cannot be read.
+    """
+    horizons = {}
+    for pair in filter(None, (text or "").split(",")):
+        name, _, epochs = (part.strip() for part in pair.partition("="))
+        if not epochs.isdigit() or int(epochs) < 1:
+            message = f"--horizon {pair!r} must be optimizer=epochs, epochs at least 1"
+            raise BenchError(f"{message}; write, for example, --horizon thor=3,sgd=6")
+        horizons[name] = int(epochs)
+    return horizons
+
+
+def run_comparison(
+    comparison: Comparison,
+    directory: Path,
+    *,
+    source: DataSource,
+    observe: Callable[[RunConfig, Path, int], Sequence[Observer]],
+) -> list[Run]:
+    """Makes every run that is not on disk yet and reads them all.
+
+    A run that diverges counts as a miss; the others go on.
+
+    Args:
+        comparison: What is asked for.
+        directory: Folder of the comparison; each run has a folder in it.
+        source: Where data may be found.
+        observe: ``(run, its folder, its number) -> observers`` for each run that is trained.
+
+    Returns:
+        The runs, in the order of the comparison.
+
+    Raises:
+        BenchError: A folder holds another run, or a run cannot be made.
+    """
+    pending = [config for config in comparison.runs if _is_pending(config, directory)]
+    rundir.make_directory(directory)
+    (directory / COMPARISON_FILE).write_bytes(_ADAPTER.dump_json(comparison, indent=1) + b"\n")
+    for config in pending:
+        folder = directory / config.name
+        number = comparison.runs.index(config) + 1
+        try:
+            train(
+                config,
+                folder,
+                source=source,
+                observers=observe(config, folder, number),
+                resume=rundir.has_run(folder),
+            )
+        except RunDivergedError:
+            continue  # on record as failed; the table counts the miss
+    return [read_run(directory / config.name) for config in comparison.runs]
+
+
+def _is_pending(config: RunConfig, directory: Path) -> bool:
+    """Tells whether a run is still to be made; refuses a folder with another run in it."""
+    folder = directory / config.name
+    if not rundir.has_records(folder):
+        return True
+    run = read_run(folder)
+    rundir.refuse_other(folder, config, run.config)
+    return run.end is None
+
+
+def read_comparison(directory: Path) -> Comparison | None:
+    """Reads what a folder's comparison asked for, or returns None where there is none.
+
+    Raises:
+        BenchError: The file is broken.
+    """
+    path = directory / COMPARISON_FILE
+    if not path.exists():
+        return None
+    try:
+        return _ADAPTER.validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        message = f"{path} cannot be read ({reason(error)[:120]})"
+        raise BenchError(f"{message}; repeat the thor compare that made it") from error

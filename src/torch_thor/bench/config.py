@@ -1,0 +1,79 @@
+"""What one training run is: the identity that its records and its checkpoint carry."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+SettingValue = bool | int | float | str | None
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where a workload may find its files.
+
+    Attributes:
+        directory: Folder that the user named, searched first.
+        download: Whether missing files may be fetched.
+    """
+
+    directory: Path | None = None
+    download: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides the trajectory of a run.
+
+    Attributes:
+        workload: Name of the workload.
+        optimizer: Name of the optimizer.
+        settings: Every setting of the optimizer, defaults included.
+        epochs: Horizon of the schedule, in epochs.
+        seed: Seed of the weights, the data order and the augmentation.
+        batch_size: Samples per step.
+        evals_per_epoch: Evaluations of the test set per epoch.
+        record_every: Steps between two step records.
+        device: torch device that trains.
+    """
+
+    workload: str
+    optimizer: str
+    settings: Mapping[str, SettingValue]
+    epochs: int
+    seed: int
+    batch_size: int
+    evals_per_epoch: int = 1
+    record_every: int = 10
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        """Folder name of the run, unique within one comparison."""
+        return f"{self.optimizer}-seed{self.seed}"
+
+    def differences(self, other: "RunConfig") -> list[str]:
+        """Lists, as ``field: mine, theirs``, what this run does otherwise than another."""
+        found = []
+        for field in fields(self):
+            mine, theirs = getattr(self, field.name), getattr(other, field.name)
+            if field.name == "settings":
+                found += [
+                    f"{key}: {mine.get(key)} here, {theirs.get(key)} there"
+                    for key in sorted({*mine, *theirs})
+                    if mine.get(key) != theirs.get(key)
+                ]
+            elif mine != theirs:
+                found.append(f"{field.name}: {mine} here, {theirs} there")
+        return found
+
+    def command(self, directory: Path) -> str:
+        """Returns the ``thor train`` command that makes this run in ``directory``."""
+        words = ["thor", "train", self.workload, "--optimizer", self.optimizer]
+        for key, value in self.settings.items():
+            words += ["--set", f"{key}={'none' if value is None else value}"]
+        words += ["--epochs", str(self.epochs), "--seed", str(self.seed)]
+        words += ["--batch-size", str(self.batch_size)]
+        words += ["--evals-per-epoch", str(self.evals_per_epoch)]
+        words += ["--device", self.device, "--out", str(directory)]
+        return shlex.join(words)

@@ -1,0 +1,51 @@
+"""Mistakes that a user can make, each told in one line.
+
+The command line catches :class:`BenchError` in one place and prints its message; whatever else
+escapes is a defect of the bench.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import ClassVar
+
+
+class BenchError(Exception):
+    """A user's mistake or a broken file: one line that says what is wrong and what to do."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class RunInterruptedError(BenchError):
+    """The run was stopped by a signal after its state was saved."""
+
+    exit_code: ClassVar[int] = 130
+
+
+class RunDivergedError(BenchError):
+    """The loss of a run became NaN or infinite."""
+
+    exit_code: ClassVar[int] = 1
+
+
+def unknown_choice(argument: str, value: str, allowed: Iterable[str]) -> BenchError:
+    """Builds the error for a name that is not one of a fixed set.
+
+    Args:
+        argument: How the user spells the argument, such as ``--optimizer``.
+        value: What the user gave.
+        allowed: Every accepted name.
+
+    Returns:
+        The error, with the nearest accepted name where there is one.
+    """
+    names = sorted(allowed)
+    message = f"{argument} {value!r} is unknown; allowed: {', '.join(names)}"
+    close = get_close_matches(value.lower(), names, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else "choose one of these"
+    return BenchError(f"{message}; {hint}")
+
+
+def reason(error: BaseException) -> str:
+    """Returns the message of any exception on one line."""
+    text = " ".join(str(error).split())
+    return text or type(error).__name__

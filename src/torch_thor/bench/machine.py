@@ -1,0 +1,73 @@
+"""Which machine and which software made a number."""
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Hardware and software of a run.
+
+    Attributes:
+        cpu: Model name of the processor.
+        cores: Logical cores that this process may use.
+        threads: Threads that torch uses.
+        gpu: Name of the GPU that trains, or None.
+        system: Operating system and release.
+        python: Version of Python.
+        torch: Version of torch.
+        torch_thor: Version of this package.
+    """
+
+    cpu: str
+    cores: int
+    threads: int
+    gpu: str | None
+    system: str
+    python: str
+    torch: str
+    torch_thor: str
+
+    def __str__(self) -> str:
+        """Returns a one-line summary."""
+        device = f"{self.gpu}, {self.cpu}" if self.gpu else self.cpu
+        software = f"torch {self.torch}, Python {self.python}, torch-thor {self.torch_thor}"
+        return f"{device}, {self.cores} cores ({self.threads} threads), {self.system}, {software}"
+
+
+def _cpu_model() -> str:
+    """Returns the processor's name as the system tells it."""
+    if _CPU_INFO.exists():
+        for line in _CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _package_version() -> str:
+    try:
+        return version("torch-thor")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "unknown"
+
+
+def describe_machine(device: torch.device) -> Machine:
+    """Describes the machine at hand, with the GPU where ``device`` is one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Machine(
+        cpu=_cpu_model(),
+        cores=cores or 1,
+        threads=torch.get_num_threads(),
+        gpu=torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        system=f"{platform.system()} {platform.release()}",
+        python=platform.python_version(),
+        torch=str(torch.__version__),
+        torch_thor=_package_version(),
+    )

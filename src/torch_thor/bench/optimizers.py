@@ -1,0 +1,170 @@
+"""The optimizers that the bench compares, and how each is built for a model."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from torch_thor.bench.builders import (
+    build_adamw,
+    build_ekfac,
+    build_kfac,
+    build_muon,
+    build_sgd,
+    build_thor,
+)
+from torch_thor.bench.config import RunConfig
+from torch_thor.bench.errors import BenchError, reason, unknown_choice
+from torch_thor.bench.records import DecisionRecord
+from torch_thor.bench.settings import (
+    AdamWSettings,
+    KFACSettings,
+    MuonSettings,
+    Settings,
+    SGDSettings,
+    THORSettings,
+    from_values,
+)
+
+S = TypeVar("S", bound=Settings)
+
+
+@dataclass(frozen=True)
+class OptimizerSpec(Generic[S]):
+    """An optimizer that can be named on the command line.
+
+    Attributes:
+        name: Its name.
+        description: One line.
+        settings: Its settings at their general defaults.
+        build: Builds the torch optimizers that together train every parameter of a model.
+    """
+
+    name: str
+    description: str
+    settings: S
+    build: Callable[[nn.Module, S], Sequence[Optimizer]]
+
+
+@dataclass(frozen=True)
+class Triangle:
+    """Factor of the learning rate: linear from 0 to 1 and back to 0 at the horizon.
+
+    Attributes:
+        total: Steps until the horizon.
+        warmup: Share of them over which the factor rises.
+    """
+
+    total: int
+    warmup: float
+
+    def __call__(self, step: int) -> float:
+        """Returns the factor for the step after ``step`` others; never 0 within the horizon."""
+        peak = self.warmup * self.total
+        if step + 1 < peak:
+            return (step + 1) / peak
+        return max(0.0, (self.total - step) / (self.total - max(peak - 1, 0)))
+
+
+@dataclass(frozen=True)
+class TrainingRule:
+    """Optimizers that step together, each under the same schedule."""
+
+    optimizers: tuple[Optimizer, ...]
+    schedulers: tuple[LambdaLR, ...]
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the first group, for records."""
+        return float(self.optimizers[0].param_groups[0]["lr"])
+
+    def decisions(self) -> Iterator[DecisionRecord]:
+        """Yields what the latest step's trace rule decided, layer by layer."""
+        for optimizer in self.optimizers:
+            for made in getattr(optimizer, "last_decisions", ()):
+                yield DecisionRecord(
+                    layer=made.layer,
+                    step=made.step,
+                    decision=made.decision.name.lower(),
+                    change=made.change if math.isfinite(made.change) else None,
+                )
+
+    def zero_grad(self) -> None:
+        """Clears all gradients."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        """Steps every optimizer, then moves every schedule on."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+        for scheduler in self.schedulers:
+            scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state of all parts."""
+        return {
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over a state of a rule that was built alike."""
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
+            scheduler.load_state_dict(saved)
+
+
+OPTIMIZERS: dict[str, OptimizerSpec[Any]] = {
+    spec.name: spec
+    for spec in (
+        OptimizerSpec("thor", "THOR: split, growing intervals", THORSettings(), build_thor),
+        OptimizerSpec("kfac", "K-FAC: unsplit, fixed interval", KFACSettings(), build_kfac),
+        OptimizerSpec("ekfac", "K-FAC, eigenvalues corrected", KFACSettings(), build_ekfac),
+        OptimizerSpec("sgd", "SGD with Nesterov momentum", SGDSettings(), build_sgd),
+        OptimizerSpec("adamw", "AdamW", AdamWSettings(), build_adamw),
+        OptimizerSpec("muon", "Muon; SGD on norms and head", MuonSettings(), build_muon),
+    )
+}
+
+
+def find_optimizer(name: str, *, argument: str = "--optimizer") -> OptimizerSpec[Any]:
+    """Returns an optimizer by its name.
+
+    Args:
+        name: What the user gave.
+        argument: Where the user gave it, for the message.
+
+    Raises:
+        BenchError: There is none of that name.
+    """
+    if name not in OPTIMIZERS:
+        raise unknown_choice(argument, name, OPTIMIZERS)
+    return OPTIMIZERS[name]
+
+
+def build_rule(model: nn.Module, config: RunConfig, steps_per_epoch: int) -> TrainingRule:
+    """Builds the optimizer of a run with its schedule.
+
+    Args:
+        model: Model whose every parameter is to be trained.
+        config: The run.
+        steps_per_epoch: Optimizer steps in one epoch.
+
+    Raises:
+        BenchError: The optimizer refuses a setting.
+    """
+    spec = find_optimizer(config.optimizer)
+    settings = from_values(type(spec.settings), dict(config.settings))
+    try:
+        optimizers = tuple(spec.build(model, settings))
+    except (TypeError, ValueError) as error:
+        raise BenchError(f"--optimizer {config.optimizer}: {reason(error)}") from error
+    triangle = Triangle(steps_per_epoch * config.epochs, settings.warmup)
+    schedulers = tuple(LambdaLR(optimizer, triangle) for optimizer in optimizers)
+    return TrainingRule(optimizers, schedulers)

@@ -1,0 +1,121 @@
+"""Tuned settings and horizons: what an optimizer uses on a workload unless the user says else."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch_thor.bench.config import RunConfig
+from torch_thor.bench.errors import BenchError
+from torch_thor.bench.optimizers import find_optimizer
+from torch_thor.bench.settings import (
+    AdamWSettings,
+    KFACSettings,
+    MuonSettings,
+    Settings,
+    SGDSettings,
+    THORSettings,
+    override,
+    to_values,
+)
+from torch_thor.bench.workloads import Workload
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings and horizon of one optimizer on one workload.
+
+    Attributes:
+        settings: The optimizer's settings.
+        epochs: Horizon of the schedule, in epochs.
+    """
+
+    settings: Settings
+    epochs: int
+
+
+_THOR_DIGITS = THORSettings(lr=0.05, interval=10, exclude_head=True, base_lr_scale=2)
+_KFAC_DIGITS = KFACSettings(lr=0.05, norm_control="graft")
+_KFAC_FASHION = KFACSettings(lr=0.15, damping=0.1, interval=50, rows=4096)
+
+RECIPES: dict[tuple[str, str], Recipe] = {
+    ("digits", "thor"): Recipe(_THOR_DIGITS, 4),
+    ("digits", "kfac"): Recipe(_KFAC_DIGITS, 5),
+    ("digits", "ekfac"): Recipe(_KFAC_DIGITS, 5),
+    ("digits", "sgd"): Recipe(SGDSettings(lr=0.05), 4),
+    ("digits", "adamw"): Recipe(AdamWSettings(lr=0.003), 5),
+    ("digits", "muon"): Recipe(MuonSettings(lr=0.02), 4),
+    ("fashion", "thor"): Recipe(THORSettings(lr=0.05, exclude_head=True, base_lr_scale=2), 3),
+    ("fashion", "kfac"): Recipe(_KFAC_FASHION, 3),
+    ("fashion", "ekfac"): Recipe(_KFAC_FASHION, 3),
+    ("fashion", "sgd"): Recipe(SGDSettings(lr=0.2), 6),
+    ("fashion", "adamw"): Recipe(AdamWSettings(lr=0.01), 6),
+    ("fashion", "muon"): Recipe(MuonSettings(lr=0.02), 3),
+}
+
+
+def find_recipe(workload: Workload, optimizer: str) -> Recipe:
+    """Returns the tuned recipe, or the optimizer's defaults at the workload's horizon."""
+    general = Recipe(find_optimizer(optimizer).settings, workload.epochs)
+    return RECIPES.get((workload.name, optimizer), general)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What a user may change about a run; None means the recipe's or the workload's value.
+
+    Attributes:
+        epochs: Horizon in epochs.
+        batch_size: Samples per step.
+        evals_per_epoch: Evaluations of the test set per epoch.
+        device: torch device that trains.
+    """
+
+    epochs: int | None = None
+    batch_size: int | None = None
+    evals_per_epoch: int = 1
+    device: str = "cpu"
+
+
+def plan_run(
+    workload: Workload,
+    optimizer: str,
+    *,
+    seed: int,
+    changes: Sequence[str] = (),
+    options: RunOptions | None = None,
+) -> RunConfig:
+    """Settles every detail of a run.
+
+    Args:
+        workload: What is trained.
+        optimizer: Name of the optimizer.
+        seed: Seed of weights, order and augmentation.
+        changes: ``key=value`` texts over the recipe's settings.
+        options: What else differs from the recipe.
+
+    Raises:
+        BenchError: A name, key or value is not allowed.
+    """
+    options = options or RunOptions()
+    if seed < 0:
+        raise BenchError(f"--seed {seed} must be at least 0; try --seed 0")
+    recipe = find_recipe(workload, optimizer)
+    settings: Any = override(recipe.settings, changes)
+    return RunConfig(
+        workload=workload.name,
+        optimizer=optimizer,
+        settings=to_values(settings),
+        epochs=_at_least_one("--epochs", options.epochs, recipe.epochs),
+        seed=seed,
+        batch_size=_at_least_one("--batch-size", options.batch_size, workload.batch_size),
+        evals_per_epoch=_at_least_one("--evals-per-epoch", options.evals_per_epoch, 1),
+        device=options.device,
+    )
+
+
+def _at_least_one(argument: str, value: int | None, default: int) -> int:
+    if value is None:
+        return default
+    if value < 1:
+        raise BenchError(f"{argument} {value} must be at least 1; try {argument} {default}")
+    return value

@@ -1,0 +1,92 @@
+"""One look for every figure: colour-blind-safe, quiet axes, readable on light and dark pages."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from cycler import cycler
+from matplotlib.figure import Figure
+
+DPI = 160
+
+# Okabe and Ito (2008), in an order that keeps neighbours apart.
+_HUES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+_FIXED = {
+    "thor": "#D55E00",
+    "sgd": "#0072B2",
+    "adamw": "#009E73",
+    "muon": "#CC79A7",
+    "kfac": "#E69F00",
+    "ekfac": "#56B4E9",
+}
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a page.
+
+    Attributes:
+        name: ``light`` or ``dark``.
+        paper: Background.
+        ink: Text and axes.
+        faint: Grid and secondary lines.
+        decisions: Colours of update, keep and freeze.
+    """
+
+    name: str
+    paper: str
+    ink: str
+    faint: str
+    decisions: tuple[str, str, str]
+
+
+LIGHT = Theme("light", "#ffffff", "#1f2933", "#c9d1d9", ("#D55E00", "#56B4E9", "#8a97a6"))
+DARK = Theme("dark", "#14181d", "#e6edf3", "#3d4650", ("#E8762D", "#56B4E9", "#6c7885"))
+
+
+def colours(names: Sequence[str]) -> Mapping[str, str]:
+    """Returns a colour for each optimizer; the well-known ones keep theirs in every figure."""
+    free = iter([hue for hue in _HUES if hue not in {_FIXED.get(name) for name in names}] * 4)
+    return {name: _FIXED[name] if name in _FIXED else next(free) for name in names}
+
+
+@contextmanager
+def themed(theme: Theme) -> Iterator[None]:
+    """Draws the enclosed figures in a theme."""
+    settings: dict[Any, Any] = {
+        "figure.facecolor": theme.paper,
+        "savefig.facecolor": theme.paper,
+        "axes.facecolor": theme.paper,
+        "axes.edgecolor": theme.faint,
+        "axes.labelcolor": theme.ink,
+        "axes.titlecolor": theme.ink,
+        "axes.titlesize": 11,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.titlepad": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "axes.prop_cycle": cycler(color=_HUES),
+        "grid.color": theme.faint,
+        "grid.alpha": 0.5,
+        "grid.linewidth": 0.6,
+        "xtick.color": theme.ink,
+        "ytick.color": theme.ink,
+        "text.color": theme.ink,
+        "font.size": 9.5,
+        "legend.frameon": False,
+        "lines.linewidth": 1.8,
+        "lines.solid_capstyle": "round",
+    }
+    with mpl.rc_context(settings):
+        yield
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as PNG."""
+    figure.savefig(path, dpi=DPI)

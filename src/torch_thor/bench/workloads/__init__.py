@@ -1,0 +1,21 @@
+"""The registry of workloads. A new one is a module and a line here."""
+
+from torch_thor.bench.errors import unknown_choice
+from torch_thor.bench.workloads.base import ACCURACY, Metric, Workload
+from torch_thor.bench.workloads.digits import DIGITS
+from torch_thor.bench.workloads.fashion import FASHION
+
+__all__ = ["ACCURACY", "WORKLOADS", "Metric", "Workload", "find_workload"]
+
+WORKLOADS: dict[str, Workload] = {workload.name: workload for workload in (DIGITS, FASHION)}
+
+
+def find_workload(name: str) -> Workload:
+    """Returns a workload by its name.
+
+    Raises:
+        BenchError: There is none of that name.
+    """
+    if name not in WORKLOADS:
+        raise unknown_choice("WORKLOAD", name, WORKLOADS)
+    return WORKLOADS[name]

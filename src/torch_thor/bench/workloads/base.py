@@ -1,0 +1,97 @@
+"""The parts of a workload: a model, its data, a loss, a metric and a target."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from torch_thor.bench.config import DataSource
+from torch_thor.bench.data import Augmentation, TrainTest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """What the test set is judged by.
+
+    Attributes:
+        name: Name in tables and figures.
+        unit: Unit after a value, such as ``%``; may be empty.
+        higher_is_better: Direction of improvement.
+        score: ``(outputs, targets) -> [samples]``: score of each sample; the metric is their mean.
+        low: Smallest possible value.
+        high: Largest possible value.
+    """
+
+    name: str
+    unit: str
+    higher_is_better: bool
+    score: Callable[[Tensor, Tensor], Tensor]
+    low: float
+    high: float
+
+    def reaches(self, value: float, target: float) -> bool:
+        """Tells whether a value is at the target or beyond it."""
+        return value >= target if self.higher_is_better else value <= target
+
+    def best(self, values: list[float]) -> float:
+        """Returns the best of some values."""
+        return max(values) if self.higher_is_better else min(values)
+
+    def goal(self, target: float) -> str:
+        """Returns a target as short as it can be written, with its unit."""
+        return f"{target:g} {self.unit}".rstrip()
+
+    def format(self, value: float) -> str:
+        """Returns the value with two digits and its unit."""
+        return f"{value:.2f} {self.unit}".rstrip()
+
+
+def _percent_right(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Returns 100 for each sample whose largest output is its class, else 0."""
+    return 100.0 * (outputs.argmax(dim=1) == targets).float()
+
+
+ACCURACY = Metric(
+    name="accuracy",
+    unit="%",
+    higher_is_better=True,
+    score=_percent_right,
+    low=0.0,
+    high=100.0,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """A training task with everything fixed but the optimizer.
+
+    Attributes:
+        name: Name on the command line.
+        description: One line.
+        input_summary: Data and shapes, one line.
+        load: Reads the data set; raises BenchError where files are missing.
+        build_model: Returns a fresh model, its weights drawn from torch's global generator.
+        loss: ``(outputs, targets) -> scalar``, a mean over the batch.
+        metric: What the test set is judged by.
+        target: Value of the metric that a comparison times.
+        epochs: Horizon for an optimizer without a tuned one.
+        batch_size: Samples per step.
+        augment: Changes training batches at random, or None.
+        autocast: Type for the forward pass under autocast, or None for float32.
+        memory_format: Layout of images and convolution weights.
+    """
+
+    name: str
+    description: str
+    input_summary: str
+    load: Callable[[DataSource], TrainTest]
+    build_model: Callable[[], nn.Module]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    metric: Metric
+    target: float
+    epochs: int
+    batch_size: int
+    augment: Augmentation | None = None
+    autocast: torch.dtype | None = None
+    memory_format: torch.memory_format = torch.contiguous_format

@@ -1,0 +1,105 @@
+"""Optimizers as the bench builds them: every parameter trains, schedules and views are right."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from torch_thor.bench.muon import FlattenedMuon, as_matrix
+from torch_thor.bench.optimizers import OPTIMIZERS, Triangle, build_rule
+from torch_thor.bench.recipes import RECIPES, plan_run
+from torch_thor.bench.settings import (
+    Settings,
+    SGDSettings,
+    THORSettings,
+    from_values,
+    override,
+    to_values,
+)
+from torch_thor.bench.workloads import WORKLOADS, find_workload
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_every_parameter_moves(name: str) -> None:
+    workload = find_workload("digits")
+    config = plan_run(workload, name, seed=0)
+    model = workload.build_model()
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    rule = build_rule(model, config, steps_per_epoch=2)
+    loss = workload.loss(model(torch.randn(16, 1, 8, 8)), torch.arange(16) % 10)
+    rule.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    rule.step()
+    still = [key for key, value in model.named_parameters() if torch.equal(value, before[key])]
+    assert still == []
+
+
+def test_recipes_name_what_exists() -> None:
+    assert {workload for workload, _ in RECIPES} <= set(WORKLOADS)
+    assert {optimizer for _, optimizer in RECIPES} <= set(OPTIMIZERS)
+    for (_, optimizer), recipe in RECIPES.items():
+        assert type(recipe.settings) is type(OPTIMIZERS[optimizer].settings)
+
+
+def test_triangle_rises_to_one_and_falls_to_zero() -> None:
+    triangle = Triangle(100, 0.15)
+    values = [triangle(step) for step in range(101)]
+    assert max(values) == values[14] == pytest.approx(1.0)
+    assert values[:14] == pytest.approx([(step + 1) / 15 for step in range(14)])
+    falls = [a - b for a, b in pairwise(values[14:])]
+    assert falls == pytest.approx([falls[0]] * len(falls))
+    assert values[100] == 0.0
+    assert all(0 < value <= 1 for value in values[:100])
+
+
+@pytest.mark.parametrize("total", [1, 2, 7])
+@pytest.mark.parametrize("warmup", [0.0, 0.15, 0.99])
+def test_triangle_is_sound_in_short_runs(total: int, warmup: float) -> None:
+    triangle = Triangle(total, warmup)
+    assert all(0 < triangle(step) <= 1 for step in range(total))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_flattened_muon_equals_muon_on_the_matrix(memory_format: torch.memory_format) -> None:
+    weight = nn.Parameter(torch.randn(6, 4, 3, 3).to(memory_format=memory_format))
+    matrix = nn.Parameter(weight.detach().flatten(1).clone())
+    options: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}
+    flattened = FlattenedMuon([weight], **options)
+    reference = torch.optim.Muon([matrix], **options)
+    for _ in range(3):
+        gradient = torch.randn(6, 4, 3, 3)
+        weight.grad, matrix.grad = gradient, gradient.flatten(1)
+        flattened.step()
+        reference.step()  # type: ignore[no-untyped-call]
+    # bfloat16 inside Newton–Schulz: another order of columns rounds otherwise
+    assert torch.allclose(weight.flatten(1), matrix, atol=2e-2)
+    flattened.zero_grad()
+    assert weight.grad is None
+
+
+def test_as_matrix_is_a_view_in_both_layouts() -> None:
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        tensor = torch.randn(5, 4, 3, 3).to(memory_format=memory_format)
+        assert as_matrix(tensor).data_ptr() == tensor.data_ptr()
+        assert as_matrix(tensor).shape == (5, 36)
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_settings_come_back_from_plain_values_and_from_text(name: str) -> None:
+    settings: Settings = OPTIMIZERS[name].settings
+    assert from_values(type(settings), to_values(settings)) == settings
+    texts = [f"{key}={value}" for key, value in to_values(settings).items()]
+    assert override(settings, texts) == settings
+
+
+def test_the_later_of_two_changes_holds() -> None:
+    assert override(SGDSettings(), ["lr=1", "lr = 0.5"]).lr == 0.5
+
+
+@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("none", None), ("64", 64)])
+def test_split_takes_a_number_auto_or_none(text: str, value: object) -> None:
+    assert override(THORSettings(), [f"split={text}"]).split == value

@@ -1,0 +1,233 @@
+"""A run: its records, its clock, and that a stopped run goes on bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from typing import IO, TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from torch_thor import CurvatureError, NonFiniteGradientError
+from torch_thor.bench.checkpoint import CHECKPOINT_FILE
+from torch_thor.bench.errors import BenchError, RunDivergedError, RunInterruptedError
+from torch_thor.bench.recipes import RunOptions, plan_run
+from torch_thor.bench.records import RECORDS_FILE, Record, RunFailed, RunFinished, read_run
+from torch_thor.bench.train import train
+from torch_thor.bench.workloads import find_workload
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch_thor.bench.config import RunConfig
+    from torch_thor.bench.records import Run
+    from torch_thor.bench.workloads import Workload
+
+OPTIMIZERS = ("thor", "kfac", "ekfac", "sgd", "adamw", "muon")
+
+
+def plan(workload: Workload, optimizer: str = "sgd", **options: Any) -> RunConfig:
+    return plan_run(workload, optimizer, seed=0, options=RunOptions(**options))
+
+
+def trajectory(run: Run) -> list[object]:
+    """Everything that a run recorded, without what differs by the machine's mood."""
+    same_clock = [replace(record, seconds=0.0) for record in (*run.steps, *run.evaluations)]
+    losses = [(record.epoch, record.step, record.train_loss) for record in run.epochs]
+    return [*same_clock, *losses, *run.decisions]
+
+
+class SignalAt:
+    """An observer that sends a signal to its own process after some records."""
+
+    def __init__(self, count: int, number: signal.Signals) -> None:
+        self._left = count
+        self._number = number
+
+    def observe(self, _record: Record) -> None:
+        self._left -= 1
+        if self._left == 0:
+            signal.raise_signal(self._number)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_each_optimizer_learns_the_tiny_workload(
+    optimizer: str, tiny: Workload, tmp_path: Path
+) -> None:
+    changes = ["lr=0.01"] if optimizer in {"kfac", "ekfac"} else []
+    options = RunOptions(epochs=10)
+    config = plan_run(tiny, optimizer, seed=0, changes=changes, options=options)
+    result = train(config, tmp_path)
+    assert result.best_metric > 90
+
+
+def test_records_tell_the_whole_run(tiny: Workload, tmp_path: Path) -> None:
+    result = train(plan(tiny, epochs=3, evals_per_epoch=2), tmp_path)
+    run = read_run(tmp_path)
+    assert run.started.steps_per_epoch == 4
+    assert [record.step for record in run.evaluations] == [2, 4, 6, 8, 10, 12]
+    assert [record.epoch for record in run.epochs] == [1, 2, 3]
+    assert run.end == RunFinished(
+        step=12,
+        seconds=result.seconds,
+        best_metric=result.best_metric,
+        final_metric=result.final_metric,
+    )
+    seconds = [record.seconds for record in run.evaluations]
+    assert seconds == sorted(seconds)
+    assert sum(record.epoch_seconds for record in run.epochs) == pytest.approx(result.seconds)
+    assert all(record.peak_memory_mb > 10 for record in run.epochs)
+
+
+def test_evaluation_is_outside_the_clock(
+    tiny: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.5)
+        return (outputs.argmax(dim=1) == targets).float()
+
+    workload = replace(tiny, metric=replace(tiny.metric, score=slow))
+    monkeypatch.setattr("torch_thor.bench.train.find_workload", lambda _: workload)
+    begun = time.perf_counter()
+    result = train(plan(tiny, epochs=2), tmp_path)
+    assert time.perf_counter() - begun > 1.0
+    assert result.seconds < time.perf_counter() - begun - 1.0
+
+
+def test_same_seed_same_run_other_seed_other_run(tiny: Workload, tmp_path: Path) -> None:
+    config = plan(tiny)
+    runs = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(replace(config, seed=seed), tmp_path / name)
+        runs.append(trajectory(read_run(tmp_path / name)))
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("optimizer", ["thor", "ekfac", "muon"])
+def test_a_signal_saves_and_resume_is_bit_exact(
+    optimizer: str, number: signal.Signals, tiny: Workload, tmp_path: Path
+) -> None:
+    config = replace(plan(tiny, optimizer, epochs=4), record_every=1)
+    train(config, tmp_path / "whole")
+    with pytest.raises(RunInterruptedError, match=r"go on with: thor train tiny .* --resume"):
+        train(config, tmp_path / "cut", observers=[SignalAt(9, number)])
+    cut = read_run(tmp_path / "cut")
+    assert 0 < cut.steps[-1].step < 16
+    train(config, tmp_path / "cut", resume=True)
+    assert trajectory(read_run(tmp_path / "cut")) == trajectory(read_run(tmp_path / "whole"))
+    states = [
+        torch.load(tmp_path / name / CHECKPOINT_FILE, weights_only=True)["model"]
+        for name in ("cut", "whole")
+    ]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
+
+
+def test_a_killed_process_resumes_bit_exact(tmp_path: Path) -> None:
+    out, epochs = tmp_path / "killed", 8
+    command = [sys.executable, "-m", "torch_thor.bench.cli", "train", "digits", "--optimizer"]
+    command += ["thor", "--epochs", str(epochs), "--out", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)  # noqa: S603
+    while not (out / CHECKPOINT_FILE).exists():
+        assert child.poll() is None
+        time.sleep(0.002)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    assert read_run(out).end is None
+    config = plan(find_workload("digits"), "thor", epochs=epochs)
+    train(config, out, resume=True)
+    train(config, tmp_path / "whole")
+    assert trajectory(read_run(out)) == trajectory(read_run(tmp_path / "whole"))
+
+
+def test_resume_drops_a_half_written_line(tiny: Workload, tmp_path: Path) -> None:
+    config = plan(tiny, epochs=4)
+    train(config, tmp_path / "whole")
+    with pytest.raises(RunInterruptedError):
+        train(config, tmp_path / "cut", observers=[SignalAt(4, signal.SIGINT)])
+    with (tmp_path / "cut" / RECORDS_FILE).open("a") as file:
+        file.write('{"kind": "step", "st')
+    train(config, tmp_path / "cut", resume=True)
+    assert trajectory(read_run(tmp_path / "cut")) == trajectory(read_run(tmp_path / "whole"))
+
+
+def test_a_run_stopped_before_its_first_checkpoint_begins_anew(
+    tiny: Workload, tmp_path: Path
+) -> None:
+    config = plan(tiny)
+    train(config, tmp_path / "whole")
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    first = (tmp_path / "whole" / RECORDS_FILE).read_text().splitlines()[0]
+    (cut / RECORDS_FILE).write_text(first + "\n")
+    train(config, cut, resume=True)
+    assert trajectory(read_run(cut)) == trajectory(read_run(tmp_path / "whole"))
+
+
+def test_nan_loss_fails_with_the_last_good_checkpoint_kept(
+    tiny: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        value = tiny.loss(outputs, targets)
+        return value if calls < 8 else value * float("nan")
+
+    workload = replace(tiny, loss=loss)
+    monkeypatch.setattr("torch_thor.bench.train.find_workload", lambda _: workload)
+    with pytest.raises(RunDivergedError, match=r"sgd on tiny: loss became nan at step 7.*epoch 1"):
+        train(plan(tiny), tmp_path)
+    assert read_run(tmp_path).end == RunFailed(
+        step=6, seconds=pytest.approx(0, abs=60), reason="loss became nan at step 7"
+    )
+    saved = torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)
+    assert saved["progress"]["step"] == 4
+    assert all(value.isfinite().all() for value in saved["model"].values())
+
+
+@pytest.mark.parametrize("kind", [CurvatureError, NonFiniteGradientError])
+def test_an_optimizer_that_gives_up_fails_the_run(
+    kind: type[Exception], tiny: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def give_up(_self: object) -> None:
+        raise kind("layer 0 could not be inverted")
+
+    monkeypatch.setattr("torch_thor.THOR.step", give_up)
+    with pytest.raises(RunDivergedError, match="thor on tiny: layer 0 could not be inverted"):
+        train(plan(tiny, "thor"), tmp_path)
+    assert isinstance(read_run(tmp_path).end, RunFailed)
+
+
+def test_a_full_disk_leaves_the_former_checkpoint(
+    tiny: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = plan(tiny, epochs=4)
+    train(config, tmp_path / "whole")
+    cut = tmp_path / "cut"
+    with pytest.raises(RunInterruptedError):
+        train(config, cut, observers=[SignalAt(4, signal.SIGINT)])
+    before = (cut / CHECKPOINT_FILE).read_bytes()
+
+    def full(_payload: object, file: IO[bytes]) -> None:
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("torch_thor.bench.checkpoint.torch.save", full)
+        with pytest.raises(BenchError, match=r"cannot be written.*No space left.*--resume"):
+            train(config, cut, resume=True)
+    assert (cut / CHECKPOINT_FILE).read_bytes() == before
+    train(config, cut, resume=True)
+    assert trajectory(read_run(cut)) == trajectory(read_run(tmp_path / "whole"))

@@ -1,0 +1,56 @@
+"""Shared set-up: every test starts from the same random state and leaves no setting behind."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Examples are derived from the test itself, so that a failure on one machine is a failure on all.
+settings.register_profile(
+    "default",
+    deadline=None,
+    derandomize=True,
+    max_examples=40,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+# A longer, random search: HYPOTHESIS_PROFILE=search make test ARGS=tests/test_optimizer.py
+settings.register_profile(
+    "search", parent=settings.get_profile("default"), derandomize=False, max_examples=1000
+)
+# Threads only wait for each other on matrices of this size, and other processes for both.
+torch.set_num_threads(1)
+
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the switch that records golden curves anew."""
+    parser.addoption("--record-golden", action="store_true", help="write tests/golden anew")
+
+
+@pytest.fixture
+def record_golden(request: pytest.FixtureRequest) -> bool:
+    """Whether golden curves are to be written instead of compared."""
+    return bool(request.config.getoption("--record-golden"))
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """Seed torch before every test."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def default_dtype_kept() -> Iterator[None]:
+    """Restore torch's default dtype, so that a float64 test cannot change the next one."""
+    before = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(before)

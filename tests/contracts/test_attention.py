@@ -1,0 +1,64 @@
+"""Promise: attention layers, whose fused kernels bypass modules, train and are accounted for."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from helpers import weights
+from torch_thor import THOR
+
+
+class Attention(nn.Module):
+    """One block: attention, then a feed-forward layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.feed = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed, _ = self.attention(x, x, x, need_weights=False)
+        return self.feed(x + mixed).mean(1)
+
+
+def test_multihead_attention_trains_and_stands_in_coverage() -> None:
+    """Case 3."""
+    model = Attention()
+    optimizer = THOR(model, lr=0.1)
+    inputs, targets = torch.randn(8, 5, 8), torch.randn(8, 3)
+    before = weights(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            optimizer.zero_grad()
+            ((model(inputs) - targets) ** 2).mean().backward()
+            optimizer.step()
+    for name, old, new in zip(dict(model.named_parameters()), before, weights(model), strict=True):
+        assert not torch.equal(old, new), f"{name} does not train"
+    report = {entry.name: entry for entry in optimizer.coverage()}
+    assert report.keys() == dict(model.named_parameters()).keys()
+    for name, entry in report.items():
+        if name.startswith("attention"):
+            assert entry.reason, f"{name} has no reason"
+
+
+def test_a_stock_transformer_layer_trains() -> None:
+    """Case 3: the whole encoder layer, norms and dropout included."""
+    model = nn.Sequential(
+        nn.TransformerEncoderLayer(8, 2, dim_feedforward=16, batch_first=True),
+        nn.Flatten(),
+        nn.Linear(40, 3),
+    )
+    optimizer = THOR(model, lr=0.01)
+    inputs, targets = torch.randn(8, 5, 8), torch.randn(8, 3)
+    before = weights(model)
+    for _ in range(3):
+        optimizer.zero_grad()
+        ((model(inputs) - targets) ** 2).mean().backward()
+        optimizer.step()
+    for name, old, new in zip(dict(model.named_parameters()), before, weights(model), strict=True):
+        assert not torch.equal(old, new), f"{name} does not train"
+        assert new.isfinite().all()

@@ -1,0 +1,52 @@
+"""Promise: defaults win on an untuned first try, and no preset's defaults diverge."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from digits import Curve, train_on_digits
+from torch_thor import EKFAC, KFAC, THOR
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+SEEDS = (0, 1, 2)
+
+
+def median_curve(build: Callable[[nn.Module], torch.optim.Optimizer]) -> Curve:
+    """The run in the middle by its final validation loss."""
+    return sorted((train_on_digits(build, seed) for seed in SEEDS), key=lambda c: c.final)[1]
+
+
+@pytest.mark.parametrize(
+    "peer",
+    [
+        lambda model: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True),
+        lambda model: torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True),
+        lambda model: torch.optim.AdamW(model.parameters()),
+    ],
+    ids=["SGD 0.1", "SGD 0.01", "AdamW"],
+)
+def test_thor_out_of_the_box_beats_the_usual_first_tries(
+    peer: Callable[[nn.Module], torch.optim.Optimizer],
+) -> None:
+    """Case 43."""
+    ours, theirs = median_curve(THOR), median_curve(peer)
+    assert ours.final < theirs.final
+    assert ours.accuracy >= theirs.accuracy
+
+
+@pytest.mark.parametrize("kind", [THOR, KFAC, EKFAC])
+def test_no_preset_diverges_with_its_defaults(kind: type[THOR]) -> None:
+    """Case 43."""
+    for seed in SEEDS:
+        curve = train_on_digits(kind, seed)
+        assert math.isfinite(curve.final)
+        assert curve.losses[-1] < 0.5 * curve.losses[0]
+        assert curve.accuracy > 0.9

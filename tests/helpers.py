@@ -1,0 +1,103 @@
+"""Small models, losses and loops that several test files share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_thor import Refresh, Statistics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# Every row counts, nothing is remembered, everything is refreshed at every step: what the
+# formulas describe without the approximations that make them cheap.
+EXACT: dict[str, Any] = {
+    "statistics": Statistics(decay=0.0, rows=None),
+    "refresh": Refresh(stagger=False),
+    "factor_interval": 1,
+    "norm_control": None,
+    "trace_rule": None,
+}
+# The same as keywords of THOR, whose factors and inverses share one interval.
+EXACT_THOR: dict[str, Any] = {
+    **{key: value for key, value in EXACT.items() if key != "factor_interval"},
+    "interval": 1,
+}
+# THOR's own defaults but for this: everything is refreshed at every step.
+AT_EVERY_STEP: dict[str, Any] = {"interval": 1, "refresh": Refresh(stagger=False)}
+
+
+def half_square(outputs: Tensor, targets: Tensor) -> Tensor:
+    """½‖y − t‖², summed over everything: the loss of one sample, or the sum over several."""
+    return 0.5 * ((outputs - targets) ** 2).sum()
+
+
+def mean_half_square(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The mean of the samples' losses."""
+    return half_square(outputs, targets) / len(outputs)
+
+
+def mlp(width: int = 6, *, bias: bool = True) -> nn.Sequential:
+    """5 → width → 3 with tanh between."""
+    return nn.Sequential(nn.Linear(5, width, bias=bias), nn.Tanh(), nn.Linear(width, 3, bias=bias))
+
+
+def convnet() -> nn.Sequential:
+    """Two convolutions (the second grouped) and a head, for images [2, 6, 6]."""
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.Tanh(),
+        nn.Conv2d(4, 4, 3, stride=2, groups=2, bias=False),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    )
+
+
+def data(
+    samples: int = 8, *shape: int, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Inputs [samples, *shape] (default: for ``mlp``) and targets [samples, 3]."""
+    inputs = torch.randn(samples, *(shape or (5,)), dtype=dtype)
+    return inputs, torch.randn(samples, 3, dtype=dtype)
+
+
+def train(
+    model: nn.Module,
+    optimizer: Any,
+    batches: list[tuple[Tensor, Tensor]],
+    loss: Callable[[Tensor, Tensor], Tensor] = mean_half_square,
+) -> list[float]:
+    """One step per batch; the losses before each step."""
+    losses = []
+    for inputs, targets in batches:
+        optimizer.zero_grad()
+        value = loss(model(inputs), targets)
+        value.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(float(value.detach()))
+    return losses
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    """Copies of all parameters."""
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
+    """Bit for bit."""
+    for (name, ours), theirs in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(ours, theirs), f"{name} differs by {(ours - theirs).abs().max():.3g}"
+
+
+def gradient_matrices(layer: nn.Module) -> Iterator[Tensor]:
+    """The gradient of a layer as [out/groups, in (+1)], one per group, bias in the last column."""
+    assert isinstance(layer.weight, Tensor)
+    assert layer.weight.grad is not None
+    matrix = layer.weight.grad.flatten(1)
+    if isinstance(layer.bias, Tensor) and layer.bias.grad is not None:
+        matrix = torch.cat([matrix, layer.bias.grad[:, None]], dim=1)
+    yield from matrix.chunk(int(getattr(layer, "groups", 1)))

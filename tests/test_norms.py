@@ -1,0 +1,87 @@
+"""Norm control on stacks, against the oracle's formulas for one layer at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from oracle import grafted, kl_clip_factor, with_rms
+from torch_thor import NormControl
+from torch_thor.norms import inner_product, kl_clip, set_lengths
+
+# Two stacks of two layers each: [layers, matrices, out, columns]
+SHAPES = [(2, 1, 3, 4), (2, 2, 2, 5)]
+RATES = [[0.1, 0.2], [0.3, 0.4]]
+
+
+def stacks() -> list[Tensor]:
+    return [torch.randn(shape, dtype=torch.float64) for shape in SHAPES]
+
+
+def controlled(control: NormControl, ours: list[Tensor], raw: list[Tensor]) -> list[Tensor]:
+    """Every layer's direction after norm control."""
+    changed = [stack.clone() for stack in ours]
+    for direction, source in zip(changed, raw, strict=True):
+        set_lengths(control, direction, source)
+    return layers_of(changed)
+
+
+def layers_of(stacked: list[Tensor]) -> list[Tensor]:
+    return [layer for stack in stacked for layer in stack]
+
+
+def test_graft_takes_the_norm_of_what_was_preconditioned() -> None:
+    ours, raw = stacks(), stacks()
+    found = controlled(NormControl("graft"), ours, raw)
+    expected = [grafted(*pair) for pair in zip(layers_of(ours), layers_of(raw), strict=True)]
+    torch.testing.assert_close(found, expected)
+
+
+def test_rms_fixes_the_root_mean_square_at_limit_over_root_columns() -> None:
+    ours = stacks()
+    found = controlled(NormControl("rms", limit=0.3), ours, stacks())
+    expected = [with_rms(one, 0.3 / one.shape[-1] ** 0.5) for one in layers_of(ours)]
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("limit", [1e-3, 1e3])
+def test_kl_clip_shares_one_factor_and_counts_the_rate_once(limit: float) -> None:
+    ours = stacks()
+    raw = [stack + 0.1 * noise for stack, noise in zip(ours, stacks(), strict=True)]
+    inner = [
+        inner_product(direction, source, rates)
+        for direction, source, rates in zip(ours, raw, RATES, strict=True)
+    ]
+    found = kl_clip(limit, torch.stack(inner).sum())
+    # a rate per layer is a rate inside the sum: move it into the vectors and use 1 outside
+    rates = [rate for pair in RATES for rate in pair]
+    weighted = [
+        [rate * one for rate, one in zip(rates, layers_of(side), strict=True)]
+        for side in (ours, raw)
+    ]
+    factor = kl_clip_factor(weighted[0], weighted[1], lr=1.0, kl=limit)
+    assert (factor < 1) == (limit < 1)
+    assert found.item() == pytest.approx(factor)
+
+
+@pytest.mark.parametrize("kind", ["graft", "rms", "kl_clip"])
+def test_zero_directions_divide_by_nothing(kind: str) -> None:
+    zeros = [torch.zeros(shape, dtype=torch.float64) for shape in SHAPES]
+    found = controlled(NormControl(kind), zeros, zeros)
+    assert all(torch.equal(one, torch.zeros_like(one)) for one in found)
+    assert kl_clip(1.0, torch.tensor(0.0)).item() == 1.0
+    assert kl_clip(1.0, torch.tensor(-1.0)).item() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"kind": "clip"}, ["norm_control='clip'", "'kl_clip'", "'graft'", "'rms'"]),
+        ({"kind": "rms", "limit": 0.0}, ["limit=0.0", "> 0"]),
+    ],
+)
+def test_bad_norm_control_is_refused(arguments: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"^Invalid") as caught:
+        NormControl(**arguments)
+    assert [word for word in words if word not in str(caught.value)] == []

@@ -1,0 +1,106 @@
+"""With preconditioning off, THOR is torch.optim.SGD bit for bit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+
+from helpers import assert_same_weights, convnet, data, train
+from torch_thor import THOR, Base, Refresh, Update
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def pair() -> tuple[nn.Module, nn.Module]:
+    one, other = convnet(), convnet()
+    other.load_state_dict(one.state_dict())
+    return one, other
+
+
+def batches(count: int = 6) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [data(8, 2, 6, 6) for _ in range(count)]
+
+
+@pytest.mark.parametrize("on_nonfinite", ["skip", "ignore"])
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize(("momentum", "decay"), [(0.0, 0.0), (0.9, 0.0), (0.9, 5e-4), (0.0, 0.1)])
+def test_every_setting_of_sgd(
+    momentum: float, decay: float, nesterov: bool, on_nonfinite: Any
+) -> None:
+    ours, theirs = pair()
+    data_of_the_run = batches()
+    thor = THOR(
+        ours,
+        lr=0.1,
+        momentum=momentum,
+        weight_decay=decay,
+        update=Update(nesterov=nesterov),
+        exclude=("*",),
+        refresh=Refresh(on_nonfinite=on_nonfinite),
+    )
+    sgd = torch.optim.SGD(
+        theirs.parameters(),
+        lr=0.1,
+        momentum=momentum,
+        weight_decay=decay,
+        nesterov=nesterov and momentum > 0,
+    )
+    assert train(ours, thor, data_of_the_run) == train(theirs, sgd, data_of_the_run)
+    assert_same_weights(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6),
+        lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=8),
+        lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2),
+    ],
+)
+def test_under_a_scheduler(schedule: Callable[[torch.optim.Optimizer], Any]) -> None:
+    ours, theirs = pair()
+    thor = THOR(ours, lr=0.1, weight_decay=0.0, exclude=(nn.Module,), update=Update(nesterov=False))
+    sgd = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9)
+    schedulers = schedule(thor), schedule(sgd)
+    for batch in batches():
+        train(ours, thor, [batch])
+        train(theirs, sgd, [batch])
+        for scheduler in schedulers:
+            scheduler.step()
+    assert_same_weights(ours, theirs)
+
+
+def test_with_parameter_groups_and_a_group_added_later() -> None:
+    ours, theirs = pair()
+
+    def groups(model: nn.Module) -> list[dict[str, Any]]:
+        return [
+            {"params": list(model[0].parameters()), "lr": 0.05, "weight_decay": 0.0},
+            {"params": list(model[2].parameters()), "momentum": 0.5},
+        ]
+
+    thor = THOR(
+        ours, groups(ours), lr=0.1, weight_decay=0.01, exclude=("*",), update=Update(nesterov=False)
+    )
+    sgd = torch.optim.SGD(groups(theirs), lr=0.1, momentum=0.9, weight_decay=0.01)
+    for count, batch in enumerate(batches()):
+        if count == 3:
+            for model, optimizer in ((ours, thor), (theirs, sgd)):
+                optimizer.add_param_group({"params": list(model[5].parameters()), "lr": 0.2})
+        train(ours, thor, [batch])
+        train(theirs, sgd, [batch])
+    assert_same_weights(ours, theirs)
+
+
+def test_adamw_as_the_base_rule() -> None:
+    ours, theirs = pair()
+    data_of_the_run = batches()
+    thor = THOR(ours, lr=0.01, weight_decay=0.1, exclude=("*",), base=Base("adamw"))
+    adamw = torch.optim.AdamW(theirs.parameters(), lr=0.01, weight_decay=0.1, betas=(0.9, 0.95))
+    train(ours, thor, data_of_the_run)
+    train(theirs, adamw, data_of_the_run)
+    assert_same_weights(ours, theirs)
