@@ -391,9 +391,9 @@ def test_norm_control_scales_the_whole_layer(control: Any) -> None:
     torch.testing.assert_close((before - matrix_of(model)) / 0.1, expected)
 
 
-def test_kfac_is_the_literal_paper_update_with_its_defaults() -> None:
+def test_kfac_without_norm_control_is_the_literal_paper_update() -> None:
     model = nn.Linear(5, 3).double()
-    optimizer = KFAC(model, lr=0.1, damping=0.2, statistics=Statistics(decay=0.95, rows=None))
+    optimizer = KFAC(model, lr=0.1, damping=0.2, norm_control=None)
     inputs, targets = data(8, dtype=torch.float64)
     seen = observe(model, "", inputs, targets, half_square)[0]
     before = matrix_of(model)
@@ -421,6 +421,7 @@ def test_ekfac_rescales_in_the_eigenbasis_by_exact_second_moments(
         lr=1.0,
         momentum=0.0,
         weight_decay=0.0,
+        norm_control=None,
         damping=Damping(0.1, "both"),
         statistics=Statistics(decay=0.0, rows=None),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import torch
 
 from torch_thor import CurvatureError, NonFiniteGradientError
 from torch_thor.bench.checkpoint import CHECKPOINT_FILE
+from torch_thor.bench.compare import CompareOptions, plan_comparison, run_comparison
+from torch_thor.bench.config import DataSource
 from torch_thor.bench.errors import BenchError, RunDivergedError, RunInterruptedError
 from torch_thor.bench.recipes import RunOptions, plan_run
 from torch_thor.bench.records import RECORDS_FILE, Record, RunFailed, RunFinished, read_run
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch_thor.bench.config import RunConfig
+    from torch_thor.bench.observers import Observer
     from torch_thor.bench.records import Run
     from torch_thor.bench.workloads import Workload
 
@@ -148,6 +152,22 @@ def test_a_killed_process_resumes_bit_exact(tmp_path: Path) -> None:
     train(config, out, resume=True)
     train(config, tmp_path / "whole")
     assert trajectory(read_run(out)) == trajectory(read_run(tmp_path / "whole"))
+
+
+def test_a_stopped_comparison_says_how_to_go_on_and_does(tiny: Workload, tmp_path: Path) -> None:
+    options = CompareOptions(seeds=2)
+    comparison = plan_comparison(tiny, ["sgd", "adamw"], options)
+
+    def stop_in_the_second(_config: RunConfig, _folder: Path, number: int) -> list[Observer]:
+        return [SignalAt(3, signal.SIGINT)] if number == 2 else []
+
+    told = f"run 2 of 4; go on with: {re.escape(comparison.command)} --out {tmp_path}$"
+    with pytest.raises(RunInterruptedError, match=told):
+        run_comparison(comparison, tmp_path, source=DataSource(), observe=stop_in_the_second)
+    runs = run_comparison(comparison, tmp_path, source=DataSource(), observe=lambda *_: ())
+    assert all(isinstance(run.end, RunFinished) for run in runs)
+    names = [run.config.name for run in runs]
+    assert names == ["sgd-seed0", "adamw-seed0", "sgd-seed1", "adamw-seed1"]
 
 
 def test_resume_drops_a_half_written_line(tiny: Workload, tmp_path: Path) -> None:

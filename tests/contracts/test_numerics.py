@@ -166,6 +166,29 @@ def test_a_step_with_bad_numbers_is_skipped_without_a_trace(value: float, where:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("where", ["first batch", "later batch"])
+def test_bad_numbers_never_reach_a_running_average(where: str, value: float) -> None:
+    """Case 24: a preconditioner alone does not look at gradients, but guards its factors."""
+    batches = [data(8) for _ in range(3)]
+    bad = data(8)
+    bad[0][0, 0] = value
+    found = []
+    for disturbed in (False, True):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(5, 6), nn.Softplus(), nn.Linear(6, 3))
+        preconditioner = Preconditioner(model, **EVERY_STEP)
+        run = list(batches)
+        if disturbed:
+            run.insert(0 if where == "first batch" else 2, bad)
+        for inputs, targets in run:
+            model.zero_grad()
+            mean_half_square(model(inputs), targets).backward()
+            preconditioner.step()
+        found.append([parameter.grad for parameter in model.parameters()])
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_step_with_bad_numbers_raises_where_asked_to(value: float) -> None:
     """Case 24."""
     model = mlp()

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from torch_thor.bench import rundir
 from torch_thor.bench.config import DataSource, RunConfig
-from torch_thor.bench.errors import BenchError, RunDivergedError, reason
+from torch_thor.bench.errors import BenchError, RunDivergedError, RunInterruptedError, reason
 from torch_thor.bench.observers import Observer
 from torch_thor.bench.optimizers import find_optimizer
 from torch_thor.bench.recipes import RunOptions, plan_run
@@ -223,6 +223,10 @@ def run_comparison(
                 observers=observe(config, folder, number),
                 resume=rundir.has_run(folder),
             )
+        except RunInterruptedError as stopped:
+            message = f"stopped and saved in run {number} of {len(comparison.runs)}"
+            again = f"{comparison.command} --out {shlex.quote(str(directory))}"
+            raise RunInterruptedError(f"{message}; go on with: {again}") from stopped
         except RunDivergedError:
             continue  # on record as failed; the table counts the miss
     return [read_run(directory / config.name) for config in comparison.runs]

@@ -1,7 +1,8 @@
 """Tuned settings and horizons: what an optimizer uses on a workload unless the user says else."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch_thor.bench.config import RunConfig
@@ -17,7 +18,7 @@ from torch_thor.bench.settings import (
     override,
     to_values,
 )
-from torch_thor.bench.workloads import Workload
+from torch_thor.bench.workloads import Workload, find_workload
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,14 @@ def plan_run(
         evals_per_epoch=_at_least_one("--evals-per-epoch", options.evals_per_epoch, 1),
         device=options.device,
     )
+
+
+def resume_command(config: RunConfig, directory: Path) -> str:
+    """Returns the command that goes on with a run, without the settings that the recipe has."""
+    recipe = find_recipe(find_workload(config.workload), config.optimizer)
+    usual = to_values(recipe.settings)
+    changed = {key: value for key, value in config.settings.items() if value != usual.get(key)}
+    return f"{replace(config, settings=changed).command(directory)} --resume"
 
 
 def _at_least_one(argument: str, value: int | None, default: int) -> int:

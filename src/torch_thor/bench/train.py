@@ -16,6 +16,7 @@ from torch_thor.bench.data import Batch
 from torch_thor.bench.errors import BenchError, RunDivergedError, RunInterruptedError, reason
 from torch_thor.bench.machine import describe_machine
 from torch_thor.bench.observers import Observer
+from torch_thor.bench.recipes import resume_command
 from torch_thor.bench.records import (
     EpochRecord,
     EvaluationRecord,
@@ -213,9 +214,9 @@ class _Loop:
 
     def _stop(self) -> None:
         self._save()
-        command = self._config.command(self._directory)
+        command = resume_command(self._config, self._directory)
         message = f"stopped and saved at epoch {self._epochs_done:.2f}, step {self._progress.step}"
-        raise RunInterruptedError(f"{message}; go on with: {command} --resume")
+        raise RunInterruptedError(f"{message}; go on with: {command}")
 
     def _fail(self, what: str) -> Never:
         self._emit(RunFailed(step=self._progress.step, seconds=self._clock.seconds, reason=what))
