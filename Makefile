@@ -45,8 +45,10 @@ format: $(STAMP) ## Apply ruff's fixes and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## Measure step overhead and refresh time (pytest-benchmark)
-	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-group-by=group -p no:xdist $(ARGS)
+bench: export OMP_NUM_THREADS = 2
+bench: $(STAMP) ## Measure the cost of a training step against SGD, AdamW and Muon
+	$(BIN)/python benchmarks/step_cost.py small-resnet $(ARGS)
+	$(BIN)/python benchmarks/step_cost.py resnet18 $(ARGS)
 
 docs: $(DOCS) ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict

@@ -40,6 +40,19 @@ def mean_half_square(outputs: Tensor, targets: Tensor) -> Tensor:
     return half_square(outputs, targets) / len(outputs)
 
 
+class Scale(nn.Module):
+    """A factor per feature: parameters that no curvature is known for."""
+
+    def __init__(self, features: int) -> None:
+        """Start near one, all different."""
+        super().__init__()
+        self.factor = nn.Parameter(torch.linspace(0.9, 1.1, features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply."""
+        return x * self.factor
+
+
 def mlp(width: int = 6, *, bias: bool = True) -> nn.Sequential:
     """5 → width → 3 with tanh between."""
     return nn.Sequential(nn.Linear(5, width, bias=bias), nn.Tanh(), nn.Linear(width, 3, bias=bias))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import convnet, mlp
+from helpers import Scale, convnet, mlp
 from torch_thor import KFAC, THOR, Coverage, Preconditioner, Treatment
 
 
@@ -35,19 +35,18 @@ def test_every_parameter_stands_in_the_report_once_with_shape_and_reason(model: 
 
 
 def test_treatments_and_shares() -> None:
-    model = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 2))
+    model = nn.Sequential(nn.Linear(4, 5), Scale(5), nn.Linear(5, 2))
     model[2].bias.requires_grad_(requires_grad=False)
     report = report_of(model)
     treatments = {entry.name: entry.treatment for entry in report}
     assert treatments == {
         "0.weight": Treatment.PRECONDITIONED,
         "0.bias": Treatment.PRECONDITIONED,
-        "1.weight": Treatment.BASE,
-        "1.bias": Treatment.BASE,
+        "1.factor": Treatment.BASE,
         "2.weight": Treatment.PRECONDITIONED,
         "2.bias": Treatment.FROZEN,
     }
-    total = 20 + 5 + 10 + 10 + 2
+    total = 20 + 5 + 5 + 10 + 2
     assert report.share(Treatment.PRECONDITIONED) == pytest.approx(35 / total)
     assert sum(report.share(treatment) for treatment in Treatment) == pytest.approx(1)
 

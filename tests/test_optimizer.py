@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from helpers import (
     EXACT,
     EXACT_THOR,
+    Scale,
     convnet,
     data,
     gradient_matrices,
@@ -438,17 +439,17 @@ def test_ekfac_rescales_in_the_eigenbasis_by_exact_second_moments(
 def test_other_parameters_train_by_torchs_own_rule(
     rule: Literal["sgd", "adamw"], nesterov: bool
 ) -> None:
-    model = nn.Sequential(nn.LayerNorm(5), nn.Linear(5, 3), nn.LayerNorm(3))
-    twin = nn.Sequential(nn.LayerNorm(5), nn.Linear(5, 3), nn.LayerNorm(3))
+    model = nn.Sequential(Scale(5), nn.Linear(5, 3), Scale(3))
+    twin = nn.Sequential(Scale(5), nn.Linear(5, 3), Scale(3))
     twin.load_state_dict(model.state_dict())
     optimizer = THOR(
         model, lr=0.1, base=Base(rule, lr_scale=0.5, weight_decay=0.01), update=Update(nesterov)
     )
-    norms = [p for name, p in twin.named_parameters() if not name.startswith("1.")]
+    others = [p for name, p in twin.named_parameters() if not name.startswith("1.")]
     reference: torch.optim.Optimizer = (
-        torch.optim.SGD(norms, lr=0.05, momentum=0.9, weight_decay=0.01, nesterov=nesterov)
+        torch.optim.SGD(others, lr=0.05, momentum=0.9, weight_decay=0.01, nesterov=nesterov)
         if rule == "sgd"
-        else torch.optim.AdamW(norms, lr=0.05, weight_decay=0.01, betas=(0.9, 0.95))
+        else torch.optim.AdamW(others, lr=0.05, weight_decay=0.01, betas=(0.9, 0.95))
     )
     for _ in range(3):
         inputs, targets = data(8)

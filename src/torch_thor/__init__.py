@@ -9,10 +9,12 @@ from torch_thor.errors import (
     NonFiniteGradientError,
     StateMismatchError,
 )
-from torch_thor.options import Damping, NormControl, Refresh, Statistics, Update
+from torch_thor.layers import Geometry, LayerAdapter, register_adapter
+from torch_thor.options import Damping, Intervals, NormControl, Refresh, Statistics, Update
 from torch_thor.policies import Decision, LayerDecision, TraceRule
 from torch_thor.preconditioner import Preconditioner
 from torch_thor.presets import EKFAC, KFAC, THOR
+from torch_thor.sampling import RowPlan
 from torch_thor.schedules import (
     Constant,
     ExponentialDamping,
@@ -34,8 +36,11 @@ __all__ = [
     "Damping",
     "Decision",
     "ExponentialDamping",
+    "Geometry",
     "GrowingInterval",
+    "Intervals",
     "InvalidOptionError",
+    "LayerAdapter",
     "LayerDecision",
     "NonFiniteGradientError",
     "NormControl",
@@ -44,10 +49,12 @@ __all__ = [
     "PolynomialDecay",
     "Preconditioner",
     "Refresh",
+    "RowPlan",
     "StateMismatchError",
     "Statistics",
     "TraceRule",
     "Treatment",
     "Update",
     "WarmupPolynomialDecay",
+    "register_adapter",
 ]

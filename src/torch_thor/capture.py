@@ -1,4 +1,4 @@
-"""From hooks to statistics: which (a, g) pairs reached backward since the last step.
+"""From calls to statistics: which (a, g) pairs reached backward since the last step.
 
 A forward hook takes the wanted rows of the input at once, so a later in-place change of
 the activation can't reach them, and hangs a hook on the *output tensor*; when its
@@ -8,18 +8,20 @@ modules used twice and activation checkpointing; full backward hooks don't.
 
 from __future__ import annotations
 
-import weakref
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from torch_thor.factors import FactorBatch
+from torch_thor.factors import FactorBatch, OneHotBatch
+from torch_thor.hooks import EnterHook, ForwardHook, LeaveHook, Watches
 from torch_thor.sampling import RowPlan, plan_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from torch.utils.hooks import RemovableHandle
 
@@ -32,29 +34,31 @@ class Call:
     """One forward call of a layer whose output gradient has arrived.
 
     Args:
-        inputs: ``[k, r, columns]``.
+        inputs: ``[k, r, columns]``, or ``[k, r]`` where the geometry is one-hot.
         gradients: ``[k, r, out]``.
         plan: Rows that were taken.
         group: Calls of one forward pass share a number, micro-batches differ.
+        covers: Matrices that took part, where not all did; the others' rows are zeros.
     """
 
     inputs: Tensor
     gradients: Tensor
     plan: RowPlan
     group: int
+    covers: range | None = None
 
 
 @dataclass(eq=False)
 class TrackedLayer:
-    """A module whose weight is preconditioned.
+    """A weight that is preconditioned, with the module that uses it.
 
     Args:
-        name: Qualified name of the module.
+        name: Qualified name of the module, or of its part.
         module: The module.
         adapter: Geometry of its type.
-        geometry: Shape of its weight as matrices.
-        weight: Its trained weight.
-        bias: Its trained bias, where it has one.
+        geometry: Shape of the weight as matrices.
+        weight: The trained weight.
+        bias: The trained bias, where there is one.
         damping: λ of the weight's parameter group; the optimizer keeps it current.
         share: Where in an interval the layer refreshes, in [0, 1).
         armed: Whether its calls count now.
@@ -66,7 +70,7 @@ class TrackedLayer:
 
     name: str
     module: nn.Module
-    adapter: LayerAdapter[nn.Module]
+    adapter: LayerAdapter[Any]
     geometry: Geometry
     weight: nn.Parameter
     bias: nn.Parameter | None
@@ -95,15 +99,23 @@ class Capture:
         """Starts without hooks."""
         self.options = options
         self.seed = 0
+        self._sampled_backward = False
         self._handles: list[RemovableHandle] = []
 
     def attach(self, layers: Iterable[TrackedLayer]) -> None:
-        """Registers one forward hook a layer."""
+        """Registers one forward hook a layer, or a pair of hooks around a hidden function."""
+        hidden: dict[nn.Module, list[TrackedLayer]] = defaultdict(list)
         for layer in layers:
-            hook = _ForwardHook(self, layer)
-            self._handles.append(
-                layer.module.register_forward_hook(hook, with_kwargs=True, always_call=False)
-            )
+            if layer.adapter.inside_function:
+                hidden[layer.module].append(layer)
+                continue
+            hook = ForwardHook(self, layer)
+            self._handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
+        for module, inside in hidden.items():
+            watches = Watches(self, inside)
+            enter, leave = EnterHook(watches), LeaveHook(watches)
+            self._handles.append(module.register_forward_pre_hook(enter))
+            self._handles.append(module.register_forward_hook(leave, always_call=True))
 
     def remove(self) -> None:
         """Takes every hook off the model again."""
@@ -120,28 +132,48 @@ class Capture:
             layer.called = False
             layer.group, layer.group_has_gradient = 0, False
 
-    def on_forward(self, layer: TrackedLayer, inputs: Tensor, output: Tensor) -> None:
-        """Takes the input rows and waits for the gradient of the output."""
+    @contextmanager
+    def sampled_backward(self) -> Iterator[None]:
+        """Inside, a backward is one of sampled labels, the only kind that "mc" counts."""
+        self._sampled_backward = True
+        try:
+            yield
+        finally:
+            self._sampled_backward = False
+
+    def on_forward(
+        self, layer: TrackedLayer, weight: Tensor, inputs: Tensor, output: Tensor, first: int = 0
+    ) -> None:
+        """Takes the input rows and waits for the gradient of the output.
+
+        Args:
+            layer: The layer.
+            weight: The weight that the call used.
+            inputs: Input of the call.
+            output: Output of the call.
+            first: The first matrix of the layer that took part in the call.
+        """
+        if not (weight.requires_grad and output.requires_grad and output.numel()):
+            return
+        options, module, one_hot = self.options, layer.module, layer.geometry.one_hot
+        # Means of one-hot rows are no longer one-hot, so these are always expanded.
+        reduce = options.weight_sharing == "reduce" and not one_hot
         with torch.no_grad():
-            samples, positions = layer.adapter.call_shape(layer.module, inputs, output)
-            plan = plan_rows(
-                samples,
-                positions,
-                self.options.rows,
-                reduce=self.options.weight_sharing == "reduce",
-                seed=self.seed,
-            )
-            rows = layer.adapter.input_rows(
-                layer.module, inputs.detach(), plan, bias=layer.geometry.bias
-            )
+            samples, positions = layer.adapter.call_shape(module, inputs, output)
+            chosen = plan_rows(samples, positions, options.rows, reduce=reduce, seed=self.seed)
+            plan = replace(chosen, output_shape=tuple(output.shape))
+            rows = layer.adapter.input_rows(module, inputs.detach(), plan, bias=layer.geometry.bias)
         group = layer.group
 
         def on_gradient(gradient: Tensor) -> None:
             if not layer.armed:
                 return
+            sampled = options.fisher == "mc" and self._sampled_backward
+            if not sampled and (options.fisher == "mc" or not _trains(weight)):
+                return
             with torch.no_grad():
-                gradients = layer.adapter.output_rows(layer.module, gradient.detach(), plan)
-            layer.calls.append(Call(rows, gradients, plan, group))
+                gradients = layer.adapter.output_rows(module, gradient.detach(), plan)
+                layer.calls.append(_call(layer, rows, gradients, plan, first, group))
             layer.group_has_gradient = True
 
         output.register_hook(on_gradient)  # type: ignore[no-untyped-call]
@@ -155,73 +187,73 @@ class Capture:
             layer: The layer.
             gradient_scale: What the loss was multiplied by (a GradScaler's scale).
         """
-        calls = layer.calls
+        calls, one_hot = layer.calls, layer.geometry.one_hot
         if not calls:
             return None
         samples: dict[int, int] = {}
         for call in calls:
             samples[call.group] = max(samples.get(call.group, 0), call.plan.samples)
         count = sum(samples.values())
-        rows = sum(call.plan.rows for call in calls)
-        terms = sum(call.plan.samples * call.plan.positions for call in calls)
+        # Losses stand at the positions of an attention's queries, its first matrix.
+        terms = sum(c.plan.samples * c.plan.positions for c in calls if _covers(c, 0))
         scale = {"mean": count, "positions_mean": terms, "sum": 1.0 / count}
+        # A sampled loss is not multiplied by anything.
+        scaled_by = 1.0 if self.options.fisher == "mc" else gradient_scale
         weights = tuple(call.plan.scale for call in calls)
+        kind = OneHotBatch if one_hot else FactorBatch
         return (
-            FactorBatch(tuple(call.inputs for call in calls), weights, 1.0 / rows),
+            kind(
+                tuple(call.inputs for call in calls),
+                (1.0,) * len(calls) if one_hot else weights,
+                _inverse_rows(layer),
+            ),
             FactorBatch(
                 tuple(call.gradients for call in calls),
                 weights,
-                scale[self.options.loss_reduction] / gradient_scale**2,
+                scale[self.options.loss_reduction] / scaled_by**2,
             ),
         )
 
 
-def _inside_backward() -> bool:
-    return bool(torch._C._current_graph_task_id() != -1)
+def _trains(weight: Tensor) -> bool:
+    """Whether the running backward reaches a weight; a gradient of inputs alone does not."""
+    node = torch.autograd.graph.get_gradient_edge(weight).node
+    try:
+        return bool(torch._C._will_engine_execute_node(node))
+    except RuntimeError:
+        # torch.autograd.grad was asked for this very weight.
+        return True
 
 
-class _ForwardHook:
-    """The hook on a module; holds its capture weakly and never travels with the model."""
-
-    def __init__(self, capture: Capture, layer: TrackedLayer) -> None:
-        self._capture = weakref.ref(capture)
-        self._layer = weakref.ref(layer)
-
-    def __call__(
-        self,
-        module: nn.Module,  # noqa: ARG002 (torch hands it over)
-        args: tuple[object, ...],
-        kwargs: dict[str, object],
-        output: object,
-    ) -> None:
-        capture, layer = self._capture(), self._layer()
-        if capture is None or layer is None or not layer.armed:
-            return
-        layer.called = True
-        if layer.group_has_gradient and not _inside_backward():
-            # A forward after a backward belongs to the next micro-batch, unless a
-            # checkpointed segment is being recomputed.
-            layer.group, layer.group_has_gradient = layer.group + 1, False
-        if not torch.is_grad_enabled():
-            return
-        inputs = args[0] if args else next(iter(kwargs.values()))
-        if (
-            isinstance(inputs, Tensor)
-            and isinstance(output, Tensor)
-            and output.requires_grad
-            and output.numel()
-        ):
-            capture.on_forward(layer, inputs, output)
-
-    def __deepcopy__(self, memo: dict[int, object]) -> _InertHook:
-        return _InertHook()
-
-    def __reduce__(self) -> tuple[type[_InertHook], tuple[()]]:
-        return (_InertHook, ())
+def _call(
+    layer: TrackedLayer, inputs: Tensor, gradients: Tensor, plan: RowPlan, first: int, group: int
+) -> Call:
+    """Spreads the rows of the matrices that took part over all matrices of the layer."""
+    total, present = layer.geometry.matrices, gradients.shape[0]
+    inputs = inputs.expand(present, *inputs.shape[1:])
+    if present == total:
+        return Call(inputs, gradients, plan, group)
+    covers = range(first, first + present)
+    spread = []
+    for rows in (inputs, gradients):
+        spread.append(rows.new_zeros(total, *rows.shape[1:]))
+        spread[-1][covers.start : covers.stop] = rows
+    return Call(spread[0], spread[1], plan, group, covers)
 
 
-class _InertHook:
-    """What a copied or unpickled model carries in the place of a hook."""
+def _covers(call: Call, matrix: int) -> bool:
+    return call.covers is None or matrix in call.covers
 
-    def __call__(self, *args: object) -> None:
-        """Does nothing."""
+
+def _inverse_rows(layer: TrackedLayer) -> float | Tensor:
+    """1/R; one for each matrix where calls cover different ones."""
+    calls = layer.calls
+    if all(call.covers is None for call in calls):
+        return 1.0 / sum(call.plan.rows for call in calls)
+    rows = [
+        sum(call.plan.rows for call in calls if _covers(call, matrix))
+        for matrix in range(layer.geometry.matrices)
+    ]
+    dtype = torch.promote_types(layer.weight.dtype, torch.float32)
+    shares = [1.0 / max(count, 1) for count in rows]
+    return torch.tensor(shares, dtype=dtype, device=layer.weight.device)

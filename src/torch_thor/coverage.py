@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import enum
 import fnmatch
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from torch_thor.capture import TrackedLayer
 from torch_thor.errors import InvalidOptionError, require
-from torch_thor.layers import adapter_for
+from torch_thor.layers import Part, parts_of, reason_against
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -97,12 +97,15 @@ class Coverage:
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], f"entries: {totals}"])
 
 
-def survey(model: nn.Module, exclude: Sequence[Selector]) -> tuple[list[TrackedLayer], Coverage]:
+def survey(
+    model: nn.Module, exclude: Sequence[Selector], include: Sequence[Selector] = ()
+) -> tuple[list[TrackedLayer], Coverage]:
     """Finds the layers to precondition and accounts for every parameter.
 
     Args:
         model: The model.
         exclude: Names (``*`` is a wildcard) or types of modules to leave alone.
+        include: The same of modules whose type is left alone unless asked for.
 
     Raises:
         InvalidOptionError: For a selector that matches no module, or a lazy parameter.
@@ -110,47 +113,64 @@ def survey(model: nn.Module, exclude: Sequence[Selector]) -> tuple[list[TrackedL
     for name, parameter in model.named_parameters():
         allowed = "built: run one forward through a model with lazy layers first"
         require(f"parameter {name}", "uninitialized", not is_lazy(parameter), allowed)
-    _check_selectors(model, exclude)
-    owners = Counter(
+    _check_selectors("exclude", model, exclude)
+    _check_selectors("include", model, include)
+    owners = _owners(model)
+    layers: list[TrackedLayer] = []
+    reasons: dict[int, str] = {}
+    for name, module in model.named_modules():
+        for part in parts_of(module):
+            full = ".".join(filter(None, (name, part.name)))
+            reason = _reason_against(full, module, part, (exclude, include), owners)
+            if not reason and part.weight is not None:
+                layers.append(_track(full, module, part, part.weight, owners))
+                continue
+            hit = (part.weight, part.bias) if part.name else module.parameters(recurse=False)
+            reasons.update((id(p), reason) for p in hit)
+    covered = {id(p) for layer in layers for p in layer.parameters}
+    entries = []
+    for name, parameter in model.named_parameters():
+        module = model.get_submodule(name.rpartition(".")[0])
+        treatment = Treatment.BASE
+        why = reasons.get(id(parameter), "") or reason_against(module)
+        if not parameter.requires_grad:
+            treatment, why = Treatment.FROZEN, "requires_grad is False"
+        elif id(parameter) in covered:
+            treatment, why = Treatment.PRECONDITIONED, "Kronecker factors"
+        shape, kind = tuple(parameter.shape), type(module).__name__
+        entries.append(ParameterCoverage(name, shape, kind, treatment, why))
+    return layers, Coverage(tuple(entries))
+
+
+def sparse_parameters(model: nn.Module) -> dict[Tensor, str]:
+    """Weights whose gradients are sparse, with the names of their modules."""
+    return {
+        module.weight: name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse
+    }
+
+
+def _owners(model: nn.Module) -> dict[int, list[str]]:
+    """The names under which modules hold each parameter, by the parameter's id."""
+    owners: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners[id(parameter)].append(name)
+    # A module that stands at several places holds its parameters once.
+    held = Counter(
         id(parameter)
         for module in model.modules()
         for parameter in module.parameters(recurse=False)
     )
-    layers: list[TrackedLayer] = []
-    entries: list[ParameterCoverage] = []
-    seen: set[int] = set()
-    for name, module in model.named_modules():
-        layer, reason = _track(name, module, exclude, owners)
-        if layer is not None:
-            layers.append(layer)
-        covered = {id(p) for p in layer.parameters} if layer is not None else set()
-        for key, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            treatment, why = Treatment.BASE, reason
-            if not parameter.requires_grad:
-                treatment, why = Treatment.FROZEN, "requires_grad is False"
-            elif id(parameter) in covered:
-                treatment, why = Treatment.PRECONDITIONED, "Kronecker factors"
-            entries.append(
-                ParameterCoverage(
-                    f"{name}.{key}" if name else key,
-                    tuple(parameter.shape),
-                    type(module).__name__,
-                    treatment,
-                    why,
-                )
-            )
-    return layers, Coverage(tuple(entries))
+    return {key: names if held[key] > 1 else names[:1] for key, names in owners.items()}
 
 
-def _check_selectors(model: nn.Module, exclude: Sequence[Selector]) -> None:
-    for selector in exclude:
+def _check_selectors(option: str, model: nn.Module, selectors: Sequence[Selector]) -> None:
+    for selector in selectors:
         if not any(_matches(selector, name, m) for name, m in model.named_modules()):
             shown = selector if isinstance(selector, str) else selector.__name__
             raise InvalidOptionError(
-                "exclude", shown, "the name (or pattern, or type) of a module of the model"
+                option, shown, "the name (or pattern, or type) of a module of the model"
             )
 
 
@@ -161,29 +181,39 @@ def _matches(selector: Selector, name: str, module: nn.Module) -> bool:
     return isinstance(module, selector)
 
 
-def _track(
-    name: str, module: nn.Module, exclude: Sequence[Selector], owners: Counter[int]
-) -> tuple[TrackedLayer | None, str]:
-    """Returns the layer, or ``None`` and the reason why it is none."""
-    adapter = adapter_for(module)
-    if adapter is None:
-        return None, f"no curvature for {type(module).__name__}"
+def _reason_against(
+    name: str,
+    module: nn.Module,
+    part: Part,
+    selectors: tuple[Sequence[Selector], Sequence[Selector]],
+    owners: dict[int, list[str]],
+) -> str:
+    """Why a weight trains by the base rule; empty where it is preconditioned."""
+    exclude, include = selectors
     if any(_matches(selector, name, module) for selector in exclude):
-        return None, "excluded"
-    own = dict(module.named_parameters(recurse=False))
-    weight, bias = own.get("weight"), own.get("bias")
-    if weight is None or (reason := _refused(weight, owners)):
-        return None, "weight is not a plain parameter" if weight is None else reason
-    if bias is not None and _refused(bias, owners):
-        bias = None
-    geometry = adapter.geometry(module, bias=bias is not None)
-    return TrackedLayer(name, module, adapter, geometry, weight, bias), ""
+        return "excluded"
+    wanted = part.adapter.by_default or any(_matches(s, name, module) for s in include)
+    kind = type(module).__name__
+    if part.weight is None:
+        return "weight is not a plain parameter"
+    if not wanted:
+        return f"not included (include=(nn.{kind},))"
+    return part.adapter.refusal(module) or _refused(part.weight, owners)
 
 
-def _refused(parameter: nn.Parameter, owners: Counter[int]) -> str:
+def _track(
+    name: str, module: nn.Module, part: Part, weight: nn.Parameter, owners: dict[int, list[str]]
+) -> TrackedLayer:
+    bias = None if part.bias is None or _refused(part.bias, owners) else part.bias
+    geometry = part.adapter.geometry(module, bias=bias is not None)
+    return TrackedLayer(name, module, part.adapter, geometry, weight, bias)
+
+
+def _refused(parameter: nn.Parameter, owners: dict[int, list[str]]) -> str:
     """Why a parameter can't be part of a layer's matrix; empty where it can."""
-    if owners[id(parameter)] > 1:
-        return "shared with another module"
+    names = owners[id(parameter)]
+    if len(names) > 1:
+        return "shared: " + " = ".join(names)
     if not parameter.requires_grad:
         return "weight is not trained"
     if not parameter.is_floating_point():

@@ -24,12 +24,12 @@ class FactorBatch:
     Args:
         rows: One ``[k, r, d]`` tensor a call, of any floating type.
         weights: Rows stood for ÷ rows taken, of each call.
-        scale: Common factor of the sum.
+        scale: Common factor of the sum; a tensor ``[k]`` where the matrices differ in it.
     """
 
     rows: tuple[Tensor, ...]
     weights: tuple[float, ...]
-    scale: float
+    scale: float | Tensor
 
     def trace(self, dtype: torch.dtype) -> Tensor:
         """Returns tr of the factor for each of the k matrices: ``[k]``."""
@@ -45,7 +45,35 @@ class FactorBatch:
         for rows, weight in zip(self.rows, self.weights, strict=True):
             padded = torch.nn.functional.pad(rows.to(dtype), (0, partition.padding))
             parts.append(linalg.diagonal_blocks(padded, partition.block) * weight)
-        return torch.stack(parts).sum(0) * self.scale if len(parts) > 1 else parts[0] * self.scale
+        scale = self.scale
+        scale = scale.to(dtype)[:, None, None, None] if isinstance(scale, Tensor) else scale
+        return torch.stack(parts).sum(0) * scale if len(parts) > 1 else parts[0] * scale
+
+
+@dataclass(frozen=True)
+class OneHotBatch(FactorBatch):
+    """Statistics of a factor whose rows are one-hot, given as numbers of columns ``[k, r]``.
+
+    Only the diagonal exists: how often each column was hit. A negative number is a row of
+    zeros.
+    """
+
+    def trace(self, dtype: torch.dtype) -> Tensor:
+        """Returns the weighted number of hits for each of the k matrices: ``[k]``."""
+        parts = [
+            weight * (rows >= 0).sum(1).to(dtype)
+            for rows, weight in zip(self.rows, self.weights, strict=True)
+        ]
+        return torch.stack(parts).sum(0) * self.scale
+
+    def blocks(self, partition: Partition, dtype: torch.dtype) -> Tensor:
+        """Returns the diagonal as ``[k, d, 1, 1]``."""
+        matrices = self.rows[0].shape[0]
+        total = self.rows[0].new_zeros(matrices, partition.size, dtype=dtype)
+        for rows, weight in zip(self.rows, self.weights, strict=True):
+            hits = (rows >= 0).to(dtype) * weight
+            total.scatter_add_(1, rows.clamp_min(0), hits)
+        return (total * self.scale)[..., None, None]
 
 
 class FactorStack:

@@ -45,6 +45,13 @@ def device_name(device: torch.device) -> str:
     return f"{device.type}-{kind}-torch{torch.__version__}"
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Says whether a device has instructions that multiply bfloat16."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+
+
 def cache_file() -> Path:
     """Where measured times are kept: ``$TORCH_THOR_CACHE`` or the user's cache folder."""
     if (folder := os.environ.get("TORCH_THOR_CACHE")) is not None:

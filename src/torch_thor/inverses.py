@@ -94,6 +94,8 @@ def _store(job: Factorization, results: list[Tensor], good: Tensor) -> list[bool
 def multiply_left(roots: Tensor, cut: Partition, matrices: Tensor) -> Tensor:
     """Returns diag(roots) M for roots ``[B, n, s, s]`` and M ``[B, out, columns]``."""
     batch, rows, columns = matrices.shape
+    if cut.block == 1:
+        return matrices * roots.flatten(1).unsqueeze(2)
     padded = pad(matrices, (0, 0, 0, cut.padding)) if cut.padding else matrices
     product = torch.bmm(roots.flatten(0, 1), padded.view(-1, cut.block, columns))
     product = product.view(batch, cut.padded, columns)
@@ -103,6 +105,8 @@ def multiply_left(roots: Tensor, cut: Partition, matrices: Tensor) -> Tensor:
 def multiply_right(matrices: Tensor, cut: Partition, roots: Tensor) -> Tensor:
     """Returns M diag(roots) for M ``[B, out, columns]`` and roots ``[B, n, s, s]``."""
     batch, rows, _ = matrices.shape
+    if cut.block == 1:
+        return matrices * roots.flatten(1).unsqueeze(1)
     if cut.count == 1:
         return torch.bmm(matrices, roots[:, 0])
     padded = pad(matrices, (0, cut.padding)) if cut.padding else matrices

@@ -40,7 +40,9 @@ def inverse_root(matrices: Tensor, power: float) -> tuple[Tensor, Tensor]:
         finite and the matrix was positive definite.
     """
     matrices = symmetrize(matrices)
-    if power == 1.0:
+    if matrices.shape[-1] == 1:
+        roots, good = matrices.pow(-power), matrices.flatten(-2).squeeze(-1) > 0
+    elif power == 1.0:
         roots, good = _inverse(matrices)
     elif matrices.device.type == "cpu":
         roots, good = _inverse_square_root(matrices)

@@ -8,46 +8,72 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch_thor.options import NormControl
 
 
-def set_lengths(control: NormControl, direction: Tensor, source: Tensor) -> None:
+def set_lengths(
+    control: NormControl, directions: Sequence[Tensor], sources: Sequence[Tensor]
+) -> None:
     """Rescales each layer's direction in place to the length that ``control`` names.
 
     Args:
-        control: ``"graft"`` takes the source's norm; ``"rms"`` takes √(rows) · limit, so
+        control: ``"graft"`` takes the source's norm; ``"rms"`` takes √rows · limit, so
             that an entry's root mean square is limit / √columns. ``"kl_clip"`` depends on
             all layers together and leaves lengths alone here (see ``kl_clip``).
-        direction: ``[l, k, out, columns]``.
-        source: What was preconditioned, same shape.
+        directions: One ``[l, k, out, columns]`` a stack.
+        sources: What was preconditioned, same shapes.
     """
-    if control.kind == "kl_clip":
+    if control.kind == "kl_clip" or not directions:
         return
-    length = _lengths(direction)
+    lengths = _all_lengths(directions)
     if control.kind == "graft":
-        target = _lengths(source)
+        targets = _all_lengths(sources)
     else:
-        rows = direction.shape[1] * direction.shape[2]
-        target = torch.full_like(length, control.limit * rows**0.5)
-    factor = torch.where(length > 0, target / length, 1.0)
-    direction.mul_(factor.to(direction.dtype)[:, None, None, None])
+        rows = [d.shape[1] * d.shape[2] for d in directions for _ in range(d.shape[0])]
+        targets = control.limit * torch.tensor(rows).to(lengths).sqrt()
+    factors = torch.where(lengths > 0, targets / lengths, 1.0)
+    counts = [direction.shape[0] for direction in directions]
+    for direction, factor in zip(directions, torch.split(factors, counts), strict=True):
+        direction.mul_(factor.to(direction)[:, None, None, None])
+
+
+def _all_lengths(stacks: Sequence[Tensor]) -> Tensor:
+    """Norms of all layers on the first stack's device (a model may span several)."""
+    device = stacks[0].device
+    return torch.cat([_lengths(matrices).to(device) for matrices in stacks])
 
 
 def _lengths(matrices: Tensor) -> Tensor:
     """Frobenius norm of each layer, in float32 at least."""
-    dtype = torch.promote_types(matrices.dtype, torch.float32)
-    lengths: Tensor = torch.linalg.vector_norm(matrices, dim=(1, 2, 3), dtype=dtype)
-    return lengths
+    # Half types are summed in float32 anyway; asking for it would copy the matrices first.
+    lengths: Tensor = torch.linalg.vector_norm(matrices, dim=(1, 2, 3))
+    return lengths.to(torch.promote_types(lengths.dtype, torch.float32))
 
 
-def inner_product(direction: Tensor, source: Tensor, learning_rates: list[float]) -> Tensor:
-    """Σ lr² ⟨direction, source⟩ over the layers of a stack, for the KL clip."""
-    dtype = torch.promote_types(direction.dtype, torch.float32)
-    products = (direction.to(dtype) * source.to(dtype)).sum((1, 2, 3))
-    squares = torch.tensor(learning_rates, dtype=dtype, device=direction.device).square()
-    return products @ squares
+def clip_divergence(
+    limit: float,
+    directions: Sequence[Tensor],
+    sources: Sequence[Tensor],
+    learning_rates: Sequence[Sequence[float]],
+) -> None:
+    """KL clip, in place: all directions times min(1, √(limit / Σ lr² ⟨direction, gradient⟩)).
 
-
-def kl_clip(limit: float, total: Tensor) -> Tensor:
-    """min(1, √(limit / Σ lr² ⟨direction, gradient⟩)), 1 where the sum is not positive."""
-    return torch.where(total > 0, (limit / total).sqrt().clamp_max(1.0), 1.0)
+    Args:
+        limit: κ.
+        directions: One ``[l, k, out, columns]`` a stack.
+        sources: What was preconditioned, same shapes.
+        learning_rates: Of each stack, of each layer.
+    """
+    if not directions:
+        return
+    parts = []
+    for direction, source, rates in zip(directions, sources, learning_rates, strict=True):
+        dtype = torch.promote_types(direction.dtype, torch.float32)
+        products = (direction.to(dtype) * source.to(dtype)).sum((1, 2, 3))
+        parts.append(products @ torch.tensor(rates, dtype=dtype, device=products.device).square())
+    total = torch.stack([part.to(parts[0].device) for part in parts]).sum()
+    clip = torch.where(total > 0, (limit / total).sqrt().clamp_max(1.0), 1.0)
+    for direction in directions:
+        direction.mul_(clip.to(direction))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -10,18 +11,37 @@ from torch import Tensor, nn
 
 from torch_thor import norms
 from torch_thor.base import Base, adamw_step, sgd_step
-from torch_thor.errors import NonFiniteGradientError, require
+from torch_thor.coverage import sparse_parameters
+from torch_thor.errors import InvalidOptionError, NonFiniteGradientError, require
 from torch_thor.options import NormControl, NormControlKind, Update, as_norm_control
 from torch_thor.schedules import ScheduledFloat, value_at
 
 if TYPE_CHECKING:
     from torch_thor.capture import TrackedLayer
     from torch_thor.coverage import Coverage
+    from torch_thor.fisher import Likelihood
     from torch_thor.policies import LayerDecision
     from torch_thor.preconditioner import Preconditioner
 
 ParameterGroup = dict[str, Any]
 Parameters = Iterable[nn.Parameter] | Iterable[ParameterGroup]
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """A parameter group sorted by how its parameters step.
+
+    Args:
+        group: The group.
+        layers: Tracked layers whose weight is in it.
+        curved: Parameters of tracked layers.
+        plain: All others, which step by the base rule.
+    """
+
+    group: ParameterGroup
+    layers: tuple[TrackedLayer, ...]
+    curved: tuple[nn.Parameter, ...]
+    plain: tuple[nn.Parameter, ...]
 
 
 class CurvatureOptimizer(torch.optim.Optimizer):
@@ -67,6 +87,8 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             "weight_decay": weight_decay,
             "damping": value_at(preconditioner.damping.value, 0),
         }
+        self._scaler: torch.amp.GradScaler | None = None
+        self._planned: tuple[object, list[GroupPlan]] = (None, [])
         chosen = preconditioner.model.parameters() if params is None else params
         super().__init__(chosen, defaults)
 
@@ -78,6 +100,53 @@ class CurvatureOptimizer(torch.optim.Optimizer):
     def coverage(self) -> Coverage:
         """Says for every parameter how it trains, and why."""
         return self.preconditioner.coverage()
+
+    def use_scaler(self, scaler: torch.amp.GradScaler) -> None:
+        """Tells the optimizer of a GradScaler whose ``unscale_`` is called before the step.
+
+        Captured output gradients are scaled; ``scaler.step`` hands the scale over, but not
+        after ``scaler.unscale_(optimizer)`` (to clip gradients, say). Without this call such
+        a scale enters G, which matters where damping is absolute or the scale changes.
+        """
+        self._scaler = scaler
+
+    @property
+    def wants_statistics(self) -> bool:
+        """Whether the next ``step()`` needs statistics of any layer."""
+        return self.preconditioner.wants_statistics
+
+    def sample_fisher(
+        self,
+        outputs: Tensor,
+        likelihood: Likelihood = "categorical",
+        *,
+        class_dim: int = -1,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Collects statistics of sampled labels; see ``Preconditioner.sample_fisher``."""
+        self.preconditioner.sample_fisher(
+            outputs, likelihood, class_dim=class_dim, generator=generator
+        )
+
+    def fisher_backward(self, loss: Tensor) -> None:
+        """Runs a backward for the statistics alone; see ``Preconditioner.fisher_backward``."""
+        self.preconditioner.fisher_backward(loss)
+
+    def add_param_group(self, param_group: ParameterGroup) -> None:
+        """Adds a group, as any torch optimizer does.
+
+        Raises:
+            InvalidOptionError: For a parameter whose gradients are sparse.
+        """
+        super().add_param_group(param_group)
+        sparse = sparse_parameters(self.preconditioner.model)
+        for parameter in self.param_groups[-1]["params"]:
+            if parameter in sparse:
+                allowed = (
+                    "dense: build the embedding with sparse=False, or leave it to an "
+                    "optimizer of its own (torch.optim.SparseAdam)"
+                )
+                raise InvalidOptionError("gradient of", sparse[parameter], allowed)
 
     def remove(self) -> None:
         """Takes every hook off the model."""
@@ -104,20 +173,35 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        scale = self._unscale()
-        if scale is None or not self._gradients_are_finite():
+        gradients = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
+        scale = self._unscale(gradients)
+        if scale is None or not self._are_finite(gradients):
             self.preconditioner.discard()
             return loss
-        self._follow_schedules()
+        plans = self._plans()
+        self._follow_schedules(plans)
         self.preconditioner.update(scale)
-        sources = self._sources()
-        directions = self._directions(sources)
-        for group in self.param_groups:
-            self._step_layers(group, directions)
-            self._step_base(group)
+        directions = self._directions(self._sources(plans))
+        for plan in plans:
+            self._step_layers(plan, directions)
+            self._step_base(plan)
         return loss
 
-    def _unscale(self) -> float | None:
+    def _plans(self) -> list[GroupPlan]:
+        """Sorts the groups' parameters; again only when groups or layers have changed."""
+        layer_of = self.preconditioner.layer_of
+        key = (self.preconditioner.surveys, [len(group["params"]) for group in self.param_groups])
+        if self._planned[0] != key:
+            plans = []
+            for group in self.param_groups:
+                curved = tuple(p for p in group["params"] if p in layer_of)
+                plain = tuple(p for p in group["params"] if p not in layer_of)
+                layers = tuple(layer_of[p] for p in curved if layer_of[p].weight is p)
+                plans.append(GroupPlan(group, layers, curved, plain))
+            self._planned = (key, plans)
+        return self._planned[1]
+
+    def _unscale(self, gradients: list[Tensor]) -> float | None:
         """Divides a GradScaler's scale out of the gradients and returns it.
 
         ``None`` says that the scaler found an infinite gradient. A scaler hands over its
@@ -128,22 +212,19 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         if found is not None and bool(found):
             return None
         if scale is None:
-            return 1.0
-        gradients = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
+            return 1.0 if self._scaler is None else float(self._scaler.get_scale())
         torch._foreach_div_(gradients, scale)
         return float(scale)
 
-    def _gradients_are_finite(self) -> bool:
+    def _are_finite(self, gradients: list[Tensor]) -> bool:
         policy = self.preconditioner.refresh_options.on_nonfinite
-        if policy == "ignore":
+        if policy == "ignore" or not gradients:
             return True
-        gradients = [
-            p.grad for group in self.param_groups for p in group["params"] if p.grad is not None
-        ]
-        if not gradients:
-            return True
-        # The Euclidean norm is vectorized where the largest entry is not.
-        finite = bool(torch.nn.utils.get_total_norm(gradients).isfinite())
+        # The Euclidean norm is vectorized where the largest entry is not; in float32 at
+        # least, so that half types don't overflow.
+        lengths = torch._foreach_norm(gradients, dtype=_norm_dtype(gradients))
+        device = lengths[0].device
+        finite = bool(torch.stack([n.to(device) for n in lengths]).isfinite().all())
         if not finite and policy == "raise":
             self.preconditioner.discard()
             raise NonFiniteGradientError(
@@ -152,27 +233,26 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             )
         return finite
 
-    def _follow_schedules(self) -> None:
+    def _follow_schedules(self, plans: list[GroupPlan]) -> None:
         """Writes scheduled values into the groups, and the groups' damping to the layers."""
         step = self.preconditioner.steps
         damping = self.preconditioner.damping.value
-        for group in self.param_groups:
+        for plan in plans:
+            group = plan.group
             if self._lr_schedule is not None:
                 group["lr"] = value_at(self._lr_schedule, step)
             if callable(damping):
                 group["damping"] = value_at(damping, step)
-            for parameter in group["params"]:
-                layer = self.preconditioner.layer_of.get(parameter)
-                if layer is not None and parameter is layer.weight:
-                    layer.damping = group["damping"]
+            for layer in plan.layers:
+                layer.damping = group["damping"]
 
-    def _sources(self) -> dict[nn.Parameter, Tensor]:
+    def _sources(self, plans: list[GroupPlan]) -> dict[nn.Parameter, Tensor]:
         """What is preconditioned: gradients, or their momentum."""
         sources: dict[nn.Parameter, Tensor] = {}
-        for group in self.param_groups:
-            parameters = self._with_gradient(group, layers=True)
+        for plan in plans:
+            parameters = [p for p in plan.curved if p.grad is not None]
             gradients = [p.grad for p in parameters if p.grad is not None]
-            momentum = group["momentum"]
+            momentum = plan.group["momentum"]
             if gradients and self.update_order.momentum_first and momentum:
                 buffers = self._momentum_buffers(parameters)
                 torch._foreach_mul_(buffers, momentum)
@@ -186,28 +266,32 @@ class CurvatureOptimizer(torch.optim.Optimizer):
 
     def _directions(self, sources: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
         """Preconditions the sources, stack by stack, and sets the length of each layer's."""
-        control = self.norm_control
-        clipped = control is not None and control.kind == "kl_clip"
-        directions: dict[nn.Parameter, Tensor] = {}
-        inner: list[Tensor] = []
-        for stack in self.preconditioner.stacks:
-            slots = [n for n, layer in enumerate(stack.layers) if layer.weight in sources]
-            if not slots:
-                continue
-            layers = [stack.layers[slot] for slot in slots]
-            source = stack.pack([self._pair(layer, sources) for layer in layers])
-            direction = stack.direction(slots, source)
-            if control is not None:
-                norms.set_lengths(control, direction, source)
-            if clipped:
-                inner.append(norms.inner_product(direction, source, self._rates(layers)))
-            for layer, (weight, bias) in zip(layers, stack.unpack(slots, direction), strict=True):
+        chosen = [
+            (stack, [n for n, layer in enumerate(stack.layers) if layer.weight in sources])
+            for stack in self.preconditioner.stacks
+        ]
+        chosen = [(stack, slots) for stack, slots in chosen if slots]
+        layers = [[stack.layers[slot] for slot in slots] for stack, slots in chosen]
+        packed = [
+            stack.pack([self._pair(layer, sources) for layer in group])
+            for (stack, _), group in zip(chosen, layers, strict=True)
+        ]
+        preconditioned = [
+            stack.direction(slots, source)
+            for (stack, slots), source in zip(chosen, packed, strict=True)
+        ]
+        if self.norm_control is not None:
+            norms.set_lengths(self.norm_control, preconditioned, packed)
+            if self.norm_control.kind == "kl_clip":
+                rates = [self._rates(group) for group in layers]
+                norms.clip_divergence(self.norm_control.limit, preconditioned, packed, rates)
+        # Without curvature yet, a layer goes along its own gradient.
+        directions = dict(sources)
+        for (stack, slots), group, direction in zip(chosen, layers, preconditioned, strict=True):
+            for layer, (weight, bias) in zip(group, stack.unpack(slots, direction), strict=True):
                 directions[layer.weight] = weight
-                if layer.bias is not None and bias is not None:
+                if layer.bias in sources and bias is not None:
                     directions[layer.bias] = bias
-        if control is not None and inner:
-            clip = norms.kl_clip(control.limit, torch.stack(inner).sum())
-            torch._foreach_mul_(list(directions.values()), clip)
         return directions
 
     def _rates(self, layers: list[TrackedLayer]) -> list[float]:
@@ -219,14 +303,14 @@ class CurvatureOptimizer(torch.optim.Optimizer):
     ) -> tuple[Tensor, Tensor | None]:
         return sources[layer.weight], None if layer.bias is None else sources.get(layer.bias)
 
-    def _step_layers(self, group: ParameterGroup, directions: dict[nn.Parameter, Tensor]) -> None:
+    def _step_layers(self, plan: GroupPlan, directions: dict[nn.Parameter, Tensor]) -> None:
         """Adds decay and momentum to the directions and moves the weights."""
-        parameters = [p for p in self._with_gradient(group, layers=True) if p in directions]
-        if not parameters:
+        pairs = [(p, directions[p]) for p in plan.curved if p in directions]
+        if not pairs:
             return
+        parameters, steps = [p for p, _ in pairs], [step for _, step in pairs]
         weights: list[Tensor] = [*parameters]
-        order, lr, decay = self.update_order, float(group["lr"]), group["weight_decay"]
-        steps = [directions[p] for p in parameters]
+        order, lr, decay = self.update_order, float(plan.group["lr"]), plan.group["weight_decay"]
         if decay and (order.decoupled_decay or order.momentum_first):
             # Without momentum after it, decay added to the direction is decay of the weight.
             torch._foreach_mul_(weights, 1.0 - lr * decay)
@@ -234,15 +318,15 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             torch._foreach_add_(weights, steps, alpha=-lr)
         else:
             coupled = 0.0 if order.decoupled_decay else decay
-            self._sgd(group, parameters, steps, lr=lr, weight_decay=coupled)
+            self._sgd(plan.group, parameters, steps, lr=lr, weight_decay=coupled)
 
-    def _step_base(self, group: ParameterGroup) -> None:
+    def _step_base(self, plan: GroupPlan) -> None:
         """Steps every other parameter by the base rule."""
-        parameters = self._with_gradient(group, layers=False)
+        parameters = [p for p in plan.plain if p.grad is not None]
         if not parameters:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
-        base = self.base
+        base, group = self.base, plan.group
         lr = group["lr"] * base.lr_scale
         decay = group["weight_decay"] if base.weight_decay is None else base.weight_decay
         states = [self.state[p] for p in parameters]
@@ -277,14 +361,6 @@ class CurvatureOptimizer(torch.optim.Optimizer):
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return [self.state[p]["momentum_buffer"] for p in parameters]
 
-    def _with_gradient(self, group: ParameterGroup, *, layers: bool) -> list[nn.Parameter]:
-        """Parameters of a group that have a gradient, inside or outside tracked layers."""
-        return [
-            p
-            for p in group["params"]
-            if p.grad is not None and (p in self.preconditioner.layer_of) is layers
-        ]
-
     def state_dict(self) -> dict[str, Any]:
         """Returns torch's state plus ``"curvature"``: all that the next steps depend on."""
         result = super().state_dict()
@@ -301,3 +377,8 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         self.preconditioner.prepare(curvature)
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "curvature"})
         self.preconditioner.load_state_dict(curvature)
+
+
+def _norm_dtype(gradients: list[Tensor]) -> torch.dtype:
+    wide = any(gradient.dtype == torch.float64 for gradient in gradients)
+    return torch.float64 if wide else torch.float32

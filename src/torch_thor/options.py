@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
+import torch
+
 from torch_thor.errors import InvalidOptionError, require
 
 if TYPE_CHECKING:
-    import torch
-
     from torch_thor.schedules import ScheduledFloat
 
 DampingMode = Literal["both", "sqrt", "pi", "relative"]
 LossReduction = Literal["mean", "positions_mean", "sum"]
 WeightSharing = Literal["expand", "reduce"]
+FisherKind = Literal["empirical", "mc"]
 NormControlKind = Literal["kl_clip", "graft", "rms"]
 OnNonFinite = Literal["skip", "raise", "ignore"]
 
@@ -57,6 +58,8 @@ class Statistics:
     Args:
         decay: Weight ρ of the old running average at each update; 0 keeps the last batch.
         rows: Rows (sample × position) taken per layer and call; ``None`` takes all.
+        fisher: ``"empirical"`` takes the gradients of the training loss; ``"mc"`` those of
+            labels that ``optimizer.sample_fisher(outputs)`` draws from the model.
         weight_sharing: ``"expand"`` treats positions as further samples, ``"reduce"``
             averages inputs and sums gradients over them (Eschenhagen et al. 2023).
         loss_reduction: How the loss reduces over the samples of a step: ``"mean"``,
@@ -69,6 +72,7 @@ class Statistics:
 
     decay: float = 0.8
     rows: int | None = 1024
+    fisher: FisherKind = "empirical"
     weight_sharing: WeightSharing = "expand"
     loss_reduction: LossReduction = "mean"
     seed: int = 0
@@ -77,8 +81,22 @@ class Statistics:
         """Validates the options."""
         require("decay", self.decay, 0 <= self.decay < 1, "in [0, 1)")
         require("rows", self.rows, self.rows is None or self.rows >= 1, ">= 1, or None for all")
+        _require_choice("fisher", self.fisher, FisherKind)
         _require_choice("weight_sharing", self.weight_sharing, WeightSharing)
         _require_choice("loss_reduction", self.loss_reduction, LossReduction)
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """T_FIM and T_INV of Algorithm 1, each a number of steps or a schedule.
+
+    Args:
+        factors: Steps between updates of the factors.
+        inverses: Steps between decisions of the trace rule, and refreshes of the inverses.
+    """
+
+    factors: ScheduledFloat
+    inverses: ScheduledFloat
 
 
 @dataclass(frozen=True)
@@ -136,8 +154,10 @@ class Refresh:
 
     Args:
         stagger: Spread the layers' refreshes over the interval, so that no step is long.
-        inverse_dtype: Type of the stored inverses and of the products with gradients;
-            ``None`` follows the factors (float32, or float64 for a float64 model).
+        inverse_dtype: Type of the stored inverses and of the products with gradients.
+            ``None`` follows the factors (float32, or float64 for a float64 model);
+            ``"auto"`` takes bfloat16 for large float32 layers where the hardware
+            multiplies it natively.
         tolerated_failures: Failed inversions in a row of one layer before an error.
         on_nonfinite: What a gradient with NaN or Inf (or whose norm overflows) does:
             ``"skip"`` leaves the step out, ``"raise"`` raises ``NonFiniteGradientError``,
@@ -148,14 +168,15 @@ class Refresh:
     """
 
     stagger: bool = True
-    inverse_dtype: torch.dtype | None = None
+    inverse_dtype: torch.dtype | Literal["auto"] | None = None
     tolerated_failures: int = 5
     on_nonfinite: OnNonFinite = "skip"
 
     def __post_init__(self) -> None:
         """Validates the options."""
         dtype = self.inverse_dtype
-        floating = dtype is None or dtype.is_floating_point
-        require("inverse_dtype", dtype, floating, "a floating type, or None")
+        floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+        valid = floating or dtype in (None, "auto")
+        require("inverse_dtype", dtype, valid, "a floating torch.dtype, 'auto' or None")
         require("tolerated_failures", self.tolerated_failures, self.tolerated_failures >= 0, ">= 0")
         _require_choice("on_nonfinite", self.on_nonfinite, OnNonFinite)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch_thor.errors import require
 
@@ -29,22 +30,32 @@ class Partition:
         require("block", self.block, 1 <= self.block <= self.size, f"in 1..{self.size}")
 
     @classmethod
-    def of(cls, size: int, split: int | None) -> Partition:
-        """Cuts ``size`` into equal blocks of at most ``split`` rows; ``None`` leaves one."""
-        count = 1 if split is None else -(-size // split)
-        return cls(size, -(-size // count))
+    def of(cls, size: int, split: int | None, unit: int = 1) -> Partition:
+        """Cuts ``size`` into equal blocks of at most ``split`` rows.
 
-    @property
+        Args:
+            size: Dimension of the factor.
+            split: Most rows a block; ``None`` leaves one block.
+            unit: Rows that belong together, a channel's taps: blocks are whole units
+                wherever a unit fits into ``split``.
+        """
+        if split is None or split >= size:
+            return cls(size, size)
+        block = -(-size // -(-size // split))
+        whole = -(-block // unit) * unit
+        return cls(size, whole if whole <= split else block)
+
+    @cached_property
     def count(self) -> int:
         """Number of blocks."""
         return -(-self.size // self.block)
 
-    @property
+    @cached_property
     def padded(self) -> int:
         """Rows of all blocks together, padding included."""
         return self.count * self.block
 
-    @property
+    @cached_property
     def padding(self) -> int:
         """Rows that the last block holds beyond ``size``."""
         return self.padded - self.size

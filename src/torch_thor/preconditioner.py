@@ -13,6 +13,7 @@ from torch_thor.candidates import Candidate, LayerRecord, decide
 from torch_thor.capture import Capture, TrackedLayer
 from torch_thor.coverage import Coverage, Selector, survey
 from torch_thor.errors import CurvatureError, CurvatureWarning, InvalidOptionError, require
+from torch_thor.fisher import Likelihood, sampled_loss
 from torch_thor.inverses import factorize
 from torch_thor.options import (
     Damping,
@@ -54,6 +55,7 @@ class Preconditioner:
         statistics: How factors are estimated.
         refresh: Staggering, type of the inverses, failure handling.
         exclude: Modules (names, with ``*`` as wildcard, or types) left alone.
+        include: The same for types that are left alone unless asked for: embeddings, norms.
         eigenvalue_correction: EKFAC's eigenvalue-corrected basis.
 
     Raises:
@@ -74,6 +76,7 @@ class Preconditioner:
         statistics: Statistics = Statistics(),
         refresh: Refresh = Refresh(),
         exclude: Iterable[Selector] = (),
+        include: Iterable[Selector] = (),
         eigenvalue_correction: bool = False,
     ) -> None:
         """Finds the layers and hangs the hooks."""
@@ -108,11 +111,12 @@ class Preconditioner:
             eigenvalue_correction,
             refresh.inverse_dtype,
         )
-        self._exclude = tuple(exclude)
+        self._selectors = (tuple(exclude), tuple(include))
         self.model = model
         self._capture = Capture(statistics)
         self._split_rule: SplitRule | None = None
         self.layers: list[TrackedLayer] = []
+        self.surveys = 0
         self.stacks: list[LayerStack] = []
         self.records: dict[str, LayerRecord] = {}
         self.clocks = (RefreshClock(), RefreshClock())
@@ -122,8 +126,10 @@ class Preconditioner:
     def _find_layers(self) -> None:
         """Surveys the model, hangs the hooks, and gives each layer its share of an interval."""
         self._capture.remove()
-        self.layers, self._coverage = survey(self.model, self._exclude)
+        self.layers, self._coverage = survey(self.model, *self._selectors)
+        self.surveys += 1
         self.layer_of = {p: layer for layer in self.layers for p in layer.parameters}
+        self._parameters = list(self.model.parameters())
         self._trained = self._requires_grad()
         self._capture.attach(self.layers)
         self.records = {
@@ -138,7 +144,7 @@ class Preconditioner:
                 passed += layer.weight.numel()
 
     def _requires_grad(self) -> list[bool]:
-        return [parameter.requires_grad for parameter in self.model.parameters()]
+        return [parameter.requires_grad for parameter in self._parameters]
 
     def _follow_thaws(self) -> None:
         """Takes in layers that were thawed, or frozen, since the last step."""
@@ -176,7 +182,7 @@ class Preconditioner:
         source = stack.pack(gradients)
         direction = stack.direction(slots, source)
         if self._norm_control is not None:
-            norms.set_lengths(self._norm_control, direction, source)
+            norms.set_lengths(self._norm_control, [direction], [source])
         pairs = zip(gradients, stack.unpack(slots, direction), strict=True)
         for (weight, bias), (new_weight, new_bias) in pairs:
             weight.copy_(new_weight)
@@ -190,7 +196,7 @@ class Preconditioner:
         Args:
             gradient_scale: What the loss was multiplied by (a GradScaler's scale).
         """
-        if self.layers and not self.stacks:
+        if not self.stacks and any(layer.calls for layer in self.layers):
             self._build_stacks()
         candidates = self._candidates(gradient_scale)
         decide(candidates, self.trace_rule)
@@ -200,6 +206,59 @@ class Preconditioner:
         self.steps += 1
         self._follow_thaws()
         self._arm()
+
+    @property
+    def wants_statistics(self) -> bool:
+        """Whether the next ``step()`` needs statistics of any layer."""
+        return any(layer.armed for layer in self.layers)
+
+    def sample_fisher(
+        self,
+        outputs: Tensor,
+        likelihood: Likelihood = "categorical",
+        *,
+        class_dim: int = -1,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Collects statistics of labels that are drawn from the model's own predictions.
+
+        For ``Statistics(fisher="mc")``: call it between forward and ``backward()``, once for
+        each forward. It runs a backward of its own in steps that want statistics, does
+        nothing in the others, and leaves every ``.grad`` and the graph as they were.
+
+        Args:
+            outputs: The model's outputs ``[N, ...]``: logits, or means.
+            likelihood: ``"categorical"`` (softmax over ``class_dim``), ``"bernoulli"``
+                (sigmoid of each entry) or ``"normal"`` (unit variance, squared loss).
+            class_dim: Dimension of the classes.
+            generator: Source of the draws; ``None`` takes torch's own.
+
+        Raises:
+            InvalidOptionError: For an unknown likelihood.
+        """
+        if self.wants_statistics:
+            reduction = self.statistics.loss_reduction
+            self.fisher_backward(
+                sampled_loss(
+                    outputs,
+                    likelihood,
+                    class_dim=class_dim,
+                    reduction=reduction,
+                    generator=generator,
+                )
+            )
+
+    def fisher_backward(self, loss: Tensor) -> None:
+        """Runs a backward for the statistics alone: the free form of ``sample_fisher``.
+
+        Args:
+            loss: Scalar loss of labels drawn from the model, reduced as
+                ``Statistics(loss_reduction=...)`` says. Its graph is kept.
+        """
+        weights = [layer.weight for layer in self.layers if layer.armed]
+        if weights:
+            with self._capture.sampled_backward():
+                torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
 
     def discard(self) -> None:
         """Drops the statistics since the last call, as for a step that is skipped."""
@@ -238,6 +297,9 @@ class Preconditioner:
 
     def _candidates(self, gradient_scale: float) -> list[Candidate]:
         found = []
+        if not self.stacks:
+            for layer in self.layers:
+                self._warn_starved(layer)
         for stack in self.stacks:
             for slot, layer in enumerate(stack.layers):
                 if not layer.armed:
@@ -251,14 +313,22 @@ class Preconditioner:
         return found
 
     def _warn_starved(self, layer: TrackedLayer) -> None:
-        record = self.records[layer.name]
-        if layer.weight.grad is None or layer.called or record.starved:
+        record, sampled = self.records[layer.name], self.statistics.fisher == "mc"
+        if layer.weight.grad is None or record.starved or (layer.called and not sampled):
             return
         record.starved = True
+        if layer.called:
+            cause = "no backward of sampled labels reached it since the last step"
+            remedy = "Call optimizer.sample_fisher(outputs) before loss.backward()."
+        else:
+            cause = "its forward hook saw no call since the last step"
+            remedy = (
+                "Build the optimizer before torch.compile(model), call modules and not their "
+                "weights, or exclude the layer."
+            )
         warnings.warn(
-            f"Layer {layer.name!r} has a gradient but its forward hook saw no call since the "
-            "last step, so its curvature is not updated. Build the optimizer before "
-            "torch.compile(model), call modules and not their weights, or exclude the layer.",
+            f"Layer {layer.name!r} has a gradient but {cause}, so its curvature is not "
+            f"updated. {remedy}",
             CurvatureWarning,
             stacklevel=5,
         )

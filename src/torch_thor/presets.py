@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Literal
 
 from torch_thor.base import Base
 from torch_thor.optimizer import CurvatureOptimizer, Parameters
-from torch_thor.options import Damping, NormControl, NormControlKind, Refresh, Statistics, Update
+from torch_thor.options import (
+    Damping,
+    Intervals,
+    NormControl,
+    NormControlKind,
+    Refresh,
+    Statistics,
+    Update,
+)
 from torch_thor.preconditioner import Preconditioner
 from torch_thor.schedules import GrowingInterval, ScheduledFloat
 
@@ -35,7 +43,8 @@ class THOR(CurvatureOptimizer):
         split: Block size of both factors, ``"auto"`` (measured on this device), or
             ``None`` for whole factors.
         power: p of G^-p ∇W A^-p: 1/2, or the paper's 1.
-        interval: Steps between refreshes, a number or a schedule.
+        interval: Steps between refreshes, a number or a schedule, or ``Intervals`` where
+            factors and inverses have different ones.
         trace_rule: When a due layer is refreshed, kept or frozen; ``None`` always refreshes.
         norm_control: Length of each layer's step: ``"rms"``, ``"graft"``, ``"kl_clip"``,
             a ``NormControl``, or ``None``.
@@ -44,6 +53,7 @@ class THOR(CurvatureOptimizer):
         refresh: Staggering, type of the inverses, failure handling.
         base: First-order rule of all other parameters.
         exclude: Modules (names, with ``*`` as wildcard, or types) that train by the base rule.
+        include: The same for types that do so unless asked for: embeddings and norms.
 
     Raises:
         InvalidOptionError: For a value out of range.
@@ -65,26 +75,30 @@ class THOR(CurvatureOptimizer):
         damping: ScheduledFloat | Damping = 3e-4,
         split: int | Literal["auto"] | None = 72,
         power: float = 0.5,
-        interval: ScheduledFloat = GrowingInterval(20, 1.2),
+        interval: ScheduledFloat | Intervals = GrowingInterval(20, 1.2),
         trace_rule: TraceRule | None = None,
         norm_control: NormControl | NormControlKind | None = "graft",
         update: Update = Update(),
         statistics: Statistics = Statistics(),
-        refresh: Refresh = Refresh(),
+        refresh: Refresh = Refresh(inverse_dtype="auto"),
         base: Base = Base(),
         exclude: Iterable[Selector] = (),
+        include: Iterable[Selector] = (),
     ) -> None:
         """Finds the layers, hangs the hooks and builds the parameter groups."""
+        intervals = interval if isinstance(interval, Intervals) else Intervals(interval, interval)
         engine = Preconditioner(
             model,
             damping=damping,
             split=split,
             power=power,
-            factor_interval=interval,
+            factor_interval=intervals.factors,
+            inverse_interval=intervals.inverses,
             trace_rule=trace_rule,
             statistics=statistics,
             refresh=refresh,
             exclude=exclude,
+            include=include,
         )
         super().__init__(
             engine,
@@ -115,6 +129,7 @@ class KFAC(CurvatureOptimizer):
         refresh: Staggering, type of the inverses, failure handling.
         base: First-order rule of all other parameters.
         exclude: Modules that train by the base rule.
+        include: Modules that do so unless asked for: embeddings and norms.
 
     Raises:
         InvalidOptionError: For a value out of range.
@@ -133,11 +148,12 @@ class KFAC(CurvatureOptimizer):
         damping: ScheduledFloat | Damping = 0.03,
         factor_interval: ScheduledFloat = 20,
         inverse_interval: ScheduledFloat = 20,
-        norm_control: NormControl | NormControlKind | None = "kl_clip",
+        norm_control: NormControl | NormControlKind | None = "graft",
         statistics: Statistics = _ALL_ROWS,
         refresh: Refresh = Refresh(stagger=False),
         base: Base = Base(),
         exclude: Iterable[Selector] = (),
+        include: Iterable[Selector] = (),
     ) -> None:
         """Finds the layers, hangs the hooks and builds the parameter groups."""
         engine = Preconditioner(
@@ -150,6 +166,7 @@ class KFAC(CurvatureOptimizer):
             statistics=statistics,
             refresh=refresh,
             exclude=exclude,
+            include=include,
             eigenvalue_correction=self._eigenvalue_correction,
         )
         super().__init__(

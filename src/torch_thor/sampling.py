@@ -18,12 +18,15 @@ class RowPlan:
         positions: T, shared positions of each sample.
         index: ``[r]`` flat row numbers in 0..N·T-1 on the CPU; ``None`` takes all.
         reduce: K-FAC-reduce: inputs are averaged and gradients summed over positions.
+        output_shape: Shape of the call's output, for layers whose positions don't follow
+            from their input.
     """
 
     samples: int
     positions: int
     index: Tensor | None = None
     reduce: bool = False
+    output_shape: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int:

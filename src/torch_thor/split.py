@@ -78,7 +78,7 @@ def candidate_sizes(geometries: Sequence[Geometry]) -> tuple[int, ...]:
         taps[geometry.taps] += geometry.outputs * geometry.columns * geometry.matrices
     unit = taps.most_common(1)[0][0]
     size = unit if unit > 1 else 16
-    widest = max(max(g.columns, g.outputs) for g in geometries)
+    widest = max(max(1 if g.one_hot else g.columns, g.outputs) for g in geometries)
     sizes = [1]
     while size < widest:
         sizes.append(size)
@@ -129,7 +129,9 @@ def split_curves(layers: Sequence[TrackedLayer], capture: Capture, power: float)
     """
     sizes = candidate_sizes([layer.geometry for layer in layers])
     times = inversion_times(sizes, layers[0].weight.device, power)
-    batches = [batch for layer in layers if (batch := capture.batch(layer)) is not None]
+    # A diagonal factor loses nothing at any size.
+    cut = [layer for layer in layers if not layer.geometry.one_hot]
+    batches = [batch for layer in cut if (batch := capture.batch(layer)) is not None]
     kept = []
     for size in sizes:
         losses = [float(information_loss(a.rows[0].float(), size).mean()) for a, _ in batches]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from torch_thor.damping import diagonal_shifts
 from torch_thor.factors import FactorBatch, FactorStack, kept_share
+from torch_thor.hardware import multiplies_bfloat16
 from torch_thor.inverses import EigenBasis, Factorization, InverseRoots
 from torch_thor.layers import Geometry, read_matrices, write_matrices
 from torch_thor.partition import Partition
@@ -19,6 +20,9 @@ from torch_thor.partition import Partition
 if TYPE_CHECKING:
     from torch_thor.capture import TrackedLayer
     from torch_thor.options import DampingMode
+
+# Below this many entries a cast costs more than the faster product saves.
+_LARGE_LAYER = 1 << 17
 
 SplitRule = Callable[[Geometry], tuple[int | None, int | None]]
 
@@ -32,14 +36,14 @@ class StackOptions:
         mode: How damping enters.
         decay: ρ of the running average.
         eigen: EKFAC's eigenvalue-corrected basis in place of inverse roots.
-        inverse_dtype: Type of inverses and products; ``None`` follows the factors.
+        inverse_dtype: Type of inverses and products, see ``Refresh``.
     """
 
     power: float
     mode: DampingMode
     decay: float
     eigen: bool
-    inverse_dtype: torch.dtype | None
+    inverse_dtype: torch.dtype | Literal["auto"] | None
 
 
 class LayerStack:
@@ -63,16 +67,25 @@ class LayerStack:
         geometry, weight = layers[0].geometry, layers[0].weight
         self.geometry = geometry
         self.dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        cut_a = Partition.of(geometry.columns, split[0])
+        cut_a = Partition.of(geometry.columns, 1 if geometry.one_hot else split[0])
         cut_g = Partition.of(geometry.outputs, split[1])
         count, matrices = len(layers), geometry.matrices
         self.a = FactorStack(count, matrices, cut_a, dtype=self.dtype, device=weight.device)
         self.g = FactorStack(count, matrices, cut_g, dtype=self.dtype, device=weight.device)
         kind = EigenBasis if options.eigen else InverseRoots
-        stored = options.inverse_dtype or self.dtype
+        stored = self._inverse_dtype()
         self.inverses: EigenBasis | InverseRoots = kind(self.a, self.g, options.power, stored)
         self.weights = [0.0] * count
         self.ready = [False] * count
+
+    def _inverse_dtype(self) -> torch.dtype:
+        chosen = self.options.inverse_dtype
+        if chosen != "auto":
+            return chosen or self.dtype
+        entries = self.geometry.matrices * self.geometry.outputs * self.geometry.columns
+        large = self.dtype == torch.float32 and entries >= _LARGE_LAYER
+        native = large and multiplies_bfloat16(self.layers[0].weight.device)
+        return torch.bfloat16 if native else self.dtype
 
     def keep(self, slot: int) -> float:
         """Share that the old average keeps when a batch is folded in now."""
@@ -106,7 +119,8 @@ class LayerStack:
             return
         if new:
             self.inverses.reset_scalings(slot)
-        self.inverses.fold_scalings(slot, *batch, self.keep(slot))
+        if not self.geometry.one_hot:  # A is exactly diagonal: K-FAC's scalings stay
+            self.inverses.fold_scalings(slot, *batch, self.keep(slot))
         shift = self.product_shift(slot, self.a.traces[slot], self.g.traces[slot])
         self.inverses.damp(slot, shift)
 

@@ -33,7 +33,13 @@ def dropped(model: nn.Module, inputs: Tensor) -> None:
     model(inputs)
 
 
-@pytest.mark.parametrize("extra", [no_grad, inference, kept, dropped])
+def input_gradient(model: nn.Module, inputs: Tensor) -> None:
+    """A saliency map or a gradient penalty: no weight receives a gradient."""
+    asked = inputs.clone().requires_grad_()
+    torch.autograd.grad(model(asked).sum(), asked)
+
+
+@pytest.mark.parametrize("extra", [no_grad, inference, kept, dropped, input_gradient])
 @pytest.mark.parametrize("when", ["before forward", "before step", "after step"])
 def test_a_forward_that_is_never_followed_by_backward_counts_nothing(
     extra: Callable[[nn.Module, Tensor], None], when: str

@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import EXACT_THOR, data, gradient_matrices, half_square, mean_half_square, mlp, weights
+from helpers import (
+    EXACT_THOR,
+    Scale,
+    data,
+    gradient_matrices,
+    half_square,
+    mean_half_square,
+    mlp,
+    weights,
+)
 from oracle import direction, factors, kl_clip_factor, observe
 from torch_thor import THOR, Damping, NormControl, Update
 
@@ -50,7 +59,7 @@ def test_all_layers_share_the_factor_of_the_formula(lr: float, limit: float) -> 
         )
 
 
-@pytest.mark.parametrize("model", [nn.Sequential(nn.LayerNorm(5)), mlp()], ids=["norm", "mlp"])
+@pytest.mark.parametrize("model", [nn.Sequential(Scale(5)), mlp()], ids=["no layer", "mlp"])
 def test_no_layers_or_no_gradient_divide_by_nothing(model: nn.Module) -> None:
     """Case 19."""
     optimizer = THOR(model, lr=0.1, **{**PLAIN, "norm_control": NormControl("kl_clip", 1e-3)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from helpers import (
     train,
     weights,
 )
-from torch_thor import THOR, Damping, ExponentialDamping, PolynomialDecay, Preconditioner
+from torch_thor import THOR, Damping, ExponentialDamping, PolynomialDecay, Preconditioner, Refresh
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -275,11 +275,16 @@ def test_the_preconditioner_in_front_of_adamw() -> None:
     assert losses[-1] < losses[0]
 
 
-def scaler_run(scales: list[float], *, bad_step: int | None = None) -> tuple[nn.Module, THOR]:
+def scaler_run(
+    scales: list[float],
+    *,
+    bad_step: int | None = None,
+    on_nonfinite: Literal["skip", "ignore"] = "skip",
+) -> tuple[nn.Module, THOR]:
     """fp16-style training with a scaler whose scale changes from step to step."""
     torch.manual_seed(2)
     model = mlp()
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, interval=1, refresh=Refresh(stagger=False, on_nonfinite=on_nonfinite))
     scaler = torch.amp.GradScaler("cpu", init_scale=scales[0], growth_interval=10**6)
     generator = torch.Generator().manual_seed(3)
     for step, following in enumerate([*scales[1:], scales[-1]]):
@@ -303,10 +308,13 @@ def test_a_gradient_scaler_with_a_changing_scale_changes_nothing() -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_a_step_that_the_scaler_skips_leaves_factors_and_counters_untouched() -> None:
+@pytest.mark.parametrize("on_nonfinite", ["skip", "ignore"])
+def test_a_step_that_the_scaler_skips_leaves_factors_and_counters_untouched(
+    on_nonfinite: Literal["skip", "ignore"],
+) -> None:
     """Case 28."""
-    model, optimizer = scaler_run([4.0, 4.0, 4.0], bad_step=2)
-    other, reference = scaler_run([4.0, 4.0])
+    model, optimizer = scaler_run([4.0, 4.0, 4.0], bad_step=2, on_nonfinite=on_nonfinite)
+    other, reference = scaler_run([4.0, 4.0], on_nonfinite=on_nonfinite)
     assert_same_weights(model, other)
     found, expected = optimizer.state_dict(), reference.state_dict()
     torch.testing.assert_close(found["curvature"], expected["curvature"], rtol=0, atol=0)
@@ -316,15 +324,21 @@ def test_a_step_that_the_scaler_skips_leaves_factors_and_counters_untouched() ->
     assert_same_weights(model, other)
 
 
-def test_unscaling_by_hand_and_clipping_under_a_scaler() -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"damping": Damping(0.1, "both"), "norm_control": None, "lr": 0.01}],
+    ids=["relative damping", "absolute damping"],
+)
+def test_unscaling_by_hand_and_clipping_under_a_scaler(options: dict[str, Any]) -> None:
     """Case 28, 30: scaler.unscale_, clip, scaler.step — the documented recipe."""
     found = []
     batches = [data(8) for _ in range(3)]
     for scale in (1.0, 512.0):
         torch.manual_seed(2)
         model = mlp()
-        optimizer = THOR(model, **AT_EVERY_STEP)
+        optimizer = THOR(model, **AT_EVERY_STEP, **options)
         scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=10**6)
+        optimizer.use_scaler(scaler)
         for inputs, targets in batches:
             optimizer.zero_grad()
             scaler.scale(mean_half_square(model(inputs), targets)).backward()

@@ -1,0 +1,113 @@
+"""Models and batches that the step benchmarks train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models import resnet18, resnet50, vit_b_16
+
+from torch_thor.bench.workloads.models import small_resnet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model with a batch of random data of the right shape.
+
+    Args:
+        build: Makes the model.
+        inputs: Shape of one batch.
+        classes: Number of classes.
+        tokens: Whether inputs are token numbers and every position has a target.
+        exclude: Modules that THOR leaves to the base rule.
+    """
+
+    build: Callable[[], nn.Module]
+    inputs: tuple[int, ...]
+    classes: int
+    tokens: bool = False
+    exclude: tuple[str, ...] = ()
+
+    def model(self) -> nn.Module:
+        """Builds the model, always with the same weights."""
+        torch.manual_seed(0)
+        model = self.build()
+        return model if self.tokens else model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Draws a batch, always the same."""
+        generator = torch.Generator().manual_seed(1)
+        if self.tokens:
+            drawn = torch.randint(self.classes, self.inputs, generator=generator)
+            return drawn, drawn.flatten()
+        images = torch.randn(self.inputs, generator=generator)
+        targets = torch.randint(self.classes, self.inputs[:1], generator=generator)
+        return images.contiguous(memory_format=torch.channels_last), targets
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Returns the loss under bf16 autocast."""
+        with torch.autocast("cpu", torch.bfloat16):
+            return functional.cross_entropy(model(batch[0]).flatten(0, -2), batch[1])
+
+
+class Block(nn.Module):
+    """A GPT-2 block."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        samples, positions, width = x.shape
+        q, k, v = (
+            part.view(samples, positions, self.heads, -1).transpose(1, 2)
+            for part in self.qkv(self.norm1(x)).chunk(3, dim=-1)
+        )
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.proj(mixed.transpose(1, 2).reshape(samples, positions, width))
+        return x + self.down(functional.gelu(self.up(self.norm2(x))))
+
+
+class GPT(nn.Module):
+    """GPT-2 small's shape: 12 blocks, width 768, tied head left to the base rule."""
+
+    def __init__(self, blocks: int = 12, width: int = 768, vocabulary: int = 50257) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(1024, width)
+        self.blocks = nn.Sequential(*(Block(width, 12) for _ in range(blocks)))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, vocabulary, bias=False)
+        self.head.weight = self.tokens.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        return self.head(self.norm(self.blocks(self.tokens(tokens) + self.positions(places))))
+
+
+def _cifar_resnet18() -> nn.Module:
+    model = resnet18(num_classes=10)
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    return model
+
+
+def _fashion_resnet() -> nn.Module:
+    return small_resnet(channels_in=1, widths=(16, 32, 64), blocks=1, classes=10)
+
+
+TASKS = {
+    "small-resnet": Task(_fashion_resnet, (128, 1, 28, 28), 10),
+    "resnet18": Task(_cifar_resnet18, (128, 3, 32, 32), 10),
+    "resnet50": Task(resnet50, (8, 3, 224, 224), 1000),
+    "vit-b16": Task(vit_b_16, (8, 3, 224, 224), 1000),
+    "gpt2-small": Task(GPT, (2, 1024), 50257, tokens=True),
+}

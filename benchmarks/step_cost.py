@@ -1,0 +1,135 @@
+"""Cost of a training step: all optimizers in turn, in one process, ratios to the first.
+
+Each optimizer trains its own copy of the model. Step i of every optimizer runs before step
+i + 1 of any, so that drift of the machine hits all alike. The first cycle of refreshes is thrown
+away; over the following cycles each position in the cycle is measured once a cycle, its
+median is taken, and the mean over positions is the amortized step: one whole refresh cycle.
+
+    python benchmarks/step_cost.py resnet18 --optimizers sgd,muon,thor --interval 20 --cycles 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import platform
+import statistics
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from models import TASKS, Task
+from optimizers import OPTIMIZERS
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+
+@dataclass
+class Contestant:
+    """One optimizer with its copy of the model and its measurements in seconds."""
+
+    name: str
+    model: nn.Module
+    optimizers: list[Optimizer]
+    steps: list[float] = field(default_factory=list)
+    updates: list[float] = field(default_factory=list)
+
+    def step(self, task: Task, batch: tuple[Tensor, Tensor]) -> None:
+        """Takes a training step and notes how long it and its optimizer took."""
+        begin = time.perf_counter()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        task.loss(self.model, batch).backward()
+        middle = time.perf_counter()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        end = time.perf_counter()
+        self.steps.append(end - begin)
+        self.updates.append(end - middle)
+
+    def state_share(self) -> float:
+        """Bytes of optimizer state ÷ bytes of parameters."""
+        parameters = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        return sum(_bytes(o.state_dict()) for o in self.optimizers) / parameters
+
+
+def _bytes(value: object) -> int:
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return sum(map(_bytes, value.values()))
+    return sum(map(_bytes, value)) if isinstance(value, (list, tuple)) else 0
+
+
+def amortized(times: list[float], interval: int) -> float:
+    """Mean over the positions of a cycle of the median over cycles."""
+    return statistics.fmean(statistics.median(times[i::interval]) for i in range(interval))
+
+
+def measure(task: Task, names: list[str], interval: int, cycles: int) -> list[Contestant]:
+    """Runs all contestants in turn for one discarded and ``cycles`` measured cycles."""
+    contestants = []
+    for name in names:
+        model = task.model()
+        contestants.append(Contestant(name, model, OPTIMIZERS[name](model, task, interval)))
+    batch = task.batch()
+    gc.disable()
+    for step in track(range((1 + cycles) * interval), description="steps"):
+        if step == interval:
+            for contestant in contestants:
+                contestant.steps.clear()
+                contestant.updates.clear()
+        for contestant in contestants:
+            contestant.step(task, batch)
+    return contestants
+
+
+def report(title: str, contestants: list[Contestant], interval: int) -> str:
+    """Returns a Markdown table; ratios are to the first contestant."""
+    base = amortized(contestants[0].steps, interval)
+    lines = [
+        f"{title}; interval {interval}, {len(contestants[0].steps)} measured steps each",
+        "",
+        (
+            f"| optimizer | step, ms | ÷ {contestants[0].name} | optimizer, ms | p99 ÷ p50 "
+            "| state ÷ parameters |"
+        ),
+        "|---|---|---|---|---|---|",
+    ]
+    for c in contestants:
+        step, update = amortized(c.steps, interval), amortized(c.updates, interval)
+        ordered = sorted(c.steps)
+        tail = ordered[int(0.99 * (len(ordered) - 1))] / statistics.median(ordered)
+        lines.append(
+            f"| {c.name} | {step * 1e3:.1f} | {step / base:.3f} | {update * 1e3:.2f} | {tail:.2f} "
+            f"| {c.state_share():.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parses the command line, measures, prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("task", nargs="?", choices=TASKS, default="small-resnet")
+    parser.add_argument("--optimizers", default="sgd,sgd-fused,adamw,muon,thor")
+    parser.add_argument("--interval", type=int, default=20)
+    parser.add_argument("--cycles", type=int, default=3)
+    chosen = parser.parse_args()
+    names = chosen.optimizers.split(",")
+    if unknown := [name for name in names if name not in OPTIMIZERS]:
+        parser.error(f"--optimizers {','.join(unknown)}: allowed are {', '.join(OPTIMIZERS)}")
+    torch.set_flush_denormal(True)
+    contestants = measure(TASKS[chosen.task], names, chosen.interval, chosen.cycles)
+    threads = torch.get_num_threads()
+    title = f"{chosen.task}, torch {torch.__version__}, {threads} threads, {platform.machine()}"
+    Console().print(report(title, contestants, chosen.interval), soft_wrap=True, markup=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""The hooks on a model's modules; they hold the engine weakly and never travel with a copy."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_thor.layers import ProjectionWatch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch_thor.capture import Capture, TrackedLayer
+
+
+def _inside_backward() -> bool:
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def _begin_call(layer: TrackedLayer) -> None:
+    """Notes that an armed layer runs, and whether that opens a new micro-batch."""
+    layer.called = True
+    if layer.group_has_gradient and not _inside_backward():
+        # A forward after a backward belongs to the next micro-batch, unless a
+        # checkpointed segment is being recomputed.
+        layer.group, layer.group_has_gradient = layer.group + 1, False
+
+
+class _InertHook:
+    """What a copied or unpickled model carries in the place of a hook."""
+
+    def __call__(self, *args: object) -> None:
+        """Does nothing."""
+
+
+class _StaysBehind:
+    """A hook that is not copied or pickled with its module."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> _InertHook:
+        return _InertHook()
+
+    def __reduce__(self) -> tuple[type[_InertHook], tuple[()]]:
+        return (_InertHook, ())
+
+
+class ForwardHook(_StaysBehind):
+    """Hands a module's call to the capture.
+
+    Args:
+        capture: Where calls are collected.
+        layer: The module's layer.
+    """
+
+    def __init__(self, capture: Capture, layer: TrackedLayer) -> None:
+        """Keeps weak references."""
+        self._capture = weakref.ref(capture)
+        self._layer = weakref.ref(layer)
+
+    def __call__(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+    ) -> None:
+        """Runs after the module's forward."""
+        capture, layer = self._capture(), self._layer()
+        if capture is None or layer is None or not layer.armed:
+            return
+        _begin_call(layer)
+        if not torch.is_grad_enabled():
+            return
+        inputs = args[0] if args else next(iter(kwargs.values()))
+        # functional_call and sharding put other tensors in the parameter's place.
+        weight = module.weight
+        if isinstance(weight, Tensor) and isinstance(inputs, Tensor) and isinstance(output, Tensor):
+            capture.on_forward(layer, weight, inputs, output)
+
+
+class Watches:
+    """The function modes of one module whose linear maps no module hook sees.
+
+    Args:
+        capture: Where calls are collected.
+        layers: Layers of that module.
+    """
+
+    def __init__(self, capture: Capture, layers: Iterable[TrackedLayer]) -> None:
+        """Keeps weak references."""
+        self._capture = weakref.ref(capture)
+        self._layers = [weakref.ref(layer) for layer in layers]
+        self._entered: list[ProjectionWatch] = []
+
+    def enter(self) -> None:
+        """Begins to watch, where that is wanted."""
+        layers = [layer for reference in self._layers if (layer := reference()) is not None]
+        wanted = any(layer.armed for layer in layers) and torch.is_grad_enabled()
+        # A compiler can't trace a mode that outlives a hook; the missing calls are reported.
+        if self._capture() is not None and wanted and not torch.compiler.is_compiling():
+            watch = ProjectionWatch(self._on_projection)
+            watch.__enter__()  # type: ignore[no-untyped-call]
+            self._entered.append(watch)
+
+    def leave(self) -> None:
+        """Ends the latest watch."""
+        if self._entered:
+            self._entered.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def _on_projection(self, weight: Tensor, inputs: Tensor, output: Tensor) -> None:
+        capture = self._capture()
+        for reference in self._layers:
+            layer = reference()
+            if layer is None or not (weight is layer.weight or weight._base is layer.weight):
+                continue
+            if capture is None or not layer.armed:
+                return
+            _begin_call(layer)
+            passed = int(weight.storage_offset() - layer.weight.storage_offset())
+            first = passed // (layer.geometry.outputs * layer.geometry.inputs)
+            capture.on_forward(layer, layer.weight, inputs, output, first)
+            return
+
+
+class EnterHook(_StaysBehind):
+    """Runs before a watched module's forward."""
+
+    def __init__(self, watches: Watches) -> None:
+        """Shares the modes with the other hook."""
+        self._watches = watches
+
+    def __call__(self, module: nn.Module, args: tuple[object, ...]) -> None:  # noqa: ARG002
+        """Begins to watch."""
+        self._watches.enter()
+
+
+class LeaveHook(_StaysBehind):
+    """Runs after a watched module's forward, also when it raised."""
+
+    def __init__(self, watches: Watches) -> None:
+        """Shares the modes with the other hook."""
+        self._watches = watches
+
+    def __call__(self, module: nn.Module, args: tuple[object, ...], output: object) -> None:  # noqa: ARG002
+        """Ends the watch."""
+        self._watches.leave()

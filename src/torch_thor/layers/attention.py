@@ -1,0 +1,131 @@
+"""``nn.MultiheadAttention``: projections inside one function that no module hook sees."""
+
+from __future__ import annotations
+
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (torch's own convention)
+from torch.overrides import TorchFunctionMode
+
+from torch_thor.layers.base import Geometry, LayerAdapter, Part, with_ones
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch_thor.sampling import RowPlan
+
+
+class ProjectionAdapter(LayerAdapter[nn.MultiheadAttention]):
+    """One weight of an attention module, of one matrix or several side by side.
+
+    The packed weight ``[3E, E]`` is three matrices (query, key, value), each with its own
+    factors. Inputs and gradients arrive as the function has them, positions first.
+
+    Args:
+        weight: Qualified name of the weight.
+        matrices: Matrices in it.
+    """
+
+    inside_function = True
+
+    def __init__(self, weight: str, matrices: int = 1) -> None:
+        """Remembers which weight it is."""
+        self._weight, self._matrices = weight, matrices
+
+    def geometry(self, module: nn.MultiheadAttention, *, bias: bool) -> Geometry:
+        """Matrices below each other."""
+        rows, columns = module.get_parameter(self._weight).shape
+        return Geometry(self._matrices, rows // self._matrices, columns, bias)
+
+    def call_shape(
+        self, module: nn.MultiheadAttention, inputs: Tensor, output: Tensor
+    ) -> tuple[int, int]:
+        """Of inputs ``[T, N, in]``."""
+        return inputs.shape[1], inputs.shape[0]
+
+    def input_rows(
+        self, module: nn.MultiheadAttention, inputs: Tensor, plan: RowPlan, *, bias: bool
+    ) -> Tensor:
+        """Rows are the inputs themselves, the same for all matrices of a call."""
+        return with_ones(plan.take_inputs(_table(inputs, plan)), bias=bias).unsqueeze(0)
+
+    def output_rows(self, module: nn.MultiheadAttention, gradient: Tensor, plan: RowPlan) -> Tensor:
+        """Rows are the output gradients, cut into the matrices of the call."""
+        width = module.get_parameter(self._weight).shape[0] // self._matrices
+        rows = plan.take_gradients(_table(gradient, plan))
+        return rows.view(len(rows), -1, width).transpose(0, 1)
+
+
+def _table(maps: Tensor, plan: RowPlan) -> Tensor:
+    """``[T, N, d]`` or ``[T·N, d]`` as ``[N, T, d]``."""
+    return maps.reshape(plan.positions, plan.samples, -1).transpose(0, 1)
+
+
+def attention_parts(module: nn.MultiheadAttention) -> tuple[Part, ...]:
+    """Input projections (one packed weight, or three) and the output projection."""
+    if module._qkv_same_embed_dim:
+        parts = [_part(module, "in_proj", "in_proj_weight", "in_proj_bias", matrices=3)]
+    else:
+        # Their common bias has no matrix of its own and trains by the base rule.
+        parts = [_part(module, f"{one}_proj", f"{one}_proj_weight") for one in ("q", "k", "v")]
+    parts.append(_part(module, "out_proj", "out_proj.weight", "out_proj.bias"))
+    return tuple(parts)
+
+
+def _part(
+    module: nn.MultiheadAttention, name: str, weight: str, bias: str = "", *, matrices: int = 1
+) -> Part:
+    own = dict(module.named_parameters())
+    return Part(name, ProjectionAdapter(weight, matrices), own.get(weight), own.get(bias))
+
+
+class ProjectionWatch(TorchFunctionMode):
+    """Sees the linear maps inside ``multi_head_attention_forward`` while it is entered.
+
+    Args:
+        on_projection: Called with (weight, inputs ``[T, N, in]``, output) of each.
+    """
+
+    def __init__(self, on_projection: Callable[[Tensor, Tensor, Tensor], None]) -> None:
+        """Starts outside."""
+        super().__init__()
+        self._on_projection = on_projection
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
+        """Runs attention over watched linear maps, and everything else as it is."""
+        if func is not F.multi_head_attention_forward:
+            return func(*args, **(kwargs or {}))
+        query: Tensor = args[0]
+        samples = query.shape[1] if query.dim() == 3 else 1
+
+        def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+            output = F.linear(inputs, weight, bias)
+            self._on_projection(weight, inputs.reshape(-1, samples, inputs.shape[-1]), output)
+            return output
+
+        return _over(linear)(*args, **(kwargs or {}))
+
+
+def _over(linear: Callable[..., Tensor]) -> Callable[..., object]:
+    """Returns torch's attention function with its name ``linear`` bound to another function.
+
+    Under a function mode torch hands the whole function over instead of running it, so its
+    inner calls could not be seen otherwise; the copy doesn't ask for modes again.
+    """
+    scope: dict[str, Any] = {**vars(F), "has_torch_function": lambda _: False}
+    for name, function in vars(F).items():
+        if isinstance(function, FunctionType) and "linear" in function.__code__.co_names:
+            copy = FunctionType(function.__code__, scope, name, function.__defaults__)
+            copy.__kwdefaults__ = function.__kwdefaults__
+            scope[name] = copy
+    scope["linear"] = linear
+    attention: Callable[..., object] = scope["multi_head_attention_forward"]
+    return attention

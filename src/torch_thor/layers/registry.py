@@ -1,0 +1,102 @@
+"""Which adapter belongs to which layer type."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+
+from torch_thor.errors import require
+from torch_thor.layers.attention import attention_parts
+from torch_thor.layers.base import LayerAdapter, Part
+from torch_thor.layers.conv import ConvAdapter, TransposedConvAdapter
+from torch_thor.layers.embedding import EmbeddingAdapter
+from torch_thor.layers.linear import LinearAdapter, TransposedLinearAdapter
+from torch_thor.layers.norms import (
+    BatchNormAdapter,
+    GroupNormAdapter,
+    LayerNormAdapter,
+    RMSNormAdapter,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_ADAPTERS: dict[type[nn.Module], LayerAdapter[Any]] = {
+    nn.Linear: LinearAdapter(),
+    nn.Conv1d: ConvAdapter(),
+    nn.Conv2d: ConvAdapter(),
+    nn.Conv3d: ConvAdapter(),
+    nn.ConvTranspose1d: TransposedConvAdapter(),
+    nn.ConvTranspose2d: TransposedConvAdapter(),
+    nn.ConvTranspose3d: TransposedConvAdapter(),
+    nn.Embedding: EmbeddingAdapter(),
+    nn.BatchNorm1d: BatchNormAdapter(),
+    nn.BatchNorm2d: BatchNormAdapter(),
+    nn.BatchNorm3d: BatchNormAdapter(),
+    nn.GroupNorm: GroupNormAdapter(),
+    nn.LayerNorm: LayerNormAdapter(),
+    nn.RMSNorm: RMSNormAdapter(),
+}
+# Types of libraries that are not imported for their sake.
+_ADAPTERS_BY_NAME: dict[str, LayerAdapter[Any]] = {
+    "transformers.pytorch_utils.Conv1D": TransposedLinearAdapter(),
+}
+_REASONS: tuple[tuple[type[nn.Module], str], ...] = (
+    (nn.RNNBase, "a fused recurrent kernel hides its steps"),
+    (ParametrizationList, "part of a parametrized weight"),
+    (nn.EmbeddingBag, "a bag hides its tokens' gradients"),
+)
+
+
+def register_adapter(module_type: type[nn.Module], adapter: LayerAdapter[Any]) -> None:
+    """Teaches every optimizer that is built from now on how a layer type works.
+
+    Args:
+        module_type: Class of the layer. Subclasses are not included: they may change what
+            their forward does with the weight.
+        adapter: Geometry of the type; replaces the one that was there.
+
+    Raises:
+        InvalidOptionError: If ``module_type`` is no module class or ``adapter`` no adapter.
+    """
+    require(
+        "module_type", module_type, _is_module_type(module_type), "a subclass of torch.nn.Module"
+    )
+    require("adapter", adapter, isinstance(adapter, LayerAdapter), "a LayerAdapter instance")
+    _ADAPTERS[module_type] = adapter
+
+
+def _is_module_type(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, nn.Module)
+
+
+def adapter_for(module: nn.Module) -> LayerAdapter[Any] | None:
+    """Returns the adapter of exactly this module type, or ``None``.
+
+    A subclass may change what its forward does with the weight, so it has to be
+    registered by itself.
+    """
+    kind = type(module)
+    return _ADAPTERS.get(kind) or _ADAPTERS_BY_NAME.get(f"{kind.__module__}.{kind.__qualname__}")
+
+
+def parts_of(module: nn.Module) -> Sequence[Part]:
+    """Returns the weights of a module that have an adapter; none for an unknown type."""
+    if type(module) is nn.MultiheadAttention and type(module) not in _ADAPTERS:
+        return attention_parts(module)
+    adapter = adapter_for(module)
+    if adapter is None:
+        return ()
+    own = dict(module.named_parameters(recurse=False))
+    return (Part("", adapter, own.get("weight"), own.get("bias")),)
+
+
+def reason_against(module: nn.Module) -> str:
+    """Says why a module without an adapter trains by the base rule."""
+    name = type(module).__name__
+    if is_parametrized(module):
+        return f"parametrized: no curvature for {name}"
+    known = next((why for kind, why in _REASONS if isinstance(module, kind)), "")
+    return f"{known}: no curvature for {name}" if known else f"no curvature for {name}"

@@ -1,0 +1,358 @@
+"""Promise: each layer type's statistics are those of its definition, under every option."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from foreign import Conv1D
+from helpers import EXACT, half_square
+from oracle import direction, factors
+from oracle.layers import LiteralAttention, observe_matrices
+from oracle.samples import observe
+from torch_thor import EKFAC, THOR, Damping, InvalidOptionError, Preconditioner, Statistics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer type with an input that fits it."""
+
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...] = ()
+    tokens: int = 0
+
+    def draw(self) -> tuple[nn.Module, Tensor, Tensor]:
+        """The layer in float64, inputs [N, ...] and targets."""
+        layer = self.build().double()
+        for name, parameter in layer.named_parameters():
+            if isinstance(layer, nn.Embedding):
+                break
+            parameter.data = torch.randn_like(parameter) if name == "weight" else parameter.data
+        if self.tokens:
+            inputs = torch.randint(self.tokens, (SAMPLES, *self.shape))
+        else:
+            inputs = torch.randn(SAMPLES, *self.shape).double()
+        layer.eval()
+        return layer, inputs, torch.randn_like(layer(inputs)).detach()
+
+
+def fitted_batch_norm(kind: type[nn.Module]) -> nn.Module:
+    layer = kind(3)
+    layer.running_mean.copy_(torch.randn(3))
+    layer.running_var.copy_(torch.rand(3) + 0.5)
+    return layer
+
+
+CASES = {
+    "linear": Case(lambda: nn.Linear(4, 3), (2, 4)),
+    "conv2d": Case(lambda: nn.Conv2d(4, 2, 3, padding=1, groups=2), (4, 3, 4)),
+    "transposed 1d": Case(lambda: nn.ConvTranspose1d(3, 2, 3), (3, 4)),
+    "transposed 2d": Case(
+        lambda: nn.ConvTranspose2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), groups=2),
+        (4, 3, 2),
+    ),
+    "transposed 2d, dilated, padded output": Case(
+        lambda: nn.ConvTranspose2d(
+            2, 3, 3, stride=3, padding=2, dilation=2, output_padding=(2, 1), bias=False
+        ),
+        (2, 3, 2),
+    ),
+    "transposed 3d": Case(lambda: nn.ConvTranspose3d(2, 2, 2, stride=2), (2, 2, 1, 2)),
+    "transposed linear": Case(lambda: Conv1D(3, 4), (2, 4)),
+    "embedding": Case(lambda: nn.Embedding(6, 3), (4,), tokens=6),
+    "embedding with padding": Case(lambda: nn.Embedding(6, 3, padding_idx=1), (4,), tokens=6),
+    "batch norm 1d": Case(lambda: fitted_batch_norm(nn.BatchNorm1d), (3,)),
+    "batch norm 2d": Case(lambda: fitted_batch_norm(nn.BatchNorm2d), (3, 2, 2)),
+    "batch norm 3d": Case(lambda: fitted_batch_norm(nn.BatchNorm3d), (3, 2, 2, 1)),
+    "group norm": Case(lambda: nn.GroupNorm(2, 4), (4, 2, 3)),
+    "layer norm": Case(lambda: nn.LayerNorm(4), (3, 4)),
+    "layer norm without bias": Case(lambda: nn.LayerNorm(4, bias=False), (4,)),
+    "rms norm": Case(lambda: nn.RMSNorm(4), (2, 4)),
+}
+ALL = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+
+
+def engine(layer: nn.Module, statistics: Statistics, **options: Any) -> Preconditioner:
+    options = {**EXACT, "split": None, "power": 1.0, **options, "statistics": statistics}
+    include = () if isinstance(layer, nn.MultiheadAttention) else (type(layer),)
+    return Preconditioner(layer, damping=Damping(0.1, "both"), include=include, **options)
+
+
+def found_factors(engine: Preconditioner, name: str = "") -> list[tuple[Tensor, Tensor]]:
+    """(A, G) of every matrix of a layer, dense."""
+    (pair,) = [
+        [dense(factor.blocks[slot]) for factor in (stack.a, stack.g)]
+        for stack in engine.stacks
+        for slot, layer in enumerate(stack.layers)
+        if layer.name == name
+    ]
+    return list(zip(*pair, strict=True))
+
+
+def dense(blocks: Tensor) -> list[Tensor]:
+    return [torch.block_diag(*matrix) for matrix in blocks]
+
+
+def gradient_matrices(engine: Preconditioner) -> Tensor:
+    """The gradient [k, out, columns], as the engine lays it out."""
+    (stack,) = engine.stacks
+    (layer,) = stack.layers
+    bias = None if layer.bias is None else layer.bias.grad
+    return stack.pack([(layer.weight.grad, bias)])[0]
+
+
+@ALL
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_factors_and_direction_are_those_of_the_definition(
+    case: Case, sharing: Any, reduction: Any
+) -> None:
+    """Case 9, 13, 15, 17: and rows rebuild the gradient of autograd."""
+    layer, inputs, targets = case.draw()
+    preconditioner = engine(
+        layer,
+        Statistics(decay=0, rows=None, weight_sharing=sharing, loss_reduction=reduction),
+    )
+    assert len(preconditioner.layers) == 1, str(preconditioner.coverage())
+    loss = half_square(layer(inputs), targets)
+    (loss / SAMPLES if reduction == "mean" else loss).backward()
+    preconditioner.step()
+    scale = 1 if reduction == "mean" else SAMPLES
+    seen = observe_matrices(layer, "", inputs, targets, half_square)
+    # a mean of one-hot rows is no one-hot row: embeddings are always expanded
+    used = "expand" if isinstance(layer, nn.Embedding) else sharing
+    expected = [factors(matrix, used) for matrix in seen]
+    if isinstance(layer, nn.Embedding):
+        assert all(torch.equal(A, torch.diag(A.diagonal())) for A, _ in expected)
+    for matrix in seen:
+        rows = zip(matrix.output_gradients, matrix.inputs, strict=True)
+        for (g, a), exact in zip(rows, matrix.weight_gradients, strict=True):
+            torch.testing.assert_close(g.T @ a, exact)
+    torch.testing.assert_close(found_factors(preconditioner), expected)
+    moved = gradient_matrices(preconditioner) / scale
+    for found, matrix, (A, G) in zip(moved, seen, expected, strict=True):
+        torch.testing.assert_close(found, direction(matrix.mean_gradient, A, G, damping=0.1))
+
+
+@ALL
+@pytest.mark.parametrize("optimizer", [THOR, EKFAC])
+def test_each_type_trains_under_the_optimizers(case: Case, optimizer: Any) -> None:
+    layer, inputs, targets = case.draw()
+    layer.float()
+    inputs = inputs.float() if inputs.is_floating_point() else inputs
+    trained = optimizer(layer, lr=1e-3, weight_decay=0.0, include=(type(layer),))
+    losses = []
+    for _ in range(15):
+        trained.zero_grad()
+        loss = half_square(layer(inputs), targets.float()) / SAMPLES
+        loss.backward()
+        trained.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+
+
+@ALL
+def test_micro_batches_equal_one_batch(case: Case) -> None:
+    """Case 16."""
+    layer, inputs, targets = case.draw()
+    found = []
+    for sizes in ([SAMPLES], [2, 3]):
+        layer.zero_grad()
+        preconditioner = engine(layer, Statistics(decay=0, rows=None))
+        for x, y in zip(inputs.split(sizes), targets.split(sizes), strict=True):
+            (half_square(layer(x), y) / SAMPLES).backward()
+        preconditioner.step()
+        found.append(gradient_matrices(preconditioner))
+        preconditioner.remove()
+    torch.testing.assert_close(*found)
+
+
+def attention(**options: Any) -> nn.MultiheadAttention:
+    layer = nn.MultiheadAttention(4, 2, **options).double()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.7)
+    return layer
+
+
+def tensors(layer: nn.MultiheadAttention, use: str) -> tuple[Tensor, Tensor, Tensor]:
+    """query, key and value [N, length, width]: one tensor, two, or three."""
+    query = torch.randn(SAMPLES, 3, 4).double()
+    if use == "self":
+        return query, query, query
+    key = torch.randn(SAMPLES, 2, layer.kdim or 4).double()
+    return query, key, key if use == "cross" else torch.randn(SAMPLES, 2, layer.vdim or 4).double()
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("need_weights", [True, False])
+@pytest.mark.parametrize(
+    ("options", "use"),
+    [
+        ({}, "self"),
+        ({"bias": False}, "self"),
+        ({}, "cross"),
+        ({}, "three"),
+        ({"kdim": 5, "vdim": 3}, "three"),
+    ],
+    ids=["self", "no bias", "cross", "three", "own widths"],
+)
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+def test_attention_projections_are_preconditioned_for_real(
+    batch_first: bool, need_weights: bool, options: dict[str, Any], use: str, sharing: Any
+) -> None:
+    """Case 3: every projection has the factors of a Linear in attention written out by hand."""
+    layer = attention(batch_first=batch_first, **options)
+    inputs = tensors(layer, use)
+    targets = torch.randn(SAMPLES, 3, 4).double()
+    preconditioner = engine(layer, Statistics(decay=0, rows=None, weight_sharing=sharing))
+    given = inputs if batch_first else tuple(one.transpose(0, 1) for one in inputs)
+    if use == "self":
+        given = (given[0],) * 3
+    outputs, _ = layer(*given, need_weights=need_weights)
+    outputs = outputs if batch_first else outputs.transpose(0, 1)
+    literal = LiteralAttention(layer).double()
+    torch.testing.assert_close(outputs, literal(*inputs))
+    (half_square(outputs, targets) / SAMPLES).backward()
+    preconditioner.step()
+
+    class Joined(nn.Module):
+        """Takes query, key and value side by side, so that the oracle sees one input."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = literal
+
+        def forward(self, numbers: Tensor) -> Tensor:
+            where = numbers[:, 0].long()
+            return self.attention(*(one[where] for one in inputs))
+
+    numbers = torch.arange(SAMPLES)[:, None].double()
+    observed = [
+        observe(Joined(), f"attention.{name}", numbers, targets, half_square)[0] for name in "qkvo"
+    ]
+    if "in_proj" in [one.name for one in preconditioner.layers]:
+        found = [*found_factors(preconditioner, "in_proj")]
+    else:
+        found = [found_factors(preconditioner, f"{one}_proj")[0] for one in "qkv"]
+        # their common bias trains by the base rule
+        for seen in observed[:3]:
+            seen.inputs[:] = [rows[:, :-1] for rows in seen.inputs]
+    found += found_factors(preconditioner, "out_proj")
+    for one, seen in zip(found, observed, strict=True):
+        for ours, expected in zip(one, factors(seen, sharing), strict=True):
+            torch.testing.assert_close(ours, expected)
+
+
+def test_an_unwatched_attention_gives_bitwise_the_same_outputs() -> None:
+    """Case 3: watching changes nothing about the forward."""
+    layer, inputs = attention(batch_first=True), torch.randn(2, 3, 4).double()
+    before = layer(inputs, inputs, inputs)
+    preconditioner = engine(layer, Statistics())
+    after = layer(inputs, inputs, inputs)
+    assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+    after[0].sum().backward()
+    assert all(layer.calls for layer in preconditioner.layers)
+
+
+def test_a_forward_that_raises_leaves_no_mode_behind() -> None:
+    """Case 12."""
+    layer = attention()
+    preconditioner = engine(layer, Statistics())
+    with pytest.raises(AssertionError):
+        layer(torch.randn(2, 3, 5).double(), *[torch.randn(2, 3, 4).double()] * 2)
+    assert torch.overrides._get_current_function_mode_stack() == []
+    preconditioner.remove()
+    assert not layer._forward_hooks
+    assert not layer._forward_pre_hooks
+
+
+def test_a_transposed_convolution_with_an_output_size_of_the_call() -> None:
+    layer = nn.ConvTranspose2d(2, 3, 3, stride=2).double()
+    inputs = torch.randn(SAMPLES, 2, 3, 3).double()
+    found = []
+    for wrapped in (False, True):
+        layer.zero_grad()
+        layer.output_padding = (1, 0) if wrapped else (0, 0)
+        preconditioner = engine(layer, Statistics(decay=0, rows=None))
+        outputs = layer(inputs) if wrapped else layer(inputs, output_size=(8, 7))
+        outputs.square().sum().backward()
+        preconditioner.step()
+        found.append(found_factors(preconditioner))
+        preconditioner.remove()
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_rows_are_what_scale_and_shift_work_on(training: bool) -> None:
+    layer = nn.BatchNorm2d(3, affine=True).double().train(mode=training)
+    inputs = torch.randn(4, 3, 2, 2).double() + 1
+    nn.init.uniform_(layer.weight, 0.5, 1.5)
+    before = None if training else layer.running_mean.clone()
+    preconditioner = engine(layer, Statistics(decay=0, rows=None))
+    outputs = layer(inputs)
+    running = layer.running_mean.clone()
+    outputs.sum().backward()
+    preconditioner.step()
+    assert torch.equal(running, layer.running_mean)
+    assert before is None or torch.equal(before, running)
+    hat = (outputs.detach() - layer.bias.view(1, -1, 1, 1)) / layer.weight.view(1, -1, 1, 1)
+    for channel, (A, _) in enumerate(found_factors(preconditioner)):
+        rows = torch.stack([hat[:, channel].flatten(), torch.ones(16).double()], dim=1).detach()
+        torch.testing.assert_close(A, rows.T @ rows / 16)
+
+
+def test_embedding_factors_are_a_vector_of_frequencies() -> None:
+    """Case 8: V numbers, never V × V, and all tokens are counted whatever the row budget."""
+    layer = nn.Embedding(50_000, 4)
+    preconditioner = engine(layer, Statistics(decay=0, rows=8), split=72)
+    tokens = torch.randint(50_000, (16, 8))
+    layer(tokens).square().sum().backward()
+    preconditioner.step()
+    (stack,) = preconditioner.stacks
+    assert stack.a.blocks.numel() == 50_000
+    assert stack.inverses.a.numel() == 50_000
+    expected = torch.bincount(tokens.flatten(), minlength=50_000) / tokens.numel()
+    torch.testing.assert_close(stack.a.blocks.flatten(), expected)
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_sparse_gradients_are_refused_where_they_would_be_stepped(kind: Any) -> None:
+    """Case 8: with the way out in the message."""
+    model = nn.ModuleDict({"words": kind(5, 3, sparse=True), "head": nn.Linear(3, 2)})
+    with pytest.raises(InvalidOptionError, match=r"words.*sparse=False.*SparseAdam"):
+        THOR(model)
+    optimizer = THOR(model, model["head"].parameters())
+    assert "words.weight" in str(optimizer.coverage())
+
+
+def test_types_that_are_off_by_default_say_how_to_switch_them_on() -> None:
+    model = nn.Sequential(nn.Embedding(5, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    reasons = {one.name: one.reason for one in THOR(model).coverage()}
+    assert "include=(nn.Embedding,)" in reasons["0.weight"]
+    assert "include=(nn.LayerNorm,)" in reasons["1.bias"]
+    chosen = THOR(model, include=(nn.LayerNorm, "0"), exclude=("2",))
+    assert [layer.name for layer in chosen.preconditioner.layers] == ["0", "1"]
+    with pytest.raises(InvalidOptionError, match="include"):
+        THOR(model, include=(nn.GroupNorm,))
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (nn.Embedding(4, 2, scale_grad_by_freq=True), "scaled by frequency"),
+        (nn.LayerNorm((2, 2)), "several dimensions"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_modules_that_can_not_be_included_say_why(layer: nn.Module, reason: str) -> None:
+    (entry, *_) = Preconditioner(layer, include=(type(layer),)).coverage()
+    assert reason in entry.reason

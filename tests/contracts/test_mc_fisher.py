@@ -1,0 +1,205 @@
+"""Promise: ``fisher="mc"`` takes the statistics of the model's own labels, and those alone."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from helpers import AT_EVERY_STEP, EXACT, mlp, weights
+from oracle.fisher import exact_gradient_factor
+from torch_thor import THOR, CurvatureWarning, InvalidOptionError, Preconditioner, Statistics
+
+if TYPE_CHECKING:
+    from torch_thor import KFAC
+
+KINDS = ["categorical", "bernoulli", "normal"]
+LOSSES = {
+    "categorical": lambda y, t: F.cross_entropy(y, t.argmax(1)),
+    "bernoulli": F.binary_cross_entropy_with_logits,
+    "normal": F.mse_loss,
+}
+
+
+def engine(model: nn.Module, **statistics: Any) -> Preconditioner:
+    chosen = {"decay": 0.0, "rows": None, "fisher": "mc", **statistics}
+    return Preconditioner(model, **{**EXACT, "statistics": Statistics(**chosen), "split": None})
+
+
+def gradient_factor(engine: Preconditioner, name: str) -> Tensor:
+    (found,) = [
+        stack.g.blocks[slot, 0, 0]
+        for stack in engine.stacks
+        for slot, layer in enumerate(stack.layers)
+        if layer.name == name
+    ]
+    return found.clone()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_mean_over_draws_is_the_fisher_itself(kind: Any, reduction: Any) -> None:
+    """Against the expectation over labels, taken label by label."""
+    model = mlp().double()
+    inputs = torch.randn(4, 5).double()
+    preconditioner = engine(model, loss_reduction=reduction)
+    draws = 400
+    for name in ("0", "2"):
+        expected = exact_gradient_factor(model, name, inputs, kind)
+        total = torch.zeros_like(expected)
+        for _ in range(draws):
+            preconditioner.sample_fisher(model(inputs), kind)
+            preconditioner.step()
+            total += gradient_factor(preconditioner, name)
+        error = (total / draws - expected).norm() / expected.norm()
+        assert error < 0.12, f"off by {error:.1%}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_extra_backward_leaves_no_gradient_and_keeps_the_graph(kind: Any) -> None:
+    model, inputs, targets = mlp(), torch.randn(8, 5), torch.rand(8, 3)
+    twin = mlp()
+    twin.load_state_dict(model.state_dict())
+    LOSSES[kind](twin(inputs), targets).backward()
+    preconditioner = engine(model)
+    outputs = model(inputs)
+    preconditioner.sample_fisher(outputs, kind)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    LOSSES[kind](outputs, targets).backward()
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_the_training_loss_does_not_enter_the_statistics() -> None:
+    model, inputs = mlp().double(), torch.randn(8, 5).double()
+    preconditioner = engine(model)
+    found = []
+    for scale in (1.0, 100.0):
+        outputs = model(inputs)
+        preconditioner.sample_fisher(outputs, generator=torch.Generator().manual_seed(3))
+        (scale * outputs.square().sum()).backward()
+        preconditioner.step()
+        found.append(gradient_factor(preconditioner, "0"))
+    assert torch.equal(*found)
+    assert found[0].abs().sum() > 0
+
+
+def test_a_loss_scale_does_not_enter_either() -> None:
+    """Case 28: the sampled loss is not scaled, so nothing is divided out."""
+    found = []
+    for scale in (1.0, 1024.0):
+        torch.manual_seed(0)
+        model = mlp()
+        optimizer = THOR(
+            model, **{**AT_EVERY_STEP, "statistics": Statistics(decay=0, rows=None, fisher="mc")}
+        )
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=10**6)
+        outputs = model(torch.randn(8, 5))
+        optimizer.sample_fisher(outputs)
+        scaler.scale(outputs.square().mean()).backward()
+        scaler.step(optimizer)
+        found.append(weights(model))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_steps_between_refreshes_cost_no_backward() -> None:
+    model, inputs = mlp(), torch.randn(8, 5)
+    optimizer = THOR(model, interval=4, statistics=Statistics(fisher="mc"))
+    wanted, seen = [], []
+    for _ in range(9):
+        optimizer.zero_grad()
+        outputs = model(inputs)
+        outputs.register_hook(lambda _: seen.append(len(wanted)))
+        wanted.append(optimizer.wants_statistics)
+        optimizer.sample_fisher(outputs)
+        outputs.square().mean().backward()
+        optimizer.step()
+    assert any(wanted)
+    assert not all(wanted)
+    # the training backward of each step, and one more in those that want statistics
+    assert len(seen) == len(wanted) + sum(wanted)
+
+
+def test_micro_batches_are_one_batch() -> None:
+    """Case 16: the same draws in one batch and in two."""
+    model, inputs = mlp().double(), torch.randn(6, 5).double()
+    found = []
+    for sizes in ([6], [4, 2]):
+        preconditioner = engine(model)
+        generator = torch.Generator().manual_seed(0)
+        for part in inputs.split(sizes):
+            outputs = model(part)
+            drawn = torch.bernoulli(torch.full_like(outputs, 0.5), generator=generator)
+            preconditioner.fisher_backward((outputs * drawn).sum() / 6)
+            outputs.sum().backward()
+        preconditioner.step()
+        found.append(gradient_factor(preconditioner, "0"))
+        preconditioner.remove()
+    torch.testing.assert_close(*found)
+
+
+def test_class_dimension_and_positions() -> None:
+    """Case 15: a segmentation head has its classes in dimension 1, a language model's last."""
+    torch.manual_seed(0)
+    layer, inputs = nn.Linear(5, 3).double(), torch.randn(4, 6, 5).double()
+    found = []
+    for class_dim, order in ((-1, lambda y: y), (1, lambda y: y.movedim(-1, 1))):
+        preconditioner = engine(layer, loss_reduction="positions_mean")
+        generator = torch.Generator().manual_seed(1)
+        preconditioner.sample_fisher(order(layer(inputs)), class_dim=class_dim, generator=generator)
+        layer(inputs).sum().backward()
+        preconditioner.step()
+        found.append(gradient_factor(preconditioner, ""))
+        preconditioner.remove()
+    torch.testing.assert_close(*found)
+    # positions count as samples: the same layer over 24 samples
+    flat = engine(layer)
+    generator = torch.Generator().manual_seed(1)
+    flat.sample_fisher(layer(inputs.flatten(0, 1)), generator=generator)
+    layer(inputs.flatten(0, 1)).sum().backward()
+    flat.step()
+    torch.testing.assert_close(gradient_factor(flat, ""), found[0])
+
+
+def test_a_forgotten_sampled_backward_is_said_once() -> None:
+    """Case 20: never silently the plain gradient."""
+    model, inputs = mlp(), torch.randn(8, 5)
+    preconditioner = engine(model)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            model(inputs).square().mean().backward()
+            preconditioner.step()
+    said = [str(one.message) for one in caught if issubclass(one.category, CurvatureWarning)]
+    assert len(said) == len(preconditioner.layers)
+    assert all("sample_fisher" in line for line in said)
+
+
+def test_wrong_names_are_refused() -> None:
+    model = mlp()
+    with pytest.raises(InvalidOptionError, match="fisher"):
+        Statistics(fisher="exact")
+    with pytest.raises(InvalidOptionError, match="likelihood"):
+        engine(model).sample_fisher(model(torch.randn(2, 5)), "poisson")
+
+
+def test_it_trains_a_classifier() -> None:
+    model = nn.Sequential(nn.Linear(5, 16), nn.ReLU(inplace=True), nn.Linear(16, 3))
+    inputs = torch.randn(64, 5)
+    targets = inputs[:, :3].argmax(1)
+    optimizer: THOR | KFAC = THOR(model, **{**AT_EVERY_STEP, "statistics": Statistics(fisher="mc")})
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        logits = model(inputs)
+        optimizer.sample_fisher(logits)
+        loss = F.cross_entropy(logits, targets)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.25 * losses[0]

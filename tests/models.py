@@ -1,0 +1,64 @@
+"""Models that hold every layer type with an adapter, for contracts about whole training loops."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from foreign import Conv1D
+
+# What has an adapter and is only preconditioned where it is asked for.
+OPTIONAL = (nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.BatchNorm2d, nn.GroupNorm)
+VOCABULARY = 11
+
+
+class Transformer(nn.Module):
+    """Tokens [N, L] → [N, 3] through embedding, norms, fused attention and both Linears."""
+
+    def __init__(self) -> None:
+        """Draws the weights."""
+        super().__init__()
+        self.words = nn.Embedding(VOCABULARY, 8)
+        self.before, self.after = nn.LayerNorm(8), nn.RMSNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.wide, self.narrow = Conv1D(12, 8), nn.Linear(12, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """One block."""
+        x = self.words(tokens)
+        y = self.before(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        x = x + self.narrow(nn.functional.gelu(self.wide(self.after(x))))
+        logits: Tensor = self.head(x.mean(1))
+        return logits
+
+
+def autoencoder() -> nn.Sequential:
+    """Images [N, 2, 6, 6] → [N, 3], down by a convolution and up by a transposed one."""
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, stride=2, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.ConvTranspose2d(4, 4, 2, stride=2, groups=2),
+        nn.GroupNorm(2, 4),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+    )
+
+
+def included(model: nn.Module) -> tuple[type[nn.Module], ...]:
+    """The optional types that a model holds."""
+    kinds = {type(module) for module in model.modules()}
+    return tuple(kind for kind in OPTIONAL if kind in kinds)
+
+
+def batch_for(model: nn.Module, samples: int = 8) -> tuple[Tensor, Tensor]:
+    """Inputs that fit one of the models above, and targets [samples, 3]."""
+    if isinstance(model, Transformer):
+        inputs = torch.randint(VOCABULARY, (samples, 5))
+    else:
+        inputs = torch.randn(samples, 2, 6, 6)
+    return inputs, torch.randn(samples, 3)
