@@ -21,7 +21,7 @@ $(BIN)/python:
 
 $(STAMP): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --editable '.[bench,vision]' --group dev
+	$(BIN)/python -m pip install --quiet --editable '.[bench,vision]' --group dev --group integrations
 	touch $@
 
 $(DOCS): $(STAMP)

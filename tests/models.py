@@ -6,6 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from foreign import Conv1D
+from torch_thor import register_adapter
+from torch_thor.layers import adapter_for
+
+
+class Transposed(Conv1D):
+    """A subclass does not count as its parent, unless the user says so."""
+
+
+if (known := adapter_for(Conv1D(1, 1))) is not None:
+    register_adapter(Transposed, known)
 
 # What has an adapter and is only preconditioned where it is asked for.
 OPTIONAL = (nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.BatchNorm2d, nn.GroupNorm)
@@ -21,7 +31,7 @@ class Transformer(nn.Module):
         self.words = nn.Embedding(VOCABULARY, 8)
         self.before, self.after = nn.LayerNorm(8), nn.RMSNorm(8)
         self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-        self.wide, self.narrow = Conv1D(12, 8), nn.Linear(12, 8)
+        self.wide, self.narrow = Transposed(12, 8), nn.Linear(12, 8)
         self.head = nn.Linear(8, 3)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -399,14 +399,14 @@ def test_kfac_without_norm_control_is_the_literal_paper_update() -> None:
     seen = observe(model, "", inputs, targets, half_square)[0]
     before = matrix_of(model)
     train(model, optimizer, [(inputs, targets)])
-    mode = optimizer.preconditioner.damping.mode
+    mode = optimizer.preconditioner.options.damping.mode
     step = direction(seen.mean_gradient, *factors(seen), damping=0.2, mode=mode) + 5e-4 * before
     torch.testing.assert_close(matrix_of(model), before - 0.1 * step)
 
 
 def test_a_number_for_kfacs_damping_means_lambda_on_each_factor() -> None:
     """eq. 6: a plain number must not switch to another mode than the documented default's."""
-    assert KFAC(mlp(), damping=0.2).preconditioner.damping.mode == "both"
+    assert KFAC(mlp(), damping=0.2).preconditioner.options.damping.mode == "both"
 
 
 @given(linears(5))
@@ -535,3 +535,16 @@ def test_bad_options_name_the_argument_the_value_and_what_is_allowed(
 def test_a_model_that_is_no_module_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Invalid model=.*torch\.nn\.Module"):
         THOR(mlp().parameters())
+
+
+def test_factor_norms_are_those_of_the_kronecker_product() -> None:
+    model = mlp()
+    optimizer = THOR(model, split=None, statistics=Statistics(decay=0.0))
+    assert optimizer.factor_norms() == {}
+    train(model, optimizer, [data(8)])
+    found = optimizer.factor_norms()
+    for stack in optimizer.preconditioner.stacks:
+        for slot, layer in enumerate(stack.layers):
+            product = torch.kron(stack.a.blocks[slot, 0, 0], stack.g.blocks[slot, 0, 0])
+            assert found.pop(layer.name) == pytest.approx(product.norm().item(), rel=1e-5)
+    assert found == {}

@@ -23,6 +23,7 @@ from torch_thor.schedules import (
     PolynomialDecay,
     WarmupPolynomialDecay,
 )
+from torch_thor.split import LayerSplit, SplitCurves, SplitMeasurement, measure_split
 
 __all__ = [
     "EKFAC",
@@ -42,6 +43,7 @@ __all__ = [
     "InvalidOptionError",
     "LayerAdapter",
     "LayerDecision",
+    "LayerSplit",
     "NonFiniteGradientError",
     "NormControl",
     "ParameterCoverage",
@@ -50,11 +52,14 @@ __all__ = [
     "Preconditioner",
     "Refresh",
     "RowPlan",
+    "SplitCurves",
+    "SplitMeasurement",
     "StateMismatchError",
     "Statistics",
     "TraceRule",
     "Treatment",
     "Update",
     "WarmupPolynomialDecay",
+    "measure_split",
     "register_adapter",
 ]

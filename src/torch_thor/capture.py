@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from torch_thor.autograd import base_of, inside_backward, is_transformed, receives_gradient
 from torch_thor.factors import FactorBatch, OneHotBatch
 from torch_thor.hooks import EnterHook, ForwardHook, LeaveHook, Watches
 from torch_thor.sampling import RowPlan, plan_rows
@@ -141,6 +142,8 @@ class Capture:
         finally:
             self._sampled_backward = False
 
+    # A compiled model pays a graph break in steps with statistics, and none in the others.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def on_forward(
         self, layer: TrackedLayer, weight: Tensor, inputs: Tensor, output: Tensor, first: int = 0
     ) -> None:
@@ -153,6 +156,9 @@ class Capture:
             output: Output of the call.
             first: The first matrix of the layer that took part in the call.
         """
+        if is_transformed(output):
+            return
+        _begin_call(layer)
         if not (weight.requires_grad and output.requires_grad and output.numel()):
             return
         options, module, one_hot = self.options, layer.module, layer.geometry.one_hot
@@ -164,19 +170,24 @@ class Capture:
             plan = replace(chosen, output_shape=tuple(output.shape))
             rows = layer.adapter.input_rows(module, inputs.detach(), plan, bias=layer.geometry.bias)
         group = layer.group
+        base = base_of(output)
+        watched, is_view = (output, False) if base is None else (base, True)
+        place = (output.shape, output.stride(), output.storage_offset())
 
         def on_gradient(gradient: Tensor) -> None:
             if not layer.armed:
                 return
             sampled = options.fisher == "mc" and self._sampled_backward
-            if not sampled and (options.fisher == "mc" or not _trains(weight)):
+            if not sampled and (options.fisher == "mc" or not receives_gradient(weight)):
                 return
             with torch.no_grad():
+                if is_view:
+                    gradient = gradient.contiguous().as_strided(*place)
                 gradients = layer.adapter.output_rows(module, gradient.detach(), plan)
                 layer.calls.append(_call(layer, rows, gradients, plan, first, group))
             layer.group_has_gradient = True
 
-        output.register_hook(on_gradient)  # type: ignore[no-untyped-call]
+        watched.register_hook(on_gradient)  # type: ignore[no-untyped-call]
 
     def batch(
         self, layer: TrackedLayer, gradient_scale: float = 1.0
@@ -215,14 +226,13 @@ class Capture:
         )
 
 
-def _trains(weight: Tensor) -> bool:
-    """Whether the running backward reaches a weight; a gradient of inputs alone does not."""
-    node = torch.autograd.graph.get_gradient_edge(weight).node
-    try:
-        return bool(torch._C._will_engine_execute_node(node))
-    except RuntimeError:
-        # torch.autograd.grad was asked for this very weight.
-        return True
+def _begin_call(layer: TrackedLayer) -> None:
+    """Notes that an armed layer runs, and whether that opens a new micro-batch."""
+    layer.called = True
+    if layer.group_has_gradient and not inside_backward():
+        # A forward after a backward belongs to the next micro-batch, unless a
+        # checkpointed segment is being recomputed.
+        layer.group, layer.group_has_gradient = layer.group + 1, False
 
 
 def _call(

@@ -120,7 +120,7 @@ def survey(
     reasons: dict[int, str] = {}
     for name, module in model.named_modules():
         for part in parts_of(module):
-            full = ".".join(filter(None, (name, part.name)))
+            full = _full_name(name, part)
             reason = _reason_against(full, module, part, (exclude, include), owners)
             if not reason and part.weight is not None:
                 layers.append(_track(full, module, part, part.weight, owners))
@@ -132,7 +132,8 @@ def survey(
     for name, parameter in model.named_parameters():
         module = model.get_submodule(name.rpartition(".")[0])
         treatment = Treatment.BASE
-        why = reasons.get(id(parameter), "") or reason_against(module)
+        shared = _shared(parameter, owners)
+        why = shared or reasons.get(id(parameter), "") or reason_against(module)
         if not parameter.requires_grad:
             treatment, why = Treatment.FROZEN, "requires_grad is False"
         elif id(parameter) in covered:
@@ -166,12 +167,19 @@ def _owners(model: nn.Module) -> dict[int, list[str]]:
 
 
 def _check_selectors(option: str, model: nn.Module, selectors: Sequence[Selector]) -> None:
+    named = list(model.named_modules())
+    # An attention layer's projections have names of their own.
+    named += [(_full_name(n, part), m) for n, m in named for part in parts_of(m) if part.name]
     for selector in selectors:
-        if not any(_matches(selector, name, m) for name, m in model.named_modules()):
+        if not any(_matches(selector, name, module) for name, module in named):
             shown = selector if isinstance(selector, str) else selector.__name__
             raise InvalidOptionError(
                 option, shown, "the name (or pattern, or type) of a module of the model"
             )
+
+
+def _full_name(module_name: str, part: Part) -> str:
+    return ".".join(filter(None, (module_name, part.name)))
 
 
 def _matches(selector: Selector, name: str, module: nn.Module) -> bool:
@@ -209,11 +217,16 @@ def _track(
     return TrackedLayer(name, module, part.adapter, geometry, weight, bias)
 
 
+def _shared(parameter: nn.Parameter, owners: dict[int, list[str]]) -> str:
+    """Under which names several modules hold a parameter; empty where one does."""
+    names = owners[id(parameter)]
+    return "shared: " + " = ".join(names) if len(names) > 1 else ""
+
+
 def _refused(parameter: nn.Parameter, owners: dict[int, list[str]]) -> str:
     """Why a parameter can't be part of a layer's matrix; empty where it can."""
-    names = owners[id(parameter)]
-    if len(names) > 1:
-        return "shared: " + " = ".join(names)
+    if shared := _shared(parameter, owners):
+        return shared
     if not parameter.requires_grad:
         return "weight is not trained"
     if not parameter.is_floating_point():

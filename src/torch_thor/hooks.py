@@ -16,19 +16,6 @@ if TYPE_CHECKING:
     from torch_thor.capture import Capture, TrackedLayer
 
 
-def _inside_backward() -> bool:
-    return bool(torch._C._current_graph_task_id() != -1)
-
-
-def _begin_call(layer: TrackedLayer) -> None:
-    """Notes that an armed layer runs, and whether that opens a new micro-batch."""
-    layer.called = True
-    if layer.group_has_gradient and not _inside_backward():
-        # A forward after a backward belongs to the next micro-batch, unless a
-        # checkpointed segment is being recomputed.
-        layer.group, layer.group_has_gradient = layer.group + 1, False
-
-
 class _InertHook:
     """What a copied or unpickled model carries in the place of a hook."""
 
@@ -70,12 +57,11 @@ class ForwardHook(_StaysBehind):
         capture, layer = self._capture(), self._layer()
         if capture is None or layer is None or not layer.armed:
             return
-        _begin_call(layer)
         if not torch.is_grad_enabled():
+            layer.called = True
             return
         inputs = args[0] if args else next(iter(kwargs.values()))
-        # functional_call and sharding put other tensors in the parameter's place.
-        weight = module.weight
+        weight = layer.adapter.weight(module)
         if isinstance(weight, Tensor) and isinstance(inputs, Tensor) and isinstance(output, Tensor):
             capture.on_forward(layer, weight, inputs, output)
 
@@ -96,32 +82,32 @@ class Watches:
 
     def enter(self) -> None:
         """Begins to watch, where that is wanted."""
+        # A compiler can't trace a mode that outlives a hook; the missing calls are reported.
+        if torch.compiler.is_compiling():
+            return
         layers = [layer for reference in self._layers if (layer := reference()) is not None]
         wanted = any(layer.armed for layer in layers) and torch.is_grad_enabled()
-        # A compiler can't trace a mode that outlives a hook; the missing calls are reported.
-        if self._capture() is not None and wanted and not torch.compiler.is_compiling():
+        if self._capture() is not None and wanted:
             watch = ProjectionWatch(self._on_projection)
             watch.__enter__()  # type: ignore[no-untyped-call]
             self._entered.append(watch)
 
     def leave(self) -> None:
         """Ends the latest watch."""
-        if self._entered:
+        if self._entered and not torch.compiler.is_compiling():
             self._entered.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
-    def _on_projection(self, weight: Tensor, inputs: Tensor, output: Tensor) -> None:
+    def _on_projection(self, used: Tensor, inputs: Tensor, output: Tensor) -> None:
         capture = self._capture()
         for reference in self._layers:
             layer = reference()
-            if layer is None or not (weight is layer.weight or weight._base is layer.weight):
+            if capture is None or layer is None or not layer.armed:
                 continue
-            if capture is None or not layer.armed:
-                return
-            _begin_call(layer)
-            passed = int(weight.storage_offset() - layer.weight.storage_offset())
-            first = passed // (layer.geometry.outputs * layer.geometry.inputs)
-            capture.on_forward(layer, layer.weight, inputs, output, first)
-            return
+            weight: Tensor = layer.adapter.weight(layer.module)
+            if used is weight or used._base is weight:
+                passed = int(used.storage_offset() - weight.storage_offset())
+                first = passed // (layer.geometry.outputs * layer.geometry.inputs)
+                capture.on_forward(layer, weight, inputs, output, first)
 
 
 class EnterHook(_StaysBehind):

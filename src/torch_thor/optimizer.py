@@ -3,45 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
 
-from torch_thor import norms
 from torch_thor.base import Base, adamw_step, sgd_step
 from torch_thor.coverage import sparse_parameters
+from torch_thor.directions import GroupPlan, ParameterGroup, all_finite, plan_groups, precondition
 from torch_thor.errors import InvalidOptionError, NonFiniteGradientError, require
 from torch_thor.options import NormControl, NormControlKind, Update, as_norm_control
 from torch_thor.schedules import ScheduledFloat, value_at
 
 if TYPE_CHECKING:
-    from torch_thor.capture import TrackedLayer
     from torch_thor.coverage import Coverage
     from torch_thor.fisher import Likelihood
     from torch_thor.policies import LayerDecision
     from torch_thor.preconditioner import Preconditioner
 
-ParameterGroup = dict[str, Any]
 Parameters = Iterable[nn.Parameter] | Iterable[ParameterGroup]
-
-
-@dataclass(frozen=True)
-class GroupPlan:
-    """A parameter group sorted by how its parameters step.
-
-    Args:
-        group: The group.
-        layers: Tracked layers whose weight is in it.
-        curved: Parameters of tracked layers.
-        plain: All others, which step by the base rule.
-    """
-
-    group: ParameterGroup
-    layers: tuple[TrackedLayer, ...]
-    curved: tuple[nn.Parameter, ...]
-    plain: tuple[nn.Parameter, ...]
 
 
 class CurvatureOptimizer(torch.optim.Optimizer):
@@ -85,7 +65,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             "lr": value_at(lr, 0),
             "momentum": momentum,
             "weight_decay": weight_decay,
-            "damping": value_at(preconditioner.damping.value, 0),
+            "damping": value_at(preconditioner.options.damping.value, 0),
         }
         self._scaler: torch.amp.GradScaler | None = None
         self._planned: tuple[object, list[GroupPlan]] = (None, [])
@@ -96,6 +76,21 @@ class CurvatureOptimizer(torch.optim.Optimizer):
     def last_decisions(self) -> tuple[LayerDecision, ...]:
         """Decisions of the latest ``step()``; empty when it refreshed nothing."""
         return self.preconditioner.last_decisions
+
+    @torch.no_grad()
+    def factor_norms(self) -> dict[str, float]:
+        """Returns ‖A ⊗ G‖ (Frobenius, undamped) of the curvature of each layer, by name.
+
+        Only the blocks that the split keeps count. Empty before the first statistics.
+        """
+        norms_of: dict[str, float] = {}
+        for stack in self.preconditioner.stacks:
+            squares = [
+                factor.blocks.double().square().sum((2, 3, 4)) for factor in (stack.a, stack.g)
+            ]
+            lengths = (squares[0] * squares[1]).sum(1).sqrt().tolist()
+            norms_of.update((lay.name, n) for lay, n in zip(stack.layers, lengths, strict=True))
+        return norms_of
 
     def coverage(self) -> Coverage:
         """Says for every parameter how it trains, and why."""
@@ -181,7 +176,8 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         plans = self._plans()
         self._follow_schedules(plans)
         self.preconditioner.update(scale)
-        directions = self._directions(self._sources(plans))
+        stacks = self.preconditioner.stacks
+        directions = precondition(stacks, self._sources(plans), self.norm_control, plans)
         for plan in plans:
             self._step_layers(plan, directions)
             self._step_base(plan)
@@ -189,16 +185,9 @@ class CurvatureOptimizer(torch.optim.Optimizer):
 
     def _plans(self) -> list[GroupPlan]:
         """Sorts the groups' parameters; again only when groups or layers have changed."""
-        layer_of = self.preconditioner.layer_of
         key = (self.preconditioner.surveys, [len(group["params"]) for group in self.param_groups])
         if self._planned[0] != key:
-            plans = []
-            for group in self.param_groups:
-                curved = tuple(p for p in group["params"] if p in layer_of)
-                plain = tuple(p for p in group["params"] if p not in layer_of)
-                layers = tuple(layer_of[p] for p in curved if layer_of[p].weight is p)
-                plans.append(GroupPlan(group, layers, curved, plain))
-            self._planned = (key, plans)
+            self._planned = (key, plan_groups(self.param_groups, self.preconditioner.layer_of))
         return self._planned[1]
 
     def _unscale(self, gradients: list[Tensor]) -> float | None:
@@ -217,14 +206,10 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         return float(scale)
 
     def _are_finite(self, gradients: list[Tensor]) -> bool:
-        policy = self.preconditioner.refresh_options.on_nonfinite
+        policy = self.preconditioner.options.refresh.on_nonfinite
         if policy == "ignore" or not gradients:
             return True
-        # The Euclidean norm is vectorized where the largest entry is not; in float32 at
-        # least, so that half types don't overflow.
-        lengths = torch._foreach_norm(gradients, dtype=_norm_dtype(gradients))
-        device = lengths[0].device
-        finite = bool(torch.stack([n.to(device) for n in lengths]).isfinite().all())
+        finite = all_finite(gradients)
         if not finite and policy == "raise":
             self.preconditioner.discard()
             raise NonFiniteGradientError(
@@ -236,7 +221,7 @@ class CurvatureOptimizer(torch.optim.Optimizer):
     def _follow_schedules(self, plans: list[GroupPlan]) -> None:
         """Writes scheduled values into the groups, and the groups' damping to the layers."""
         step = self.preconditioner.steps
-        damping = self.preconditioner.damping.value
+        damping = self.preconditioner.options.damping.value
         for plan in plans:
             group = plan.group
             if self._lr_schedule is not None:
@@ -263,45 +248,6 @@ class CurvatureOptimizer(torch.optim.Optimizer):
                     gradients = buffers
             sources.update(zip(parameters, gradients, strict=True))
         return sources
-
-    def _directions(self, sources: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
-        """Preconditions the sources, stack by stack, and sets the length of each layer's."""
-        chosen = [
-            (stack, [n for n, layer in enumerate(stack.layers) if layer.weight in sources])
-            for stack in self.preconditioner.stacks
-        ]
-        chosen = [(stack, slots) for stack, slots in chosen if slots]
-        layers = [[stack.layers[slot] for slot in slots] for stack, slots in chosen]
-        packed = [
-            stack.pack([self._pair(layer, sources) for layer in group])
-            for (stack, _), group in zip(chosen, layers, strict=True)
-        ]
-        preconditioned = [
-            stack.direction(slots, source)
-            for (stack, slots), source in zip(chosen, packed, strict=True)
-        ]
-        if self.norm_control is not None:
-            norms.set_lengths(self.norm_control, preconditioned, packed)
-            if self.norm_control.kind == "kl_clip":
-                rates = [self._rates(group) for group in layers]
-                norms.clip_divergence(self.norm_control.limit, preconditioned, packed, rates)
-        # Without curvature yet, a layer goes along its own gradient.
-        directions = dict(sources)
-        for (stack, slots), group, direction in zip(chosen, layers, preconditioned, strict=True):
-            for layer, (weight, bias) in zip(group, stack.unpack(slots, direction), strict=True):
-                directions[layer.weight] = weight
-                if layer.bias in sources and bias is not None:
-                    directions[layer.bias] = bias
-        return directions
-
-    def _rates(self, layers: list[TrackedLayer]) -> list[float]:
-        rates = {p: float(group["lr"]) for group in self.param_groups for p in group["params"]}
-        return [rates[layer.weight] for layer in layers]
-
-    def _pair(
-        self, layer: TrackedLayer, sources: dict[nn.Parameter, Tensor]
-    ) -> tuple[Tensor, Tensor | None]:
-        return sources[layer.weight], None if layer.bias is None else sources.get(layer.bias)
 
     def _step_layers(self, plan: GroupPlan, directions: dict[nn.Parameter, Tensor]) -> None:
         """Adds decay and momentum to the directions and moves the weights."""
@@ -377,8 +323,3 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         self.preconditioner.prepare(curvature)
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "curvature"})
         self.preconditioner.load_state_dict(curvature)
-
-
-def _norm_dtype(gradients: list[Tensor]) -> torch.dtype:
-    wide = any(gradient.dtype == torch.float64 for gradient in gradients)
-    return torch.float64 if wide else torch.float32

@@ -98,6 +98,12 @@ class Intervals:
     factors: ScheduledFloat
     inverses: ScheduledFloat
 
+    def __post_init__(self) -> None:
+        """Validates the intervals."""
+        for name, value in (("factors", self.factors), ("inverses", self.inverses)):
+            valid = callable(value) or value >= 1
+            require("interval", value, valid, f">= 1 step ({name}), or a schedule")
+
 
 @dataclass(frozen=True)
 class NormControl:

@@ -12,13 +12,13 @@ from torch_thor.errors import StateMismatchError
 
 if TYPE_CHECKING:
     from torch_thor.capture import TrackedLayer
-    from torch_thor.preconditioner import Preconditioner
+    from torch_thor.engine import CurvatureEngine
     from torch_thor.stacks import LayerStack, SplitRule
 
 FORMAT = 1
 
 
-def save(engine: Preconditioner) -> dict[str, Any]:
+def save(engine: CurvatureEngine) -> dict[str, Any]:
     """Returns tensors and plain numbers only, so ``weights_only=True`` loads it."""
     layers: dict[str, Any] = {}
     for stack in engine.stacks:
@@ -34,7 +34,7 @@ def save(engine: Preconditioner) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "power": engine.options.power,
-        "eigen": engine.options.eigen,
+        "eigen": engine.options.eigenvalue_correction,
         "steps": engine.steps,
         "clocks": [asdict(clock) for clock in engine.clocks],
         "layers": layers,
@@ -46,14 +46,14 @@ def has_layers(saved: Any) -> bool:
     return bool(saved["layers"])
 
 
-def check_layers(engine: Preconditioner, saved: Any) -> None:
+def check_layers(engine: CurvatureEngine, saved: Any) -> None:
     """Raises ``StateMismatchError`` unless ``saved`` names the engine's layers."""
     if not isinstance(saved, dict) or saved.get("format") != FORMAT:
         raise StateMismatchError(
             "The checkpoint holds no curvature state that this version can read. "
             "Load one that this optimizer saved."
         )
-    own = (engine.options.power, engine.options.eigen)
+    own = (engine.options.power, engine.options.eigenvalue_correction)
     if (saved["power"], saved["eigen"]) != own:
         raise StateMismatchError(
             f"The checkpoint was saved with (power, eigenvalue correction) = "
@@ -87,7 +87,7 @@ def _check_shapes(name: str, stack: LayerStack, slot: int, saved: list[Tensor]) 
         )
 
 
-def load(engine: Preconditioner, saved: dict[str, Any]) -> None:
+def load(engine: CurvatureEngine, saved: dict[str, Any]) -> None:
     """Copies a checked state in."""
     engine.steps = saved["steps"]
     for clock, values in zip(engine.clocks, saved["clocks"], strict=True):
@@ -95,7 +95,7 @@ def load(engine: Preconditioner, saved: dict[str, Any]) -> None:
     restore_layers(engine, saved)
 
 
-def restore_layers(engine: Preconditioner, saved: dict[str, Any]) -> None:
+def restore_layers(engine: CurvatureEngine, saved: dict[str, Any]) -> None:
     """Copies in what is saved of the layers that the engine has."""
     for stack in engine.stacks:
         for slot, layer in enumerate(stack.layers):
@@ -116,7 +116,7 @@ def _geometry(layer: TrackedLayer) -> list[int]:
     return [geometry.matrices, geometry.outputs, geometry.columns]
 
 
-def saved_split(engine: Preconditioner, saved: Any) -> SplitRule:
+def saved_split(engine: CurvatureEngine, saved: Any) -> SplitRule:
     """Returns the cut that a checkpoint was made with, so that ``"auto"`` need not measure."""
     layers = saved["layers"]
     blocks = {

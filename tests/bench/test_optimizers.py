@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from torch_thor.bench.learning_rates import Triangle
 from torch_thor.bench.muon import FlattenedMuon, as_matrix
-from torch_thor.bench.optimizers import OPTIMIZERS, Triangle, build_rule
+from torch_thor.bench.optimizers import OPTIMIZERS, build_rule
 from torch_thor.bench.recipes import RECIPES, plan_run
 from torch_thor.bench.settings import (
     Settings,

@@ -112,5 +112,5 @@ def test_accuracy_is_a_percentage() -> None:
 
 
 def test_an_unknown_workload_is_refused(tiny: Workload) -> None:
-    with pytest.raises(BenchError, match="allowed: digits, fashion, tiny"):
+    with pytest.raises(BenchError, match=r"allowed: .*digits, fashion, .*, tiny"):
         find_workload(tiny.name.upper())

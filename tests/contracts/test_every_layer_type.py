@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from foreign import Conv1D
 from helpers import EXACT, half_square
+from models import Transformer, batch_for, included
 from oracle import direction, factors
 from oracle.layers import LiteralAttention, observe_matrices
 from oracle.samples import observe
+from peek import factors_of
 from torch_thor import EKFAC, THOR, Damping, InvalidOptionError, Preconditioner, Statistics
 
 if TYPE_CHECKING:
@@ -87,21 +90,6 @@ def engine(layer: nn.Module, statistics: Statistics, **options: Any) -> Precondi
     return Preconditioner(layer, damping=Damping(0.1, "both"), include=include, **options)
 
 
-def found_factors(engine: Preconditioner, name: str = "") -> list[tuple[Tensor, Tensor]]:
-    """(A, G) of every matrix of a layer, dense."""
-    (pair,) = [
-        [dense(factor.blocks[slot]) for factor in (stack.a, stack.g)]
-        for stack in engine.stacks
-        for slot, layer in enumerate(stack.layers)
-        if layer.name == name
-    ]
-    return list(zip(*pair, strict=True))
-
-
-def dense(blocks: Tensor) -> list[Tensor]:
-    return [torch.block_diag(*matrix) for matrix in blocks]
-
-
 def gradient_matrices(engine: Preconditioner) -> Tensor:
     """The gradient [k, out, columns], as the engine lays it out."""
     (stack,) = engine.stacks
@@ -137,7 +125,7 @@ def test_factors_and_direction_are_those_of_the_definition(
         rows = zip(matrix.output_gradients, matrix.inputs, strict=True)
         for (g, a), exact in zip(rows, matrix.weight_gradients, strict=True):
             torch.testing.assert_close(g.T @ a, exact)
-    torch.testing.assert_close(found_factors(preconditioner), expected)
+    torch.testing.assert_close(factors_of(preconditioner), expected)
     moved = gradient_matrices(preconditioner) / scale
     for found, matrix, (A, G) in zip(moved, seen, expected, strict=True):
         torch.testing.assert_close(found, direction(matrix.mean_gradient, A, G, damping=0.1))
@@ -240,13 +228,13 @@ def test_attention_projections_are_preconditioned_for_real(
         observe(Joined(), f"attention.{name}", numbers, targets, half_square)[0] for name in "qkvo"
     ]
     if "in_proj" in [one.name for one in preconditioner.layers]:
-        found = [*found_factors(preconditioner, "in_proj")]
+        found = [*factors_of(preconditioner, "in_proj")]
     else:
-        found = [found_factors(preconditioner, f"{one}_proj")[0] for one in "qkv"]
+        found = [factors_of(preconditioner, f"{one}_proj")[0] for one in "qkv"]
         # their common bias trains by the base rule
         for seen in observed[:3]:
             seen.inputs[:] = [rows[:, :-1] for rows in seen.inputs]
-    found += found_factors(preconditioner, "out_proj")
+    found += factors_of(preconditioner, "out_proj")
     for one, seen in zip(found, observed, strict=True):
         for ours, expected in zip(one, factors(seen, sharing), strict=True):
             torch.testing.assert_close(ours, expected)
@@ -286,7 +274,7 @@ def test_a_transposed_convolution_with_an_output_size_of_the_call() -> None:
         outputs = layer(inputs) if wrapped else layer(inputs, output_size=(8, 7))
         outputs.square().sum().backward()
         preconditioner.step()
-        found.append(found_factors(preconditioner))
+        found.append(factors_of(preconditioner))
         preconditioner.remove()
     torch.testing.assert_close(*found)
 
@@ -305,7 +293,7 @@ def test_batch_norm_rows_are_what_scale_and_shift_work_on(training: bool) -> Non
     assert torch.equal(running, layer.running_mean)
     assert before is None or torch.equal(before, running)
     hat = (outputs.detach() - layer.bias.view(1, -1, 1, 1)) / layer.weight.view(1, -1, 1, 1)
-    for channel, (A, _) in enumerate(found_factors(preconditioner)):
+    for channel, (A, _) in enumerate(factors_of(preconditioner)):
         rows = torch.stack([hat[:, channel].flatten(), torch.ones(16).double()], dim=1).detach()
         torch.testing.assert_close(A, rows.T @ rows / 16)
 
@@ -356,3 +344,52 @@ def test_types_that_are_off_by_default_say_how_to_switch_them_on() -> None:
 def test_modules_that_can_not_be_included_say_why(layer: nn.Module, reason: str) -> None:
     (entry, *_) = Preconditioner(layer, include=(type(layer),)).coverage()
     assert reason in entry.reason
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.SiLU, nn.LeakyReLU])
+def test_an_activation_in_place_behind_a_layer_whose_output_is_a_view(
+    shape: tuple[int, ...], bias: bool, activation: Any
+) -> None:
+    """Case 1: a Linear over sequences returns a view, whose node an in-place change replaces."""
+    inputs = torch.randn(SAMPLES, *shape).double()
+    layer = nn.Linear(4, 3, bias=bias).double()
+    found = []
+    for inplace in (False, True):
+        layer.zero_grad()
+        preconditioner = engine(layer, Statistics(decay=0, rows=None))
+        activation(inplace=inplace)(layer(inputs)).square().sum().backward()
+        preconditioner.step()
+        found.append(factors_of(preconditioner))
+        preconditioner.remove()
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("early_stop", [True, False])
+def test_a_checkpointed_block_counts_once(reentrant: bool, early_stop: bool) -> None:
+    """Case 3, 5: attention, norms, an embedding and a Conv1D inside the recomputed segment."""
+    model = Transformer().double()
+    tokens, targets = batch_for(model)
+    anchor = torch.zeros((), dtype=torch.float64, requires_grad=True)  # for the reentrant mode
+    found = []
+    for checkpointed in (False, True):
+        model.zero_grad()
+        preconditioner = Preconditioner(
+            model, **{**EXACT, "split": None}, include=included(model), damping=0.1
+        )
+        if checkpointed:
+            with set_checkpoint_early_stop(early_stop):
+                outputs = checkpoint(lambda x, _: model(x), tokens, anchor, use_reentrant=reentrant)
+        else:
+            outputs = model(tokens)
+        half_square(outputs, targets.double()).backward()
+        preconditioner.step()
+        found.append(
+            {one.name: factors_of(preconditioner, one.name) for one in preconditioner.layers}
+        )
+        preconditioner.remove()
+        assert torch.overrides._get_current_function_mode_stack() == []
+    assert len(found[0]) == 8
+    torch.testing.assert_close(*found)

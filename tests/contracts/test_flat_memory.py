@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,8 @@ STEPS = 200
 
 def tensors_alive() -> tuple[int, int]:
     gc.collect()
-    alive = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+    # Plain tensors only: a compiled test before this one leaves symbolic ones.
+    alive = [thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter)]
     return len(alive), sum(one.untyped_storage().nbytes() for one in alive)
 
 
@@ -36,7 +36,7 @@ def hooks_of(model: nn.Module) -> int:
 
 
 def handles() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @pytest.mark.parametrize("build", [Transformer, autoencoder])
@@ -88,9 +88,8 @@ def test_python_memory_is_flat() -> None:
             mean_half_square(model(inputs), targets).backward()
             optimizer.step()
 
-    steps(80)  # caches of row plans are full then
     tracemalloc.start()
-    steps(20)
+    steps(100)  # caches of row plans are full then
     gc.collect()
     before, _ = tracemalloc.get_traced_memory()
     steps(60)

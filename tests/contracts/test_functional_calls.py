@@ -8,7 +8,7 @@ from torch.func import functional_call
 
 from helpers import EXACT, half_square
 from models import Transformer, autoencoder, batch_for
-from torch_thor import Preconditioner
+from torch_thor import CurvatureWarning, Preconditioner
 
 
 @pytest.mark.parametrize("build", [Transformer, autoencoder])
@@ -52,3 +52,19 @@ def test_torch_func_grad_through_the_model_leaves_statistics_alone() -> None:
     many = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(parameters, inputs, targets)
     torch.testing.assert_close(many["0.weight"][0], one["0.weight"])
     assert not any(layer.calls for layer in engine.layers)
+
+
+def test_training_by_torch_func_says_that_statistics_are_missing() -> None:
+    """Case 7: never silently none."""
+    model = autoencoder().eval()
+    engine = Preconditioner(model, **EXACT)
+    inputs, targets = batch_for(model)
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+    found = torch.func.grad(lambda p: half_square(functional_call(model, p, (inputs,)), targets))(
+        parameters
+    )
+    for name, parameter in model.named_parameters():
+        parameter.grad = found[name]
+    with pytest.warns(CurvatureWarning, match=r"torch\.func") as caught:
+        engine.step()
+    assert len(caught) == len(engine.layers)

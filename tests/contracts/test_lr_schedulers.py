@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any
 
@@ -106,8 +107,7 @@ def test_scheduler_and_optimizer_resume_together(name: str) -> None:
 
     whole = fresh()
     go(*whole, batches[:3])
-    saved = [part.state_dict() for part in whole]
-    saved[0] = {key: value.clone() for key, value in saved[0].items()}
+    saved = copy.deepcopy([part.state_dict() for part in whole])
     other = fresh()
     for part, state in zip(other, saved, strict=True):
         part.load_state_dict(state)

@@ -12,7 +12,14 @@ from torch.nn import functional as F  # noqa: N812
 
 from helpers import AT_EVERY_STEP, EXACT, mlp, weights
 from oracle.fisher import exact_gradient_factor
-from torch_thor import THOR, CurvatureWarning, InvalidOptionError, Preconditioner, Statistics
+from torch_thor import (
+    THOR,
+    CurvatureWarning,
+    Damping,
+    InvalidOptionError,
+    Preconditioner,
+    Statistics,
+)
 
 if TYPE_CHECKING:
     from torch_thor import KFAC
@@ -95,7 +102,11 @@ def test_a_loss_scale_does_not_enter_either() -> None:
         torch.manual_seed(0)
         model = mlp()
         optimizer = THOR(
-            model, **{**AT_EVERY_STEP, "statistics": Statistics(decay=0, rows=None, fisher="mc")}
+            model,
+            damping=Damping(0.01, "both"),  # a wrong scale of G shows where damping is absolute
+            norm_control=None,
+            statistics=Statistics(decay=0, rows=None, fisher="mc"),
+            **AT_EVERY_STEP,
         )
         scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=10**6)
         outputs = model(torch.randn(8, 5))

@@ -1,4 +1,4 @@
-"""Promise: half types in parameters or under autocast give float32 statistics and no dtype error."""
+"""Promise: half types in parameters or under autocast give float32 statistics, and no error."""
 
 from __future__ import annotations
 
@@ -67,8 +67,13 @@ def test_autocast_statistics_are_those_of_full_precision_but_for_rounding(
         mean_half_square(outputs.float(), targets).backward()
         engine.step()
         engine.remove()
-        found.append({layer.name: s.g.traces[slot].sum() * s.a.traces[slot].sum()
-                      for s in engine.stacks for slot, layer in enumerate(s.layers)})
+        found.append(
+            {
+                layer.name: s.g.traces[slot].sum() * s.a.traces[slot].sum()
+                for s in engine.stacks
+                for slot, layer in enumerate(s.layers)
+            }
+        )
     assert found[0].keys() == found[1].keys()
     for name, exact in found[0].items():
         assert found[1][name] == pytest.approx(float(exact), rel=0.2), name

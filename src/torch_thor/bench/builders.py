@@ -1,6 +1,8 @@
 """How each optimizer is built for a model from its settings."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -12,7 +14,9 @@ from torch_thor import (
     THOR,
     Base,
     Damping,
+    ExponentialDamping,
     GrowingInterval,
+    Refresh,
     Statistics,
     TraceRule,
     Update,
@@ -26,6 +30,28 @@ from torch_thor.bench.settings import (
     THORSettings,
 )
 
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm)
+
+_INVERSE_DTYPES: dict[str | None, torch.dtype | Literal["auto"] | None] = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    None: None,
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What an optimizer is built for.
+
+    Attributes:
+        model: Model whose every parameter is to be trained.
+        steps_per_epoch: Optimizer steps in one epoch, for schedules over epochs.
+    """
+
+    model: nn.Module
+    steps_per_epoch: int
+
 
 def _head(model: nn.Module) -> nn.Linear | None:
     """Returns the last linear layer of a model, which maps to its outputs."""
@@ -38,11 +64,15 @@ def _head_names(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if module is head]
 
 
-def build_sgd(model: nn.Module, settings: SGDSettings) -> Sequence[Optimizer]:
+def _norms(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, _NORMS)]
+
+
+def build_sgd(training: Training, settings: SGDSettings) -> Sequence[Optimizer]:
     """Builds torch.optim.SGD over every parameter."""
     return [
         torch.optim.SGD(
-            model.parameters(),
+            training.model.parameters(),
             lr=settings.lr,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
@@ -51,11 +81,11 @@ def build_sgd(model: nn.Module, settings: SGDSettings) -> Sequence[Optimizer]:
     ]
 
 
-def build_adamw(model: nn.Module, settings: AdamWSettings) -> Sequence[Optimizer]:
+def build_adamw(training: Training, settings: AdamWSettings) -> Sequence[Optimizer]:
     """Builds torch.optim.AdamW over every parameter."""
     return [
         torch.optim.AdamW(
-            model.parameters(),
+            training.model.parameters(),
             lr=settings.lr,
             betas=(settings.beta1, settings.beta2),
             eps=settings.eps,
@@ -64,10 +94,10 @@ def build_adamw(model: nn.Module, settings: AdamWSettings) -> Sequence[Optimizer
     ]
 
 
-def build_muon(model: nn.Module, settings: MuonSettings) -> Sequence[Optimizer]:
+def build_muon(training: Training, settings: MuonSettings) -> Sequence[Optimizer]:
     """Builds Muon over hidden matrices and convolutions, SGD over norms, biases and the head."""
-    head = _head(model)
-    parameters = list(model.parameters())
+    head = _head(training.model)
+    parameters = list(training.model.parameters())
     hidden = [p for p in parameters if p.dim() >= 2 and (head is None or p is not head.weight)]
     chosen = {id(p) for p in hidden}
     rest = [p for p in parameters if id(p) not in chosen]
@@ -87,18 +117,18 @@ def build_muon(model: nn.Module, settings: MuonSettings) -> Sequence[Optimizer]:
     return [muon, sgd]
 
 
-def build_thor(model: nn.Module, settings: THORSettings) -> Sequence[Optimizer]:
+def build_thor(training: Training, settings: THORSettings) -> Sequence[Optimizer]:
     """Builds THOR with the settings' split, power, intervals and trace rule."""
     rule = None
     if settings.update_above is not None:
         rule = TraceRule(settings.update_above, settings.freeze_below, settings.damped_trace)
     return [
         THOR(
-            model,
+            training.model,
             lr=settings.lr,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
-            damping=Damping(settings.damping, settings.damping_mode),
+            damping=thor_damping(training, settings),
             split=settings.split,
             power=settings.power,
             interval=GrowingInterval(settings.interval, settings.growth),
@@ -110,25 +140,37 @@ def build_thor(model: nn.Module, settings: THORSettings) -> Sequence[Optimizer]:
                 decoupled_decay=settings.decoupled_decay,
             ),
             statistics=Statistics(decay=settings.decay, rows=settings.rows),
+            refresh=Refresh(
+                stagger=settings.stagger, inverse_dtype=_INVERSE_DTYPES[settings.inverse_dtype]
+            ),
             base=Base(lr_scale=settings.base_lr_scale, weight_decay=settings.base_weight_decay),
-            exclude=_head_names(model) if settings.exclude_head else (),
+            exclude=_head_names(training.model) if settings.exclude_head else (),
+            include=_norms(training.model) if settings.include_norms else (),
         )
     ]
 
 
-def build_kfac(model: nn.Module, settings: KFACSettings) -> Sequence[Optimizer]:
+def thor_damping(training: Training, settings: THORSettings) -> Damping:
+    """Returns λ, falling by eq. 15 where the settings ask for it."""
+    if settings.damping_rate == 1.0:
+        return Damping(settings.damping, settings.damping_mode)
+    falling = ExponentialDamping(settings.damping, settings.damping_rate, training.steps_per_epoch)
+    return Damping(falling, settings.damping_mode)
+
+
+def build_kfac(training: Training, settings: KFACSettings) -> Sequence[Optimizer]:
     """Builds unsplit K-FAC at a fixed interval."""
-    return [_kfac(KFAC, model, settings)]
+    return [_kfac(KFAC, training, settings)]
 
 
-def build_ekfac(model: nn.Module, settings: KFACSettings) -> Sequence[Optimizer]:
+def build_ekfac(training: Training, settings: KFACSettings) -> Sequence[Optimizer]:
     """Builds eigenvalue-corrected K-FAC at a fixed interval."""
-    return [_kfac(EKFAC, model, settings)]
+    return [_kfac(EKFAC, training, settings)]
 
 
-def _kfac(kind: type[KFAC], model: nn.Module, settings: KFACSettings) -> KFAC:
+def _kfac(kind: type[KFAC], training: Training, settings: KFACSettings) -> KFAC:
     return kind(
-        model,
+        training.model,
         lr=settings.lr,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,

@@ -31,6 +31,7 @@ class Progress:
         loss_sum: Sum of the training losses of those steps.
         seconds: Training time.
         epoch_start: Training time at the beginning of the epoch.
+        waited: Seconds of the epoch spent waiting for batches.
         best_metric: Best value of the test metric so far; None before the first evaluation.
         final_metric: Its latest value.
     """
@@ -41,6 +42,7 @@ class Progress:
     loss_sum: float = 0.0
     seconds: float = 0.0
     epoch_start: float = 0.0
+    waited: float = 0.0
     best_metric: float | None = None
     final_metric: float | None = None
 

@@ -16,8 +16,12 @@ from torch_thor.bench.compare import (
 from torch_thor.bench.config import DataSource, RunConfig
 from torch_thor.bench.errors import BenchError
 from torch_thor.bench.observers import Observer, TensorBoardObserver, TerminalObserver
+from torch_thor.bench.paper import PaperWriter
+from torch_thor.bench.paper_runs import Job, make_runs, plan_paper
 from torch_thor.bench.recipes import RunOptions, plan_run
 from torch_thor.bench.report import write_report
+from torch_thor.bench.rundir import make_directory
+from torch_thor.bench.splitting import measure, measured, report_split
 from torch_thor.bench.tables import optimizers_table, workloads_table
 from torch_thor.bench.train import train as train_run
 from torch_thor.bench.workloads import Workload, find_workload
@@ -73,6 +77,12 @@ DeviceOption = Annotated[str, typer.Option(help="torch device that trains.")]
 DataDirOption = Annotated[
     Path | None, typer.Option(help="Folder with the workload's files, instead of the usual places.")
 ]
+PresetOption = Annotated[
+    str | None, typer.Option(help="Published set-up, such as paper-256 (docs/paper.md).")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=0, help="Processes that read image files; one per core.")
+]
 DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch missing data files.")]
 
 
@@ -108,18 +118,24 @@ def train(
     device: DeviceOption = "cpu",
     data_dir: DataDirOption = None,
     download: DownloadOption = False,
+    preset: PresetOption = None,
+    workers: WorkersOption = None,
 ) -> None:
     """Train one workload with one optimizer."""
     task = find_workload(workload)
     options = RunOptions(
-        epochs=epochs, batch_size=batch_size, evals_per_epoch=evals_per_epoch, device=device
+        epochs=epochs,
+        batch_size=batch_size,
+        evals_per_epoch=evals_per_epoch,
+        device=device,
+        preset=preset,
     )
     config = plan_run(task, optimizer, seed=seed, changes=changes or (), options=options)
     directory = out or Path("runs") / workload / config.name
     train_run(
         config,
         directory,
-        source=DataSource(data_dir, download),
+        source=DataSource(data_dir, download, workers),
         observers=_observers(task, directory, config.name),
         resume=resume,
         overwrite=overwrite,
@@ -150,6 +166,8 @@ def compare(
     device: DeviceOption = "cpu",
     data_dir: DataDirOption = None,
     download: DownloadOption = False,
+    preset: PresetOption = None,
+    workers: WorkersOption = None,
 ) -> None:
     """Train several optimizers and seeds, and compare their time to a target.
 
@@ -157,7 +175,11 @@ def compare(
     """
     task = find_workload(workload)
     run_options = RunOptions(
-        epochs=epochs, batch_size=batch_size, evals_per_epoch=evals_per_epoch, device=device
+        epochs=epochs,
+        batch_size=batch_size,
+        evals_per_epoch=evals_per_epoch,
+        device=device,
+        preset=preset,
     )
     comparison = plan_comparison(
         task,
@@ -176,8 +198,65 @@ def compare(
         title = f"[{number}/{len(comparison.runs)}] {config.name}"
         return _observers(task, folder, title)
 
-    run_comparison(comparison, directory, source=DataSource(data_dir, download), observe=observe)
+    source = DataSource(data_dir, download, workers)
+    run_comparison(comparison, directory, source=source, observe=observe)
     _show(directory)
+
+
+@app.command()
+def split(
+    workload: WorkloadArgument = "digits",
+    *,
+    out: Annotated[Path | None, typer.Option(help="Folder of tables and figure.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and order.")] = 0,
+    device: DeviceOption = "cpu",
+    data_dir: DataDirOption = None,
+    download: DownloadOption = False,
+) -> None:
+    """Measure what each block size loses and costs here (Table 1, Figure 5).
+
+    Inversion times go to the cache that split=auto reads.
+    """
+    task = find_workload(workload)
+    directory = out or Path("runs") / f"split-{workload}"
+    make_directory(directory)
+    found = measure(task, DataSource(data_dir, download), device=device, seed=seed)
+    title = f"{workload} on {device}"
+    written = report_split(found, title, directory)
+    _console.print(written.table.to_rich(f"Table 1, {title}", _console))
+    _console.print(written.layers.to_rich("Input factors", _console))
+    typer.echo(written.conclusion)
+    typer.echo(f"figure: {written.figure.light}")
+
+
+@app.command()
+def paper(
+    workload: WorkloadArgument = "digits",
+    *,
+    seeds: Annotated[int, typer.Option(help="Seeds of each optimizer.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="Folder of runs, tables and figures.")] = None,
+    epochs: EpochsOption = None,
+    device: DeviceOption = "cpu",
+    data_dir: DataDirOption = None,
+    download: DownloadOption = False,
+    workers: WorkersOption = None,
+) -> None:
+    """Make the paper's tables and figures for a workload, from runs made here.
+
+    Runs that are on disk already are not repeated: a stopped command goes on where it was.
+    """
+    task = find_workload(workload)
+    plan = plan_paper(task, seeds=seeds, options=RunOptions(epochs=epochs, device=device))
+    directory = out or Path("runs") / f"paper-{workload}"
+    source = DataSource(data_dir, download, workers)
+
+    def observe(job: Job, told: str) -> list[Observer]:
+        return _observers(task, directory / job.folder, f"{told} {job.folder.name}")
+
+    split = measured(task, directory, source, device=device, seed=0)
+    runs = make_runs(plan, directory, source=source, observe=observe)
+    page = PaperWriter(task, plan, runs, split, directory).write()
+    typer.echo(f"page: {page}")
 
 
 @app.command()

@@ -110,6 +110,7 @@ def _plan(
         batch_size=run.batch_size,
         evals_per_epoch=run.evals_per_epoch,
         device=run.device,
+        preset=run.preset,
     )
     return lambda seed: plan_run(workload, name, seed=seed, changes=changes, options=options)
 
@@ -163,6 +164,8 @@ def _command(workload: str, names: Sequence[str], options: CompareOptions) -> st
         words += ["--batch-size", str(options.run.batch_size)]
     if options.run.evals_per_epoch != 1:
         words += ["--evals-per-epoch", str(options.run.evals_per_epoch)]
+    if options.run.preset is not None:
+        words += ["--preset", options.run.preset]
     if options.run.device != "cpu":
         words += ["--device", options.run.device]
     for change in options.changes:

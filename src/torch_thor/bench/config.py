@@ -15,10 +15,12 @@ class DataSource:
     Attributes:
         directory: Folder that the user named, searched first.
         download: Whether missing files may be fetched.
+        workers: Processes that read files of large data sets; None takes one per core.
     """
 
     directory: Path | None = None
     download: bool = False
+    workers: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Data sets held in memory as tensors, in an order that depends on (seed, epoch, step) alone.
+"""Data sets, in memory or read as they are needed, in an order of (seed, epoch, step) alone.
 
 Nothing here keeps a state between batches, so a resumed run sees exactly the batches, and the
 augmentation, that the uninterrupted run would have seen.
@@ -54,7 +54,7 @@ class TrainTest:
     test: TensorSplit
 
 
-def _generator(*parts: int) -> torch.Generator:
+def random_stream(*parts: int) -> torch.Generator:
     """Returns a random stream of its own for a tuple of numbers."""
     seed = 0
     for part in parts:
@@ -107,13 +107,13 @@ class InMemoryData:
     def batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yields the training batches of an epoch (from 0), beginning with batch ``first``."""
         train = self._splits.train
-        order = torch.randperm(len(train.targets), generator=_generator(self._seed, epoch))
+        order = torch.randperm(len(train.targets), generator=random_stream(self._seed, epoch))
         for number in range(first, self.steps_per_epoch):
             start = number * self._batch_size
             index = order[start : start + self._batch_size]
             inputs = train.inputs[index]
             if self._augment is not None:
-                inputs = self._augment(inputs, _generator(self._seed, epoch, number))
+                inputs = self._augment(inputs, random_stream(self._seed, epoch, number))
             yield self._place(inputs), train.targets[index].to(self._device)
 
     def test_batches(self) -> Iterator[Batch]:

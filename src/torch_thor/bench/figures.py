@@ -19,6 +19,7 @@ from torch_thor.bench.style import DARK, LIGHT, Theme, colours, save, themed
 from torch_thor.bench.summary import group_by_optimizer
 from torch_thor.bench.workloads import Metric, find_workload
 
+_MOST_NAMED = 16  # layers that a legend has room for
 _DECISIONS = ("update", "keep", "freeze")
 
 
@@ -66,7 +67,7 @@ _HORIZONTAL: tuple[tuple[str, str, Callable[[EvaluationRecord], float]], ...] = 
 )
 
 
-def _curves(metric: Metric, target: float) -> list[_Curve]:
+def curves(metric: Metric, target: float) -> list[_Curve]:
     """Returns training loss and test metric, each against epochs and against seconds."""
     losses = [
         _Curve(
@@ -95,19 +96,20 @@ def _curves(metric: Metric, target: float) -> list[_Curve]:
     return losses + metrics
 
 
-def _new_figure(title: str, *, height: float = 3.8) -> tuple[Figure, Axes]:
+def new_figure(title: str, *, height: float = 3.8) -> tuple[Figure, Axes]:
+    """Returns a figure with one pair of axes under a title."""
     figure = Figure(figsize=(6.4, height), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title)
     return figure, axes
 
 
-def _draw_curve(_theme: Theme, *, curve: _Curve, runs: Sequence[Run]) -> Figure:
+def draw_curve(_theme: Theme, *, curve: _Curve, runs: Sequence[Run]) -> Figure:
     """Draws the median over seeds with the range as a band, one colour per optimizer."""
     groups = group_by_optimizer([run for run in runs if run.evaluations])
     seeds = max((len(group) for group in groups.values()), default=1)
     title = curve.title if seeds == 1 else f"{curve.title} (median and range, {seeds} seeds)"
-    figure, axes = _new_figure(title)
+    figure, axes = new_figure(title)
     palette = colours(list(groups))
     for name, group in groups.items():
         points = [
@@ -125,19 +127,20 @@ def _draw_curve(_theme: Theme, *, curve: _Curve, runs: Sequence[Run]) -> Figure:
     axes.set(xlabel=curve.x_label, ylabel=curve.y_label)
     axes.set_xlim(left=0)
     curve.shape(axes, runs)
-    _legend(figure)
+    legend(figure)
     return figure
 
 
-def _legend(figure: Figure, *, handles: Sequence[Patch] | None = None) -> None:
+def legend(figure: Figure, *, handles: Sequence[Patch] | None = None) -> None:
     """Puts the legend under the axes, away from the data."""
     axes = figure.axes[0]
     chosen = handles or axes.get_legend_handles_labels()[0]
-    many = len(chosen) > 7
+    # More text than one line holds is set smaller, in columns.
+    many = sum(len(str(handle.get_label())) + 5 for handle in chosen) > 75
     figure.legend(
         handles=chosen,
         loc="outside lower center",
-        ncols=4 if many else len(chosen),
+        ncols=min(4, len(chosen)) if many else len(chosen),
         fontsize=7.5 if many else 8.5,
         columnspacing=1.2,
         handlelength=1.5,
@@ -178,7 +181,8 @@ def _runs_with_decisions(runs: Sequence[Run]) -> list[Run]:
     return found
 
 
-def _layers(decisions: Sequence[DecisionRecord]) -> list[str]:
+def decided_layers(decisions: Sequence[DecisionRecord]) -> list[str]:
+    """Returns the layers that decisions are about, in their order."""
     return list(dict.fromkeys(record.layer for record in decisions))
 
 
@@ -189,38 +193,54 @@ def _thresholds(run: Run) -> list[tuple[str, float]]:
     return [(symbol, float(value)) for symbol, value in values if value]
 
 
-def _draw_changes(_theme: Theme, *, run: Run) -> Figure:
+def draw_changes(_theme: Theme, *, run: Run) -> Figure:
     """Draws Δ of each layer over the steps, with both thresholds (the paper's Figures 2 and 3)."""
-    figure, axes = _new_figure(f"Relative change Δ of the trace, {run.config.name}", height=4.2)
-    layers = _layers(run.decisions)
-    shades = colormaps["viridis"](np.linspace(0.15, 0.85, len(layers)))
-    for layer, shade in zip(layers, shades, strict=True):
-        points = [
-            (record.step, record.change)
-            for record in run.decisions
-            if record.layer == layer and record.change
-        ]
-        if points:
-            steps, changes = zip(*points, strict=True)
-            axes.plot(steps, changes, color=shade, linewidth=1.2, marker="o", markersize=2.2,
-                      label=layer)  # fmt: skip
+    title = f"Relative change Δ of the trace, {run.config.name}"
+    figure = _draw_layers(run, title, "Δ", attrgetter("change"))
+    axes = figure.axes[0]
     for symbol, value in _thresholds(run):
         axes.axhline(value, color="0.5", linestyle=(0, (4, 3)), linewidth=1.1)
         axes.annotate(
             f"{symbol} = {value:g}", (1, value), xycoords=("axes fraction", "data"), ha="right",
             va="bottom", fontsize=8.5,
         )  # fmt: skip
-    axes.set_yscale("log")
-    axes.set(xlabel="step", ylabel="Δ")
-    _legend(figure)
     return figure
 
 
-def _draw_decisions(theme: Theme, *, run: Run) -> Figure:
+def draw_norms(_theme: Theme, *, run: Run) -> Figure:
+    """Draws the Frobenius norm of each layer's curvature over the steps (Figure 1)."""
+    title = f"Frobenius norm of the FIM, {run.config.name}"
+    return _draw_layers(run, title, "‖A ⊗ G‖", attrgetter("norm"))
+
+
+def _draw_layers(
+    run: Run, title: str, label: str, value: Callable[[DecisionRecord], float | None]
+) -> Figure:
+    """Draws one value of each layer's refreshes over the steps, on a logarithmic axis."""
+    figure, axes = new_figure(title, height=4.2)
+    layers = decided_layers(run.decisions)
+    shades = colormaps["viridis"](np.linspace(0.15, 0.85, len(layers)))
+    for layer, shade in zip(layers, shades, strict=True):
+        made = [(r.step, value(r)) for r in run.decisions if r.layer == layer and value(r)]
+        if made:
+            steps, values = zip(*made, strict=True)
+            axes.plot(steps, values, color=shade, linewidth=1.2, marker="o", markersize=2.2,
+                      label=layer)  # fmt: skip
+    axes.set_yscale("log")
+    axes.set(xlabel="step", ylabel=label)
+    if len(layers) <= _MOST_NAMED:
+        legend(figure)
+    else:
+        ends = f"{len(layers)} layers, from {layers[0]} (dark) to {layers[-1]} (light)"
+        axes.annotate(ends, (0.01, 0.02), xycoords="axes fraction", fontsize=8)
+    return figure
+
+
+def draw_decisions(theme: Theme, *, run: Run) -> Figure:
     """Draws, for each layer, what the latest decision was at each step."""
-    layers = _layers(run.decisions)
+    layers = decided_layers(run.decisions)
     title = f"Decisions of the trace rule, {run.config.name}"
-    figure, axes = _new_figure(title, height=1.8 + 0.22 * len(layers))
+    figure, axes = new_figure(title, height=1.8 + 0.22 * len(layers))
     palette = dict(zip(_DECISIONS, theme.decisions, strict=True))
     last = run.started.total_steps
     for row, layer in enumerate(layers):
@@ -238,7 +258,7 @@ def _draw_decisions(theme: Theme, *, run: Run) -> Figure:
     axes.set_xlim(0, last)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     counts = Counter(record.decision for record in run.decisions)
-    _legend(
+    legend(
         figure,
         handles=[
             Patch(color=palette[name], label=f"{name} ({counts[name]})") for name in _DECISIONS
@@ -254,15 +274,15 @@ def _drawings(runs: Sequence[Run], target: float) -> list[Drawing]:
     """Returns (file stem, title, how to draw it) of every figure that the runs allow."""
     metric = find_workload(runs[0].config.workload).metric
     drawings: list[Drawing] = [
-        (curve.stem, curve.title, partial(_draw_curve, curve=curve, runs=runs))
-        for curve in _curves(metric, target)
+        (curve.stem, curve.title, partial(draw_curve, curve=curve, runs=runs))
+        for curve in curves(metric, target)
     ]
     for run in _runs_with_decisions(runs):
         name = run.config.optimizer
         if any(record.change for record in run.decisions):
-            draw = partial(_draw_changes, run=run)
+            draw = partial(draw_changes, run=run)
             drawings.append((f"change-{name}", f"Δ per layer, {name}", draw))
-        draw = partial(_draw_decisions, run=run)
+        draw = partial(draw_decisions, run=run)
         drawings.append((f"decisions-{name}", f"Decisions over time, {name}", draw))
     return drawings
 
@@ -278,11 +298,28 @@ def draw_figures(runs: Sequence[Run], target: float, directory: Path) -> list[Fi
     Returns:
         The figures, in reading order.
     """
-    files = []
-    for stem, title, draw in _drawings(runs, target):
-        figure_file = FigureFile(title, directory / f"{stem}.png", directory / f"{stem}-dark.png")
-        for theme, path in ((LIGHT, figure_file.light), (DARK, figure_file.dark)):
-            with themed(theme):
-                save(draw(theme), path)
-        files.append(figure_file)
+    return [
+        write_figure(directory, stem, title, draw) for stem, title, draw in _drawings(runs, target)
+    ]
+
+
+def write_figure(
+    directory: Path, stem: str, title: str, draw: Callable[[Theme], Figure], *, pdf: bool = False
+) -> FigureFile:
+    """Draws one figure as PNG, for light and for dark pages, and as PDF where asked.
+
+    Args:
+        directory: Where the files go; must exist.
+        stem: File name without ending.
+        title: What it shows.
+        draw: ``theme -> figure``.
+        pdf: Whether the light one is written as PDF too.
+    """
+    files = FigureFile(title, directory / f"{stem}.png", directory / f"{stem}-dark.png")
+    for theme, path in ((LIGHT, files.light), (DARK, files.dark)):
+        with themed(theme):
+            figure = draw(theme)
+            save(figure, path)
+            if pdf and theme is LIGHT:
+                save(figure, path.with_suffix(".pdf"))
     return files

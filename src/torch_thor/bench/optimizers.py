@@ -9,7 +9,9 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from torch_thor import KFAC, THOR
 from torch_thor.bench.builders import (
+    Training,
     build_adamw,
     build_ekfac,
     build_kfac,
@@ -19,6 +21,17 @@ from torch_thor.bench.builders import (
 )
 from torch_thor.bench.config import RunConfig
 from torch_thor.bench.errors import BenchError, reason, unknown_choice
+from torch_thor.bench.learning_rates import factor
+from torch_thor.bench.peers import (
+    LAMBSettings,
+    LARSSettings,
+    ShampooSettings,
+    SOAPSettings,
+    build_lamb,
+    build_lars,
+    build_shampoo,
+    build_soap,
+)
 from torch_thor.bench.records import DecisionRecord
 from torch_thor.bench.settings import (
     AdamWSettings,
@@ -29,6 +42,7 @@ from torch_thor.bench.settings import (
     THORSettings,
     from_values,
 )
+from torch_thor.bench.variants import VARIANTS
 
 S = TypeVar("S", bound=Settings)
 
@@ -47,27 +61,7 @@ class OptimizerSpec(Generic[S]):
     name: str
     description: str
     settings: S
-    build: Callable[[nn.Module, S], Sequence[Optimizer]]
-
-
-@dataclass(frozen=True)
-class Triangle:
-    """Factor of the learning rate: linear from 0 to 1 and back to 0 at the horizon.
-
-    Attributes:
-        total: Steps until the horizon.
-        warmup: Share of them over which the factor rises.
-    """
-
-    total: int
-    warmup: float
-
-    def __call__(self, step: int) -> float:
-        """Returns the factor for the step after ``step`` others; never 0 within the horizon."""
-        peak = self.warmup * self.total
-        if step + 1 < peak:
-            return (step + 1) / peak
-        return max(0.0, (self.total - step) / (self.total - max(peak - 1, 0)))
+    build: Callable[[Training, S], Sequence[Optimizer]]
 
 
 @dataclass(frozen=True)
@@ -85,12 +79,16 @@ class TrainingRule:
     def decisions(self) -> Iterator[DecisionRecord]:
         """Yields what the latest step's trace rule decided, layer by layer."""
         for optimizer in self.optimizers:
-            for made in getattr(optimizer, "last_decisions", ()):
+            if not isinstance(optimizer, THOR | KFAC) or not optimizer.last_decisions:
+                continue
+            norms = optimizer.factor_norms()
+            for made in optimizer.last_decisions:
                 yield DecisionRecord(
                     layer=made.layer,
                     step=made.step,
                     decision=made.decision.name.lower(),
                     change=made.change if math.isfinite(made.change) else None,
+                    norm=norms[made.layer],
                 )
 
     def zero_grad(self) -> None:
@@ -120,17 +118,23 @@ class TrainingRule:
             scheduler.load_state_dict(saved)
 
 
-OPTIMIZERS: dict[str, OptimizerSpec[Any]] = {
-    spec.name: spec
-    for spec in (
-        OptimizerSpec("thor", "THOR: split, growing intervals", THORSettings(), build_thor),
-        OptimizerSpec("kfac", "K-FAC: unsplit, fixed interval", KFACSettings(), build_kfac),
-        OptimizerSpec("ekfac", "K-FAC, eigenvalues corrected", KFACSettings(), build_ekfac),
-        OptimizerSpec("sgd", "SGD with Nesterov momentum", SGDSettings(), build_sgd),
-        OptimizerSpec("adamw", "AdamW", AdamWSettings(), build_adamw),
-        OptimizerSpec("muon", "Muon; SGD on norms and head", MuonSettings(), build_muon),
-    )
-}
+_SPECS: tuple[OptimizerSpec[Any], ...] = (
+    OptimizerSpec("thor", "THOR as tuned here", THORSettings(), build_thor),
+    OptimizerSpec("kfac", "K-FAC: unsplit, fixed interval", KFACSettings(), build_kfac),
+    OptimizerSpec("ekfac", "K-FAC, eigenvalues corrected", KFACSettings(), build_ekfac),
+    *(
+        OptimizerSpec(variant.name, variant.description, variant.settings, build_thor)
+        for variant in VARIANTS
+    ),
+    OptimizerSpec("sgd", "SGD with Nesterov momentum", SGDSettings(), build_sgd),
+    OptimizerSpec("adamw", "AdamW", AdamWSettings(), build_adamw),
+    OptimizerSpec("muon", "Muon; SGD on norms and head", MuonSettings(), build_muon),
+    OptimizerSpec("soap", "SOAP (pytorch-optimizer)", SOAPSettings(), build_soap),
+    OptimizerSpec("shampoo", "Shampoo (pytorch-optimizer)", ShampooSettings(), build_shampoo),
+    OptimizerSpec("lars", "LARS (pytorch-optimizer)", LARSSettings(), build_lars),
+    OptimizerSpec("lamb", "LAMB (pytorch-optimizer)", LAMBSettings(), build_lamb),
+)
+OPTIMIZERS: dict[str, OptimizerSpec[Any]] = {spec.name: spec for spec in _SPECS}
 
 
 def find_optimizer(name: str, *, argument: str = "--optimizer") -> OptimizerSpec[Any]:
@@ -162,9 +166,9 @@ def build_rule(model: nn.Module, config: RunConfig, steps_per_epoch: int) -> Tra
     spec = find_optimizer(config.optimizer)
     settings = from_values(type(spec.settings), dict(config.settings))
     try:
-        optimizers = tuple(spec.build(model, settings))
+        optimizers = tuple(spec.build(Training(model, steps_per_epoch), settings))
     except (TypeError, ValueError) as error:
         raise BenchError(f"--optimizer {config.optimizer}: {reason(error)}") from error
-    triangle = Triangle(steps_per_epoch * config.epochs, settings.warmup)
-    schedulers = tuple(LambdaLR(optimizer, triangle) for optimizer in optimizers)
+    rate = factor(settings, steps_per_epoch=steps_per_epoch, epochs=config.epochs)
+    schedulers = tuple(LambdaLR(optimizer, rate) for optimizer in optimizers)
     return TrainingRule(optimizers, schedulers)

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from torch_thor.bench.config import RunConfig
-from torch_thor.bench.errors import BenchError
+from torch_thor.bench.errors import BenchError, unknown_choice
 from torch_thor.bench.optimizers import find_optimizer
+from torch_thor.bench.presets import PRESETS
 from torch_thor.bench.settings import (
     AdamWSettings,
     KFACSettings,
@@ -18,6 +19,7 @@ from torch_thor.bench.settings import (
     override,
     to_values,
 )
+from torch_thor.bench.variants import VARIANTS
 from torch_thor.bench.workloads import Workload, find_workload
 
 
@@ -28,15 +30,17 @@ class Recipe:
     Attributes:
         settings: The optimizer's settings.
         epochs: Horizon of the schedule, in epochs.
+        batch_size: Samples per step; None takes the workload's.
     """
 
     settings: Settings
     epochs: int
+    batch_size: int | None = None
 
 
-_THOR_DIGITS = THORSettings(lr=0.05, interval=10, exclude_head=True, base_lr_scale=2)
+_THOR_DIGITS = THORSettings(lr=0.1, interval=10)
 _KFAC_DIGITS = KFACSettings(lr=0.05, norm_control="graft")
-_KFAC_FASHION = KFACSettings(lr=0.15, damping=0.1, interval=50, rows=4096)
+_KFAC_FASHION = KFACSettings(lr=0.15, damping=0.1, interval=50, norm_control=None, rows=4096)
 
 RECIPES: dict[tuple[str, str], Recipe] = {
     ("digits", "thor"): Recipe(_THOR_DIGITS, 4),
@@ -45,19 +49,47 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("digits", "sgd"): Recipe(SGDSettings(lr=0.05), 4),
     ("digits", "adamw"): Recipe(AdamWSettings(lr=0.003), 5),
     ("digits", "muon"): Recipe(MuonSettings(lr=0.02), 4),
-    ("fashion", "thor"): Recipe(THORSettings(lr=0.05, exclude_head=True, base_lr_scale=2), 3),
+    ("fashion", "thor"): Recipe(THORSettings(lr=0.4), 3),
     ("fashion", "kfac"): Recipe(_KFAC_FASHION, 3),
     ("fashion", "ekfac"): Recipe(_KFAC_FASHION, 3),
     ("fashion", "sgd"): Recipe(SGDSettings(lr=0.2), 6),
     ("fashion", "adamw"): Recipe(AdamWSettings(lr=0.01), 6),
     ("fashion", "muon"): Recipe(MuonSettings(lr=0.02), 3),
 }
+for _variant in VARIANTS:
+    # Eq. 6 at λ = 0.03 diverges on digits: the smallest eigenvalues of one batch are near zero.
+    _damped = replace(_variant.settings, lr=0.05, damping=1.0)
+    RECIPES["digits", _variant.name] = Recipe(_damped, 5)
+    RECIPES["fashion", _variant.name] = Recipe(replace(_damped, lr=0.1), 6)
 
 
-def find_recipe(workload: Workload, optimizer: str) -> Recipe:
-    """Returns the tuned recipe, or the optimizer's defaults at the workload's horizon."""
+def find_recipe(workload: Workload, optimizer: str, preset: str | None = None) -> Recipe:
+    """Returns the tuned recipe, or the optimizer's defaults at the workload's horizon.
+
+    Args:
+        workload: What is trained.
+        optimizer: Name of the optimizer.
+        preset: Name of a published set-up that takes the tuned recipe's place.
+
+    Raises:
+        BenchError: The workload has no such preset, or the preset has no such optimizer.
+    """
+    if preset is not None:
+        return _published(workload.name, optimizer, preset)
     general = Recipe(find_optimizer(optimizer).settings, workload.epochs)
     return RECIPES.get((workload.name, optimizer), general)
+
+
+def _published(workload: str, optimizer: str, name: str) -> Recipe:
+    preset = PRESETS.get((workload, name))
+    if preset is None:
+        names = [known for of, known in PRESETS if of == workload]
+        if not names:
+            raise BenchError(f"--preset {name!r}: {workload} has no presets; leave it out")
+        raise unknown_choice("--preset", name, names)
+    if optimizer not in preset.settings:
+        raise unknown_choice(f"--preset {name} with optimizer", optimizer, preset.settings)
+    return Recipe(preset.settings[optimizer], preset.epochs, preset.batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +101,14 @@ class RunOptions:
         batch_size: Samples per step.
         evals_per_epoch: Evaluations of the test set per epoch.
         device: torch device that trains.
+        preset: Published set-up in the place of the tuned recipe.
     """
 
     epochs: int | None = None
     batch_size: int | None = None
     evals_per_epoch: int = 1
     device: str = "cpu"
+    preset: str | None = None
 
 
 def plan_run(
@@ -100,7 +134,8 @@ def plan_run(
     options = options or RunOptions()
     if seed < 0:
         raise BenchError(f"--seed {seed} must be at least 0; try --seed 0")
-    recipe = find_recipe(workload, optimizer)
+    recipe = find_recipe(workload, optimizer, options.preset)
+    usual_batch = recipe.batch_size or workload.batch_size
     settings: Any = override(recipe.settings, changes)
     return RunConfig(
         workload=workload.name,
@@ -108,7 +143,7 @@ def plan_run(
         settings=to_values(settings),
         epochs=_at_least_one("--epochs", options.epochs, recipe.epochs),
         seed=seed,
-        batch_size=_at_least_one("--batch-size", options.batch_size, workload.batch_size),
+        batch_size=_at_least_one("--batch-size", options.batch_size, usual_batch),
         evals_per_epoch=_at_least_one("--evals-per-epoch", options.evals_per_epoch, 1),
         device=options.device,
     )

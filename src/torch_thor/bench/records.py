@@ -111,6 +111,7 @@ class EpochRecord:
         epoch_seconds: Training time of this epoch.
         train_loss: Mean training loss over the epoch.
         peak_memory_mb: Largest memory of the process (or the GPU) in this run so far, in MiB.
+        wait_seconds: Part of ``epoch_seconds`` in which training waited for its batches.
     """
 
     epoch: int
@@ -119,6 +120,7 @@ class EpochRecord:
     epoch_seconds: float
     train_loss: float
     peak_memory_mb: float
+    wait_seconds: float = 0.0
     kind: Literal["epoch"] = "epoch"
 
 
@@ -131,12 +133,14 @@ class DecisionRecord:
         step: Step of the refresh.
         decision: ``update``, ``keep`` or ``freeze``.
         change: Relative change Δ of the trace; None where it is not finite (first refresh).
+        norm: Frobenius norm of the layer's curvature A ⊗ G after the refresh.
     """
 
     layer: str
     step: int
     decision: str
     change: float | None
+    norm: float | None = None
     kind: Literal["decision"] = "decision"
 
 

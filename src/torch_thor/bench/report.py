@@ -72,7 +72,7 @@ def _configurations(runs: Sequence[Run]) -> TextTable:
     return TextTable(("optimizer", "epochs", "batch", "settings"), tuple(rows))
 
 
-def _run_list(runs: Sequence[Run]) -> TextTable:
+def run_list(runs: Sequence[Run]) -> TextTable:
     """Returns each run with how it ended and the command that repeats it."""
     rows = []
     for run in runs:
@@ -99,6 +99,25 @@ def _spread(cell: str) -> Markup:
     if not rest:
         return escape(cell)
     return Markup("{}<small>{}</small>").format(middle, rest.removesuffix(")"))
+
+
+def render(template: str, **values: object) -> str:
+    """Fills a page's template.
+
+    Args:
+        template: Name of the template.
+        values: What it shows.
+    """
+    environment = Environment(
+        loader=PackageLoader("torch_thor.bench"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["inline"] = _inline
+    environment.filters["spread"] = _spread
+    return environment.get_template(template).render(**values)
 
 
 def _headline(summaries: Sequence[Summary], goal: str) -> str:
@@ -132,22 +151,14 @@ def write_report(directory: Path) -> Report:
     try:
         (directory / FIGURES_FOLDER).mkdir(exist_ok=True)
         figures = draw_figures(runs, target, directory / FIGURES_FOLDER)
-        environment = Environment(
-            loader=PackageLoader("torch_thor.bench"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        environment.globals["inline"] = _inline
-        environment.filters["spread"] = _spread
-        html = environment.get_template("report.html.j2").render(
+        html = render(
+            "report.html.j2",
             workload=workload,
             headline=_headline(summaries, goal),
             table=table,
             figures=figures,
             configurations=_configurations(runs),
-            runs=_run_list(runs),
+            runs=run_list(runs),
             command=command,
             machines=sorted({str(run.started.machine) for run in runs}),
             parameters=runs[0].started.parameters,

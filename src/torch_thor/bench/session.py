@@ -8,6 +8,7 @@ from torch_thor.bench.checkpoint import Checkpoint, Progress
 from torch_thor.bench.config import DataSource, RunConfig
 from torch_thor.bench.data import Batch, Data, InMemoryData
 from torch_thor.bench.errors import BenchError, reason
+from torch_thor.bench.loading import LazyTrainTest, LoaderData
 from torch_thor.bench.optimizers import build_rule
 from torch_thor.bench.workloads import Workload
 
@@ -51,9 +52,19 @@ class Session:
         self.rule = build_rule(self.model, config, self.data.steps_per_epoch)
 
     def _load(self, source: DataSource) -> Data:
+        splits = self.workload.load(source)
         try:
+            if isinstance(splits, LazyTrainTest):
+                return LoaderData(
+                    splits,
+                    batch_size=self.config.batch_size,
+                    seed=self.config.seed,
+                    device=self.device,
+                    memory_format=self.workload.memory_format,
+                    workers=source.workers,
+                )
             return InMemoryData(
-                self.workload.load(source),
+                splits,
                 batch_size=self.config.batch_size,
                 seed=self.config.seed,
                 augment=self.workload.augment,

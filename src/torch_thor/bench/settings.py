@@ -26,12 +26,23 @@ class Settings:
     Attributes:
         lr: Peak learning rate.
         weight_decay: Weight decay, as the optimizer understands it.
-        warmup: Share of all steps over which the learning rate rises linearly from zero.
+        warmup: Share of all steps over which the triangle rises linearly from zero.
+        schedule: ``triangle``, up and down in straight lines, or ``polynomial``, the paper's
+            eq. 13 (eq. 14 where ``warmup_epochs`` is not 0).
+        end_epoch: e_end of the polynomial; None takes the run's horizon.
+        lr_power: p of the polynomial.
+        warmup_epochs: e_warmup of eq. 14.
+        warmup_lr: α_warmup of eq. 14.
     """
 
     lr: Positive = 0.1
     weight_decay: NonNegative = 5e-4
     warmup: Fraction = 0.15
+    schedule: Literal["triangle", "polynomial"] = "triangle"
+    end_epoch: Positive | None = None
+    lr_power: Positive = 6.0
+    warmup_epochs: NonNegative = 0.0
+    warmup_lr: NonNegative = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +101,7 @@ class THORSettings(Settings):
         momentum: Momentum.
         damping: λ.
         damping_mode: How λ enters the factors.
+        damping_rate: ρ of eq. 15: λ is multiplied by it every ten epochs.
         split: Block size, ``auto`` (measured on this device) or None for whole factors.
         power: p of G^-p ∇W A^-p.
         interval: Steps to the second refresh.
@@ -106,13 +118,15 @@ class THORSettings(Settings):
         base_lr_scale: Learning rate of all other parameters over ``lr``.
         base_weight_decay: Their weight decay; None takes ``weight_decay``.
         exclude_head: Whether the last linear layer trains by the base rule.
+        include_norms: Whether normalization layers are preconditioned too.
+        stagger: Whether layers take turns inside an interval.
+        inverse_dtype: Type of the stored inverses; None follows the factors.
     """
 
-    lr: Positive = 0.05
-    weight_decay: NonNegative = 0.05
     momentum: Fraction = 0.9
     damping: Positive = 3e-4
     damping_mode: DampingMode = "relative"
+    damping_rate: Positive = 1.0
     split: Count | Literal["auto"] | None = 72
     power: Power = 0.5
     interval: AtLeastOne = 20.0
@@ -120,15 +134,18 @@ class THORSettings(Settings):
     update_above: NonNegative | None = None
     freeze_below: NonNegative = 0.0
     damped_trace: Literal["factors", "product"] = "factors"
-    norm_control: NormControl = "rms"
+    norm_control: NormControl = "graft"
     decay: Fraction = 0.8
     rows: Count | None = 1024
     nesterov: bool = True
     momentum_first: bool = True
-    decoupled_decay: bool = True
+    decoupled_decay: bool = False
     base_lr_scale: Positive = 1.0
     base_weight_decay: NonNegative | None = None
     exclude_head: bool = False
+    include_norms: bool = False
+    stagger: bool = True
+    inverse_dtype: Literal["auto", "float32", "bfloat16"] | None = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +166,7 @@ class KFACSettings(Settings):
     damping: Positive = 0.03
     damping_mode: DampingMode = "both"
     interval: Count = 20
-    norm_control: NormControl = None
+    norm_control: NormControl = "kl_clip"
     decay: Fraction = 0.95
     rows: Count | None = None
 

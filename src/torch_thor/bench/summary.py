@@ -43,6 +43,7 @@ class Summary:
         final_metric: Value at the horizon.
         epoch_seconds: Training time of an epoch.
         peak_memory_mb: Peak memory, MiB.
+        wait_percent: Share of the training time in which training waited for batches.
         ratio: Median time to the target over the baseline's; None where the baseline is missing
             or misses.
     """
@@ -58,6 +59,7 @@ class Summary:
     final_metric: Spread
     epoch_seconds: Spread
     peak_memory_mb: Spread
+    wait_percent: Spread
     ratio: float | None
 
 
@@ -116,5 +118,8 @@ def _summarize_one(name: str, runs: Sequence[Run], metric: Metric, target: float
         final_metric=Spread.of([values[-1] for values in scores if values]),
         epoch_seconds=Spread.of([record.epoch_seconds for run in runs for record in run.epochs]),
         peak_memory_mb=Spread.of([run.epochs[-1].peak_memory_mb for run in runs if run.epochs]),
+        wait_percent=Spread.of(
+            [100 * e.wait_seconds / e.epoch_seconds for run in runs for e in run.epochs]
+        ),
         ratio=None,
     )

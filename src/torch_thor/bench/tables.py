@@ -16,7 +16,7 @@ from torch_thor.bench.settings import to_values
 from torch_thor.bench.summary import BASELINE, Spread, Summary
 from torch_thor.bench.workloads import WORKLOADS, Metric, Workload
 
-_DISPENSABLE = ("horizon", "final")
+_DISPENSABLE = ("horizon", "final", "data %")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,12 @@ class TextTable:
         """Returns a Markdown table, numbers to the right."""
         lines = [self.headings, ("---", *("---:" for _ in self.headings[1:])), *self.rows]
         return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+    def to_csv(self) -> str:
+        """Returns the cells as comma-separated values."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([self.headings, *self.rows])
+        return text.getvalue()
 
     def transposed(self) -> "TextTable":
         """Returns the table with rows and columns exchanged."""
@@ -89,6 +95,7 @@ def comparison_table(summaries: Sequence[Summary], metric: Metric, target: float
         "final",
         "s/epoch",
         "MiB",
+        "data %",
     )
     rows = tuple(
         (
@@ -103,6 +110,7 @@ def comparison_table(summaries: Sequence[Summary], metric: Metric, target: float
             _range(row.final_metric, 2),
             _range(row.epoch_seconds, 2),
             _number(row.peak_memory_mb.median, 0),
+            _number(row.wait_percent.median, 1),
         )
         for row in summaries
     )
@@ -113,7 +121,7 @@ def comparison_csv(summaries: Sequence[Summary], target: float) -> str:
     """Returns every number of a comparison at full precision, one row per optimizer."""
     spreads = (
         "seconds", "steps", "epochs", "best_metric", "final_metric", "epoch_seconds",
-        "peak_memory_mb",
+        "peak_memory_mb", "wait_percent",
     )  # fmt: skip
     parts = ("median", "low", "high")
     text = io.StringIO()

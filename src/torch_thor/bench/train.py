@@ -1,7 +1,8 @@
 """One training run: the loop, its clock, its records and its checkpoints."""
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -121,7 +122,9 @@ class _Loop:
         progress = self._progress
         steps = self._session.data.steps_per_epoch
         with self._clock.running():
-            for batch in self._session.data.batches(progress.epoch, progress.step_in_epoch):
+            for batch in self._timed(
+                self._session.data.batches(progress.epoch, progress.step_in_epoch)
+            ):
                 self._step(batch)
                 with self._clock.paused():
                     self._after_step()
@@ -130,6 +133,16 @@ class _Loop:
         self._close_epoch()
         if stop.asked and progress.epoch < self._config.epochs:
             self._stop()
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Passes batches on and adds up the time that each made training wait."""
+        while True:
+            begun = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self._progress.waited += time.perf_counter() - begun
+            yield batch
 
     def _step(self, batch: Batch) -> None:
         """Takes one step inside the clock."""
@@ -199,11 +212,13 @@ class _Loop:
                 epoch_seconds=seconds - progress.epoch_start,
                 train_loss=progress.loss_sum / progress.step_in_epoch,
                 peak_memory_mb=peak_memory_mb(self._session.device),
+                wait_seconds=progress.waited,
             )
         )
         progress.epoch += 1
         progress.step_in_epoch = 0
         progress.loss_sum = 0.0
+        progress.waited = 0.0
         progress.epoch_start = seconds
         self._save()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,10 @@ class ProjectionAdapter(LayerAdapter[nn.MultiheadAttention]):
     def __init__(self, weight: str, matrices: int = 1) -> None:
         """Remembers which weight it is."""
         self._weight, self._matrices = weight, matrices
+
+    def weight(self, module: nn.MultiheadAttention) -> Any:
+        """Also that of the output projection, a module of its own."""
+        return attrgetter(self._weight)(module)
 
     def geometry(self, module: nn.MultiheadAttention, *, bias: bool) -> Geometry:
         """Matrices below each other."""

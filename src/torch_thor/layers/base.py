@@ -78,6 +78,10 @@ class LayerAdapter(ABC, Generic[ModuleT]):
     def output_rows(self, module: ModuleT, gradient: Tensor, plan: RowPlan) -> Tensor:
         """Returns g as ``[k, r, out]``."""
 
+    def weight(self, module: ModuleT) -> Any:
+        """Returns what stands in the weight's place now: functional calls and sharding swap it."""
+        return module.weight
+
     def refusal(self, module: ModuleT) -> str:
         """Says why this module has to train by the base rule; empty where it need not."""
         return ""

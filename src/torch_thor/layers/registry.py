@@ -96,6 +96,8 @@ def parts_of(module: nn.Module) -> Sequence[Part]:
 def reason_against(module: nn.Module) -> str:
     """Says why a module without an adapter trains by the base rule."""
     name = type(module).__name__
+    if hasattr(nn, name) and type(module) is not getattr(nn, name):
+        name = f"{type(module).__module__}.{name}"
     if is_parametrized(module):
         return f"parametrized: no curvature for {name}"
     known = next((why for kind, why in _REASONS if isinstance(module, kind)), "")

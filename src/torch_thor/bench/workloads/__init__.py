@@ -2,12 +2,16 @@
 
 from torch_thor.bench.errors import unknown_choice
 from torch_thor.bench.workloads.base import ACCURACY, Metric, Workload
+from torch_thor.bench.workloads.cifar10 import CIFAR10_RESNET18
 from torch_thor.bench.workloads.digits import DIGITS
 from torch_thor.bench.workloads.fashion import FASHION
+from torch_thor.bench.workloads.imagenet import IMAGENET_RESNET50
 
 __all__ = ["ACCURACY", "WORKLOADS", "Metric", "Workload", "find_workload"]
 
-WORKLOADS: dict[str, Workload] = {workload.name: workload for workload in (DIGITS, FASHION)}
+WORKLOADS: dict[str, Workload] = {
+    workload.name: workload for workload in (DIGITS, FASHION, CIFAR10_RESNET18, IMAGENET_RESNET50)
+}
 
 
 def find_workload(name: str) -> Workload:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from torch_thor.bench.config import DataSource
 from torch_thor.bench.data import Augmentation, TrainTest
+from torch_thor.bench.loading import LazyTrainTest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ class Workload:
     name: str
     description: str
     input_summary: str
-    load: Callable[[DataSource], TrainTest]
+    load: Callable[[DataSource], TrainTest | LazyTrainTest]
     build_model: Callable[[], nn.Module]
     loss: Callable[[Tensor, Tensor], Tensor]
     metric: Metric

@@ -67,17 +67,17 @@ def small_resnet(
 def digit_convnet() -> nn.Sequential:
     """Returns a convnet with BatchNorm for 8×8 digits: ``[N, 1, 8, 8]`` to ``[N, 10]``."""
     layers: dict[str, nn.Module] = {
-        "conv1": nn.Conv2d(1, 32, 3, padding=1, bias=False),
-        "norm1": nn.BatchNorm2d(32),
+        "conv1": nn.Conv2d(1, 64, 3, padding=1, bias=False),
+        "norm1": nn.BatchNorm2d(64),
         "relu1": nn.ReLU(),
-        "conv2": nn.Conv2d(32, 64, 3, stride=2, padding=1, bias=False),
-        "norm2": nn.BatchNorm2d(64),
+        "conv2": nn.Conv2d(64, 128, 3, stride=2, padding=1, bias=False),
+        "norm2": nn.BatchNorm2d(128),
         "relu2": nn.ReLU(),
-        "conv3": nn.Conv2d(64, 64, 3, stride=2, padding=1, bias=False),
-        "norm3": nn.BatchNorm2d(64),
+        "conv3": nn.Conv2d(128, 128, 3, stride=2, padding=1, bias=False),
+        "norm3": nn.BatchNorm2d(128),
         "relu3": nn.ReLU(),
         "flatten": nn.Flatten(),
-        "hidden": nn.Linear(256, 64),
+        "hidden": nn.Linear(512, 64),
         "relu4": nn.ReLU(),
         "head": nn.Linear(64, 10),
     }

@@ -1,0 +1,285 @@
+"""The paper's tables and figures for one workload, from runs made here."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from torch_thor import SplitMeasurement
+from torch_thor.bench import published
+from torch_thor.bench.errors import BenchError, reason
+from torch_thor.bench.figures import (
+    FigureFile,
+    curves,
+    draw_changes,
+    draw_curve,
+    draw_norms,
+    write_figure,
+)
+from torch_thor.bench.paper_figures import draw_effects, draw_factors, draw_schedules
+from torch_thor.bench.paper_runs import ABLATIONS, TABLE_2, PaperRuns
+from torch_thor.bench.presets import PRESETS
+from torch_thor.bench.records import Run
+from torch_thor.bench.report import render, run_list
+from torch_thor.bench.settings import THORSettings, from_values
+from torch_thor.bench.splitting import report_split
+from torch_thor.bench.style import Theme
+from torch_thor.bench.summary import Summary, summarize
+from torch_thor.bench.tables import TextTable, comparison_csv, comparison_table
+from torch_thor.bench.workloads import Workload
+
+PAGE = "paper.html"
+
+_IMAGENET_STEPS = {"paper-256": 5004, "paper-4096": 312, "paper-8192": 156}
+
+
+_CROSSING = (
+    "The paper's own rows cross at (104.5, 0.21) between candidates by straight lines, where its "
+    "figure says (106, 0.21); both choose 128."
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Attributes:
+        title: Heading.
+        texts: Paragraphs.
+        tables: Tables, the paper's own after those made here.
+        figures: Figures.
+    """
+
+    title: str
+    texts: tuple[str, ...] = ()
+    tables: tuple[TextTable, ...] = ()
+    figures: tuple[FigureFile, ...] = ()
+
+
+class PaperWriter:
+    """Writes everything about one workload into a folder.
+
+    Args:
+        workload: What was trained.
+        plan: The runs.
+        runs: Their records, by folder.
+        split: Measurement of the split.
+        directory: Where the files go.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        plan: PaperRuns,
+        runs: Mapping[Path, Run],
+        split: SplitMeasurement,
+        directory: Path,
+    ) -> None:
+        self._workload = workload
+        self._plan = plan
+        self._runs = runs
+        self._split = split
+        self._directory = directory
+
+    def write(self) -> Path:
+        """Writes tables (Markdown, CSV), figures (PNG, PDF) and one HTML page.
+
+        Returns:
+            The page.
+
+        Raises:
+            BenchError: The folder cannot be written.
+        """
+        page = self._directory / PAGE
+        everything = [self._runs[job.folder] for job in self._plan.jobs]
+        try:
+            sections = tuple(self._sections())
+            html = render(
+                "paper.html.j2",
+                workload=self._workload,
+                parameters=everything[0].started.parameters,
+                lead=self._lead(),
+                sections=sections,
+                command=f"{self._plan.command} --out {self._directory}",
+                runs=run_list(everything),
+                machines=sorted({str(run.started.machine) for run in everything}),
+            )
+            page.write_text(html, encoding="utf-8")
+            text = "\n".join(_markdown(section) for section in sections)
+            title = f"# THOR on {self._workload.name}: the paper's tables and figures\n"
+            (self._directory / "paper.md").write_text(
+                f"{title}\n{self._lead()}\n\n{text}", encoding="utf-8"
+            )
+        except OSError as error:
+            message = f"--out {self._directory} cannot be written ({reason(error)})"
+            raise BenchError(f"{message}; name a folder of yours") from error
+        return page
+
+    def _compared(self, names: Sequence[str]) -> list[Run]:
+        jobs = [job for name in names for job in self._plan.compared if job.label == name]
+        return [self._runs[job.folder] for job in jobs]
+
+    def _first(self, name: str) -> Run:
+        return self._compared([name])[0]
+
+    def _sections(self) -> Iterator[Section]:
+        yield self._table_1()
+        yield self._table_2()
+        yield self._ablation()
+        yield Section(
+            "Tables 4 and 5: ImageNet, as the paper reports them",
+            ("Not run here: thor compare imagenet-resnet50 --preset paper-256 makes them.",),
+            (published.TABLE_4, published.TABLE_5),
+        )
+        yield self._curvature()
+        yield self._schedules()
+        yield self._training()
+
+    def _table_1(self) -> Section:
+        split = report_split(self._split, self._workload.name, self._directory)
+        return Section(
+            "Table 1, Figures 4 and 5: the split",
+            (
+                split.conclusion,
+                _CROSSING,
+            ),
+            (split.table, split.layers, published.TABLE_1),
+            (
+                split.figure,
+                self._figure("figure-4", "One layer's block, whole and split", draw_factors),
+            ),
+        )
+
+    def _table_2(self) -> Section:
+        rows = summarize(self._compared(TABLE_2), self._workload.target)
+        table = comparison_table(rows, self._workload.metric, self._workload.target)
+        self._save_table("table-2", table, comparison_csv(rows, self._workload.target))
+        return Section("Table 2: time to target", (), (table, published.TABLE_2))
+
+    def _ablation(self) -> Section:
+        names = ("paper-kfac", *ABLATIONS)
+        rows = summarize(self._compared(names), self._workload.target)
+        table = ablation_table(rows)
+        self._save_table("ablation", table, table.to_csv())
+        return Section("Ablation: each idea against K-FAC", (), (table, published.ABLATION))
+
+    def _curvature(self) -> Section:
+        quiet, rule = self._first("paper-thor-nt"), self._first("paper-thor")
+        stop = self._first("paper-thor-stop")
+        figures = [
+            ("figure-1", "Frobenius norm per layer", partial(draw_norms, run=quiet), quiet),
+            ("figure-2", "Δ per layer", partial(draw_changes, run=rule), rule),
+            ("figure-3", "Δ per layer, with freezing", partial(draw_changes, run=stop), stop),
+        ]
+        return Section(
+            "Figures 1, 2 and 3: how the curvature changes",
+            (f"Decisions of the trace rule, all layers: {_decisions(rule)}; {_decisions(stop)}.",),
+            (),
+            tuple(self._figure(stem, title, d) for stem, title, d, run in figures if _changed(run)),
+        )
+
+    def _schedules(self) -> Section:
+        run = self._first("paper-thor")
+        mine = from_values(THORSettings, dict(run.config.settings))
+        here = partial(
+            draw_schedules,
+            settings={"paper-thor": mine},
+            epochs=run.config.epochs,
+            steps=run.started.steps_per_epoch,
+            title=f"Schedules on {self._workload.name}",
+        )
+        imagenet = {
+            name: preset.settings["paper-thor"]
+            for (of, name), preset in PRESETS.items()
+            if of == "imagenet-resnet50"
+        }
+        there = {name: one for name, one in imagenet.items() if isinstance(one, THORSettings)}
+        published_ones = partial(
+            draw_schedules,
+            settings=there,
+            epochs=PRESETS["imagenet-resnet50", "paper-256"].epochs,
+            steps=_IMAGENET_STEPS["paper-256"],
+            title="Schedules of the paper on ImageNet (eq. 13, 14, 15)",
+        )
+        effects = {job.label: self._runs[job.folder] for job in self._plan.effects}
+        draw = partial(draw_effects, runs=effects, metric=self._workload.metric)
+        return Section(
+            "Figures 6, 8 and 9: schedules and their effect",
+            (),
+            (),
+            (
+                self._figure("figure-6", "Schedules here", here),
+                self._figure("figure-8", "The paper's schedules", published_ones),
+                self._figure("figure-9", "Effect of α_target and p", draw),
+            ),
+        )
+
+    def _training(self) -> Section:
+        figures = []
+        for number, names in (("7", TABLE_2), ("10", ("sgd", "thor"))):
+            runs = self._compared(names)
+            for curve in curves(self._workload.metric, self._workload.target):
+                draw = partial(draw_curve, curve=curve, runs=runs)
+                figures.append(self._figure(f"figure-{number}-{curve.stem}", curve.title, draw))
+        return Section(
+            "Figures 7 and 10: training loss and test metric",
+            ("Figure 7 shows all of Table 2, Figure 10 SGD and thor's own recipe.",),
+            (),
+            tuple(figures),
+        )
+
+    def _figure(self, stem: str, title: str, draw: Callable[[Theme], Figure]) -> FigureFile:
+        return write_figure(self._directory, stem, title, draw, pdf=True)
+
+    def _save_table(self, stem: str, table: TextTable, numbers: str) -> None:
+        (self._directory / f"{stem}.md").write_text(table.to_markdown(), encoding="utf-8")
+        (self._directory / f"{stem}.csv").write_text(numbers, encoding="utf-8")
+
+    def _lead(self) -> str:
+        rows = {
+            row.optimizer: row for row in summarize(self._compared(TABLE_2), self._workload.target)
+        }
+        goal = f"{self._workload.metric.name} {self._workload.metric.goal(self._workload.target)}"
+        parts = [
+            f"{name} {rows[name].seconds.median:.1f} s ({rows[name].misses} of "
+            f"{rows[name].runs} missed)"
+            for name in ("sgd", "paper-kfac", "paper-thor", "thor")
+        ]
+        return f"To {goal}, median of {self._plan.seeds}: {', '.join(parts)}."
+
+
+def ablation_table(rows: Sequence[Summary]) -> TextTable:
+    """Returns the time of an epoch of each ablation, and what it saves against K-FAC.
+
+    Args:
+        rows: Summaries, K-FAC's first.
+    """
+    whole = rows[0].epoch_seconds.median * rows[0].horizon
+    cells = []
+    for row in rows:
+        total = row.epoch_seconds.median * row.horizon
+        saved = 100 * (1 - total / whole)
+        best = row.best_metric.median
+        cells.append((row.optimizer, f"{total:.2f}", f"{saved:.1f}", f"{best:.2f}"))
+    return TextTable(("optimizer", "s to horizon", "time saved, %", "best"), tuple(cells))
+
+
+def _changed(run: Run) -> bool:
+    """Tells whether a run was long enough for a second refresh."""
+    return any(record.change for record in run.decisions)
+
+
+def _decisions(run: Run) -> str:
+    kinds = ("update", "keep", "freeze")
+    made = [record.decision for record in run.decisions]
+    counts = ", ".join(f"{made.count(kind)} {kind}" for kind in kinds)
+    return f"{run.config.optimizer} {counts}"
+
+
+def _markdown(section: Section) -> str:
+    parts = [f"## {section.title}\n", *(f"{text}\n" for text in section.texts)]
+    parts += [table.to_markdown() for table in section.tables]
+    parts += [f"![{figure.title}]({figure.light.name})\n" for figure in section.figures]
+    return "\n".join(parts)

@@ -1,0 +1,116 @@
+"""From gradients to preconditioned directions, all layers of a model at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from torch_thor import norms
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from torch_thor.capture import TrackedLayer
+    from torch_thor.options import NormControl
+    from torch_thor.stacks import LayerStack
+
+ParameterGroup: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """A parameter group sorted by how its parameters step.
+
+    Args:
+        group: The group.
+        layers: Tracked layers whose weight is in it.
+        curved: Parameters of tracked layers.
+        plain: All others, which step by the base rule.
+    """
+
+    group: ParameterGroup
+    layers: tuple[TrackedLayer, ...]
+    curved: tuple[nn.Parameter, ...]
+    plain: tuple[nn.Parameter, ...]
+
+
+def plan_groups(
+    groups: Iterable[ParameterGroup], layer_of: Mapping[nn.Parameter, TrackedLayer]
+) -> list[GroupPlan]:
+    """Sorts each group's parameters into those of tracked layers and all others."""
+    plans = []
+    for group in groups:
+        curved = tuple(p for p in group["params"] if p in layer_of)
+        plain = tuple(p for p in group["params"] if p not in layer_of)
+        layers = tuple(layer_of[p] for p in curved if layer_of[p].weight is p)
+        plans.append(GroupPlan(group, layers, curved, plain))
+    return plans
+
+
+def precondition(
+    stacks: Sequence[LayerStack],
+    sources: Mapping[nn.Parameter, Tensor],
+    control: NormControl | None,
+    plans: Sequence[GroupPlan],
+) -> dict[nn.Parameter, Tensor]:
+    """Preconditions gradients or momenta, stack by stack, and sets each layer's length.
+
+    Args:
+        stacks: The model's curvature; a layer without any keeps its source.
+        sources: What is preconditioned, by parameter.
+        control: Norm control.
+        plans: Groups, for the learning rates that the KL clip needs.
+
+    Returns:
+        A direction for every source.
+    """
+    chosen = [
+        (stack, [n for n, layer in enumerate(stack.layers) if layer.weight in sources])
+        for stack in stacks
+    ]
+    chosen = [(stack, slots) for stack, slots in chosen if slots]
+    packed = [
+        stack.pack([_pair(stack.layers[slot], sources) for slot in slots])
+        for stack, slots in chosen
+    ]
+    preconditioned = [
+        stack.direction(slots, source)
+        for (stack, slots), source in zip(chosen, packed, strict=True)
+    ]
+    if control is not None:
+        norms.set_lengths(control, preconditioned, packed)
+        if control.kind == "kl_clip":
+            rate_of = {layer.name: float(p.group["lr"]) for p in plans for layer in p.layers}
+            rates = [
+                [rate_of[stack.layers[slot].name] for slot in slots] for stack, slots in chosen
+            ]
+            norms.clip_divergence(control.limit, preconditioned, packed, rates)
+    directions = dict(sources)
+    for (stack, slots), direction in zip(chosen, preconditioned, strict=True):
+        for slot, (weight, bias) in zip(slots, stack.unpack(slots, direction), strict=True):
+            layer = stack.layers[slot]
+            directions[layer.weight] = weight
+            if layer.bias is not None and layer.bias in sources and bias is not None:
+                directions[layer.bias] = bias
+    return directions
+
+
+def _pair(
+    layer: TrackedLayer, sources: Mapping[nn.Parameter, Tensor]
+) -> tuple[Tensor, Tensor | None]:
+    return sources[layer.weight], None if layer.bias is None else sources.get(layer.bias)
+
+
+def all_finite(gradients: list[Tensor]) -> bool:
+    """Says whether no gradient holds NaN or Inf, and no norm overflows; waits for the device.
+
+    The Euclidean norm is vectorized where the largest entry is not; it is taken in float32
+    at least, so that half types don't overflow.
+    """
+    wide = any(gradient.dtype == torch.float64 for gradient in gradients)
+    lengths = torch._foreach_norm(gradients, dtype=torch.float64 if wide else torch.float32)
+    device = lengths[0].device
+    return bool(torch.stack([length.to(device) for length in lengths]).isfinite().all())

@@ -1,0 +1,129 @@
+"""``thor paper`` and ``thor split``: every table and figure, from runs that are never repeated."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from torch_thor.bench.commands import app
+from torch_thor.bench.paper_figures import small_factors
+from torch_thor.bench.records import RECORDS_FILE, read_run
+from torch_thor.bench.splitting import PAPER_CURVES
+from torch_thor.bench.train import train as train_run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
+
+STEMS = [f"figure-{n}" for n in (1, 2, 3, 4, 5, 6, 8, 9)]
+STEMS += [f"figure-{n}-accuracy-epoch" for n in (7, 10)]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's cache."""
+    monkeypatch.setenv("TORCH_THOR_CACHE", str(tmp_path / "cache"))
+
+
+def run(*words: object) -> Any:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_the_papers_own_rows_choose_128() -> None:
+    size, height = PAPER_CURVES.crossing()
+    # The figure is annotated (106, 0.21); straight lines between candidates cross here.
+    assert (size, height) == (pytest.approx(104.5, abs=0.1), pytest.approx(0.2135, abs=1e-3))
+    assert PAPER_CURVES.choice() == 128
+
+
+def test_small_factors_are_second_moments_of_one_layer() -> None:
+    a, g = small_factors()
+    assert a.shape == g.shape == (20, 20)
+    for factor in (a, g):
+        assert torch.allclose(factor, factor.T)
+        assert torch.linalg.eigvalsh(factor.double()).min() > -1e-6
+    assert a.diagonal().max() <= 1.0  # outputs of tanh
+
+
+def test_split_prints_table_1_and_writes_what_auto_reads(tmp_path: Path) -> None:
+    result = run("split", "tiny", "--out", tmp_path / "split")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"curves cross at .* split \d+", result.output)
+    rows = list(csv.reader((tmp_path / "split" / "table-1.csv").read_text().splitlines()))
+    assert [row[0] for row in rows][2:] == ["time, µs", "normalized loss", "normalized speed"]
+    assert rows[4][1] == "1.0000"
+    for ending in (".png", "-dark.png", ".pdf"):
+        assert (tmp_path / "split" / f"figure-5{ending}").stat().st_size > 1000
+    cache = json.loads((tmp_path / "cache" / "inversion_times.json").read_text())
+    (times,) = cache["times"].values()
+    assert [int(size) for size in times] == [int(size) for size in rows[0][1:]]
+
+
+def test_paper_writes_everything_and_goes_on_after_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "paper"
+    words = ("paper", "tiny", "--seeds", 1, "--epochs", 8, "--out", out)
+    trained: list[Path] = []
+
+    def stop_in_the_fourth(config: Any, directory: Path, **options: Any) -> Any:
+        trained.append(directory)
+        if len(trained) == 4:
+            options["observers"] = [*options["observers"], _StopsAtOnce()]
+        return train_run(config, directory, **options)
+
+    monkeypatch.setattr("torch_thor.bench.paper_runs.train", stop_in_the_fourth)
+    stopped = run(*words)
+    assert stopped.exit_code == 130
+    assert "go on with: thor paper tiny --seeds 1 --epochs 8" in stopped.stderr
+    before = {path: path.read_bytes() for path in out.rglob(RECORDS_FILE)}
+    assert len(before) == 4
+    again = run(*words)
+    assert again.exit_code == 0, again.output
+    assert "min left" in again.output
+    finished = [path for path in before if read_run(path.parent).end and path.parent != trained[3]]
+    assert len(finished) == 3
+    assert all(path.read_bytes() == before[path] for path in finished)
+    assert len(trained) == 4 + 13  # 10 optimizers and 6 runs of Figure 9, three of them done
+    _check_files(out)
+
+
+def _check_files(out: Path) -> None:
+    for stem in STEMS:
+        for ending in (".png", "-dark.png", ".pdf"):
+            assert (out / f"{stem}{ending}").stat().st_size > 1000, stem
+    page, text = (out / "paper.html").read_text(), (out / "paper.md").read_text()
+    for number in ("Table 1", "Table 2", "Ablation", "Tables 4 and 5", "Figures 7 and 10"):
+        assert number in page
+        assert number in text
+    assert 'src="data:image/png;base64,' in page
+    assert re.search(r'(src|href)="(?!data:)', page) is None  # self-contained
+    assert "6569.9" in page  # the paper's own numbers stand beside
+    numbers = list(csv.DictReader((out / "table-2.csv").read_text().splitlines()))
+    for row in numbers:
+        run = read_run(out / "runs" / f"{row['optimizer']}-seed0")
+        best = max(record.test_metric for record in run.evaluations)
+        assert float(row["best_metric_median"]) == best
+        assert f"{row['optimizer']}-seed0" in page
+
+
+class _StopsAtOnce:
+    _sent = False
+
+    def observe(self, _record: object) -> None:
+        if not self._sent:
+            self._sent = True
+            signal.raise_signal(signal.SIGINT)
+
+    def close(self) -> None:
+        pass
