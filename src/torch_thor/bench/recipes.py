@@ -43,13 +43,13 @@ _KFAC_DIGITS = KFACSettings(lr=0.05, norm_control="graft")
 _KFAC_FASHION = KFACSettings(lr=0.15, damping=0.1, interval=50, norm_control=None, rows=4096)
 
 RECIPES: dict[tuple[str, str], Recipe] = {
-    ("digits", "thor"): Recipe(_THOR_DIGITS, 4),
+    ("digits", "thor"): Recipe(_THOR_DIGITS, 3),
     ("digits", "kfac"): Recipe(_KFAC_DIGITS, 5),
     ("digits", "ekfac"): Recipe(_KFAC_DIGITS, 5),
     ("digits", "sgd"): Recipe(SGDSettings(lr=0.05), 4),
     ("digits", "adamw"): Recipe(AdamWSettings(lr=0.003), 5),
     ("digits", "muon"): Recipe(MuonSettings(lr=0.02), 4),
-    ("fashion", "thor"): Recipe(THORSettings(lr=0.4), 3),
+    ("fashion", "thor"): Recipe(THORSettings(lr=0.3), 4),
     ("fashion", "kfac"): Recipe(_KFAC_FASHION, 3),
     ("fashion", "ekfac"): Recipe(_KFAC_FASHION, 3),
     ("fashion", "sgd"): Recipe(SGDSettings(lr=0.2), 6),
