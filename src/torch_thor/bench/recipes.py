@@ -52,7 +52,7 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("fashion", "thor"): Recipe(THORSettings(lr=0.3), 4),
     ("fashion", "kfac"): Recipe(_KFAC_FASHION, 3),
     ("fashion", "ekfac"): Recipe(_KFAC_FASHION, 3),
-    ("fashion", "sgd"): Recipe(SGDSettings(lr=0.2), 6),
+    ("fashion", "sgd"): Recipe(SGDSettings(lr=0.4), 6),
     ("fashion", "adamw"): Recipe(AdamWSettings(lr=0.01), 6),
     ("fashion", "muon"): Recipe(MuonSettings(lr=0.02), 3),
 }
