@@ -34,7 +34,7 @@ class FactorBatch:
     def trace(self, dtype: torch.dtype) -> Tensor:
         """Returns tr of the factor for each of the k matrices: ``[k]``."""
         parts = [
-            weight * rows.to(dtype).square().sum((1, 2))
+            weight * linalg.sum_of_squares(rows.to(dtype))
             for rows, weight in zip(self.rows, self.weights, strict=True)
         ]
         return torch.stack(parts).sum(0) * self.scale
@@ -43,8 +43,10 @@ class FactorBatch:
         """Returns the diagonal blocks of the factor: ``[k, n, s, s]``."""
         parts = []
         for rows, weight in zip(self.rows, self.weights, strict=True):
-            padded = torch.nn.functional.pad(rows.to(dtype), (0, partition.padding))
-            parts.append(linalg.diagonal_blocks(padded, partition.block) * weight)
+            wide = rows.to(dtype)
+            if partition.padding:  # pad() copies even where nothing is added
+                wide = torch.nn.functional.pad(wide, (0, partition.padding))
+            parts.append(linalg.diagonal_blocks(wide, partition.block) * weight)
         scale = self.scale
         scale = scale.to(dtype)[:, None, None, None] if isinstance(scale, Tensor) else scale
         return torch.stack(parts).sum(0) * scale if len(parts) > 1 else parts[0] * scale

@@ -117,6 +117,12 @@ def diagonal_blocks(rows: Tensor, block: int) -> Tensor:
     return tiles.mT @ tiles
 
 
+def sum_of_squares(rows: Tensor) -> Tensor:
+    """Returns tr(rowsᵀ rows) of ``[k, r, d]`` as ``[k]``: one pass, no intermediate."""
+    flat = rows.flatten(1)
+    return torch.stack([torch.dot(row, row) for row in flat.unbind(0)])
+
+
 def largest_eigenvalue(rows: Tensor, iterations: int = 64) -> Tensor:
     """Largest eigenvalue of rowsᵀ rows by power iteration, without forming it.
 

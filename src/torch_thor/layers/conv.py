@@ -98,7 +98,7 @@ class PatchAdapter(LayerAdapter[ConvT]):
                 inside = valid if inside is None else inside & valid
         patches = inputs.movedim(1, -1)[tuple(index)]
         if inside is not None:
-            patches = patches * inside.unsqueeze(-1)
+            patches *= inside.unsqueeze(-1)  # a gather makes a tensor of its own
         return patches.movedim(-1, 1)
 
 
