@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytorch_optimizer
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -12,19 +13,19 @@ from models import Task
 from torch_thor import EKFAC, KFAC, THOR, GrowingInterval
 from torch_thor.bench.muon import FlattenedMuon
 
-Build = Callable[[nn.Module, Task, int], list[Optimizer]]
+Build = Callable[[nn.Module, Task, int | None], list[Optimizer]]
 
 # Small, so that random targets don't blow a model up over a long measurement.
 _LR = 1e-4
 
 
-def _sgd(model: nn.Module, _task: Task, _interval: int) -> list[Optimizer]:
+def _sgd(model: nn.Module, _task: Task, _interval: int | None) -> list[Optimizer]:
     return [
         torch.optim.SGD(model.parameters(), lr=_LR, momentum=0.9, nesterov=True, weight_decay=5e-4)
     ]
 
 
-def _sgd_fused(model: nn.Module, _task: Task, _interval: int) -> list[Optimizer]:
+def _sgd_fused(model: nn.Module, _task: Task, _interval: int | None) -> list[Optimizer]:
     return [
         torch.optim.SGD(
             model.parameters(), lr=_LR, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
@@ -32,11 +33,11 @@ def _sgd_fused(model: nn.Module, _task: Task, _interval: int) -> list[Optimizer]
     ]
 
 
-def _adamw(model: nn.Module, _task: Task, _interval: int) -> list[Optimizer]:
+def _adamw(model: nn.Module, _task: Task, _interval: int | None) -> list[Optimizer]:
     return [torch.optim.AdamW(model.parameters(), lr=_LR)]
 
 
-def _muon(model: nn.Module, _task: Task, _interval: int) -> list[Optimizer]:
+def _muon(model: nn.Module, _task: Task, _interval: int | None) -> list[Optimizer]:
     embedded = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     matrices = [p for p in model.parameters() if p.dim() >= 2 and id(p) not in embedded]
     chosen = {id(p) for p in matrices}
@@ -45,22 +46,44 @@ def _muon(model: nn.Module, _task: Task, _interval: int) -> list[Optimizer]:
     return [FlattenedMuon(matrices, lr=_LR, momentum=0.9, weight_decay=0.05), sgd]
 
 
-def _thor(model: nn.Module, task: Task, interval: int) -> list[Optimizer]:
-    return [THOR(model, lr=_LR, interval=GrowingInterval(interval, 1.0), exclude=task.exclude)]
+def _thor(model: nn.Module, task: Task, interval: int | None) -> list[Optimizer]:
+    own = GrowingInterval() if interval is None else GrowingInterval(interval, 1.0)
+    return [THOR(model, lr=_LR, interval=own, exclude=task.exclude)]
 
 
-def _kfac(model: nn.Module, task: Task, interval: int) -> list[Optimizer]:
+def _full(kind: type[KFAC | EKFAC]) -> Build:
+    def build(model: nn.Module, task: Task, interval: int | None) -> list[Optimizer]:
+        every = interval or 20
+        options = {"factor_interval": every, "inverse_interval": every}
+        return [kind(model, lr=_LR, exclude=task.exclude, **options)]
+
+    return build
+
+
+def _soap(model: nn.Module, _task: Task, interval: int | None) -> list[Optimizer]:
+    kind = pytorch_optimizer.SOAP
+    # Sides longer than 2048 stay unrotated, as in the bench.
+    every, longest = interval or 20, 2048
     return [
-        KFAC(
-            model, lr=_LR, factor_interval=interval, inverse_interval=interval, exclude=task.exclude
+        kind(
+            model.parameters(),
+            lr=_LR,
+            precondition_frequency=every,
+            max_precondition_dim=longest,
         )
     ]
 
 
-def _ekfac(model: nn.Module, task: Task, interval: int) -> list[Optimizer]:
+def _shampoo(model: nn.Module, _task: Task, interval: int | None) -> list[Optimizer]:
+    kind = pytorch_optimizer.ScalableShampoo
+    every = interval or 20
     return [
-        EKFAC(
-            model, lr=_LR, factor_interval=interval, inverse_interval=interval, exclude=task.exclude
+        kind(
+            model.parameters(),
+            lr=_LR,
+            block_size=128,
+            preconditioning_compute_steps=every,
+            statistics_compute_steps=every,
         )
     ]
 
@@ -71,6 +94,8 @@ OPTIMIZERS: dict[str, Build] = {
     "adamw": _adamw,
     "muon": _muon,
     "thor": _thor,
-    "kfac": _kfac,
-    "ekfac": _ekfac,
+    "kfac": _full(KFAC),
+    "ekfac": _full(EKFAC),
+    "soap": _soap,
+    "shampoo": _shampoo,
 }

@@ -1,11 +1,14 @@
 """Cost of a training step: all optimizers in turn, in one process, ratios to the first.
 
 Each optimizer trains its own copy of the model. Step i of every optimizer runs before step
-i + 1 of any, so that drift of the machine hits all alike. The first cycle of refreshes is thrown
-away; over the following cycles each position in the cycle is measured once a cycle, its
-median is taken, and the mean over positions is the amortized step: one whole refresh cycle.
+i + 1 of any, so that drift of the machine hits all alike. With ``--interval N`` every refresh
+interval is N steps: the first cycle is thrown away, over the following ones each position in the
+cycle is measured once a cycle, its median is taken, and the mean over positions is the amortized
+step. Without it the optimizers keep their own intervals (THOR's grow), and the amortized step is
+the mean over the first ``--steps`` steps after the warm-up.
 
     python benchmarks/step_cost.py resnet18 --optimizers sgd,muon,thor --interval 20 --cycles 3
+    python benchmarks/step_cost.py resnet18 --optimizers sgd,thor --steps 88
 """
 
 from __future__ import annotations
@@ -67,21 +70,25 @@ def _bytes(value: object) -> int:
     return sum(map(_bytes, value)) if isinstance(value, (list, tuple)) else 0
 
 
-def amortized(times: list[float], interval: int) -> float:
-    """Mean over the positions of a cycle of the median over cycles."""
+def amortized(times: list[float], interval: int | None) -> float:
+    """Mean over the positions of a cycle of the median over cycles; the mean without cycles."""
+    if interval is None:
+        return statistics.fmean(times)
     return statistics.fmean(statistics.median(times[i::interval]) for i in range(interval))
 
 
-def measure(task: Task, names: list[str], interval: int, cycles: int) -> list[Contestant]:
-    """Runs all contestants in turn for one discarded and ``cycles`` measured cycles."""
+def measure(
+    task: Task, names: list[str], interval: int | None, warm_up: int, steps: int
+) -> list[Contestant]:
+    """Runs all contestants in turn for a discarded warm-up and the measured steps."""
     contestants = []
     for name in names:
         model = task.model()
         contestants.append(Contestant(name, model, OPTIMIZERS[name](model, task, interval)))
     batch = task.batch()
     gc.disable()
-    for step in track(range((1 + cycles) * interval), description="steps"):
-        if step == interval:
+    for step in track(range(warm_up + steps), description="steps"):
+        if step == warm_up:
             for contestant in contestants:
                 contestant.steps.clear()
                 contestant.updates.clear()
@@ -90,11 +97,14 @@ def measure(task: Task, names: list[str], interval: int, cycles: int) -> list[Co
     return contestants
 
 
-def report(title: str, contestants: list[Contestant], interval: int) -> str:
+def report(title: str, contestants: list[Contestant], interval: int | None) -> str:
     """Returns a Markdown table; ratios are to the first contestant."""
     base = amortized(contestants[0].steps, interval)
     lines = [
-        f"{title}; interval {interval}, {len(contestants[0].steps)} measured steps each",
+        (
+            f"{title}; {'own intervals' if interval is None else f'interval {interval}'}, "
+            f"{len(contestants[0].steps)} measured steps each"
+        ),
         "",
         (
             f"| optimizer | step, ms | ÷ {contestants[0].name} | optimizer, ms | p99 ÷ p50 "
@@ -118,17 +128,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", nargs="?", choices=TASKS, default="small-resnet")
     parser.add_argument("--optimizers", default="sgd,sgd-fused,adamw,muon,thor")
-    parser.add_argument("--interval", type=int, default=20)
-    parser.add_argument("--cycles", type=int, default=3)
+    parser.add_argument("--interval", type=int, help="fixed refresh interval of all")
+    parser.add_argument("--cycles", type=int, default=3, help="measured cycles, with --interval")
+    parser.add_argument("--steps", type=int, default=88, help="measured steps, without --interval")
+    parser.add_argument("--warm-up", type=int, default=20, help="steps thrown away first")
     chosen = parser.parse_args()
     names = chosen.optimizers.split(",")
     if unknown := [name for name in names if name not in OPTIMIZERS]:
         parser.error(f"--optimizers {','.join(unknown)}: allowed are {', '.join(OPTIMIZERS)}")
     torch.set_flush_denormal(True)
-    contestants = measure(TASKS[chosen.task], names, chosen.interval, chosen.cycles)
+    interval = chosen.interval
+    steps = chosen.steps if interval is None else interval * chosen.cycles
+    warm_up = interval or chosen.warm_up
+    contestants = measure(TASKS[chosen.task], names, interval, warm_up, steps)
     threads = torch.get_num_threads()
     title = f"{chosen.task}, torch {torch.__version__}, {threads} threads, {platform.machine()}"
-    Console().print(report(title, contestants, chosen.interval), soft_wrap=True, markup=False)
+    Console().print(report(title, contestants, interval), soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":
