@@ -16,7 +16,12 @@ MATRICES = 2
 
 def batch_of(size: int, rows: int = 6, calls: int = 1) -> FactorBatch:
     tables = tuple(torch.randn(MATRICES, rows, size, dtype=torch.float64) for _ in range(calls))
-    return FactorBatch(tables, tuple(1.0 + call for call in range(calls)), 1 / 3)
+    return FactorBatch(tables, tuple(1.0 + call for call in range(calls)), 1 / 3, 1.0)
+
+
+def fold(stack: FactorStack, slot: int, batch: FactorBatch, keep: float) -> None:
+    dtype = stack.blocks.dtype
+    stack.fold(slot, batch.blocks(stack.partition, dtype), batch.trace(dtype), keep)
 
 
 def whole(batch: FactorBatch, matrix: int) -> torch.Tensor:
@@ -66,7 +71,7 @@ def test_the_running_average_is_unbiased_from_the_first_batch(
     for _ in range(4):
         batch = batch_of(size)
         keep, weight = kept_share(decay, weight)
-        stack.fold(1, batch, keep)
+        fold(stack, 1, batch, keep)
         for matrix in range(MATRICES):
             average = expected[matrix].add(whole(batch, matrix))
             found = as_matrix(stack.blocks[1, matrix], size)
@@ -79,8 +84,8 @@ def test_damping_leaves_the_stored_factor_alone_and_pads_with_the_identity() -> 
     stack = FactorStack(
         2, MATRICES, Partition.of(5, 2), dtype=torch.float64, device=torch.device("cpu")
     )
-    stack.fold(0, batch_of(5), 0.0)
-    stack.fold(1, batch_of(5), 0.0)
+    fold(stack, 0, batch_of(5), 0.0)
+    fold(stack, 1, batch_of(5), 0.0)
     before = stack.blocks.clone()
     shift = torch.tensor([[0.1, 0.2], [0.3, 0.4]], dtype=torch.float64)
     damped = stack.damped([1], shift[1:])
@@ -95,6 +100,6 @@ def test_damping_leaves_the_stored_factor_alone_and_pads_with_the_identity() -> 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_rows_are_accumulated_in_float32(dtype: torch.dtype) -> None:
     rows = torch.ones(1, 4096, 1, dtype=dtype)  # bfloat16 stops counting at 256
-    batch = FactorBatch((rows,), (1.0,), 1.0)
+    batch = FactorBatch((rows,), (1.0,), 1.0, 1.0)
     assert batch.blocks(Partition.of(1, None), torch.float32).item() == 4096
     assert batch.trace(torch.float32).item() == 4096

@@ -13,13 +13,18 @@ from torch import Tensor, nn
 from helpers import half_square
 from oracle import blocks_only, ekfac_direction, factors, observe
 from torch_thor import Damping, Preconditioner, Refresh, Statistics
-from torch_thor.inverses import Factorization, factorize, multiply_left, multiply_right
+from torch_thor.inverses import Factorization, multiply_left, multiply_right, solve
+from torch_thor.inverses import factorize as factorize_by
 from torch_thor.partition import Partition
 
 if TYPE_CHECKING:
     from torch_thor.inverses import Kernel
 
 BATCH = 2
+
+
+def factorize(jobs: list[Factorization], kernel: Kernel) -> list[list[bool]]:
+    return factorize_by(jobs, lambda stacks: [solve(stack, kernel) for stack in stacks])
 
 
 def blocks_of(cut: Partition) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,9 @@
 
 from torch_thor.base import Base
 from torch_thor.coverage import Coverage, ParameterCoverage, Treatment
+from torch_thor.distributed import Distributed
 from torch_thor.errors import (
+    CollectiveError,
     CurvatureError,
     CurvatureWarning,
     InvalidOptionError,
@@ -30,12 +32,14 @@ __all__ = [
     "KFAC",
     "THOR",
     "Base",
+    "CollectiveError",
     "Constant",
     "Coverage",
     "CurvatureError",
     "CurvatureWarning",
     "Damping",
     "Decision",
+    "Distributed",
     "ExponentialDamping",
     "Geometry",
     "GrowingInterval",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
+from torch_thor.distributed import Evidence
+from torch_thor.errors import CurvatureWarning
 from torch_thor.policies import Decision, LayerDecision, TraceRule, relative_change
 
 if TYPE_CHECKING:
@@ -43,7 +46,7 @@ class Candidate:
         stack: Stack that holds its curvature.
         slot: Its place there.
         record: What is remembered of it.
-        batch: Statistics (A, G) since the last step.
+        evidence: Statistics since the last step, of all ranks.
         refresh: Whether its inverses are due, and not its factors alone.
         trace: tr(F + λI) with this batch folded in.
         decision: Verdict of the trace rule.
@@ -54,7 +57,7 @@ class Candidate:
     stack: LayerStack
     slot: int
     record: LayerRecord
-    batch: tuple[FactorBatch, FactorBatch]
+    evidence: Evidence
     refresh: bool
     trace: float = 0.0
     decision: Decision = Decision.UPDATE
@@ -66,9 +69,53 @@ class Candidate:
         """The layer itself."""
         return self.stack.layers[self.slot]
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the layer has an inverse."""
+        return self.stack.ready[self.slot]
+
     def report(self, step: int) -> LayerDecision:
         """Returns the entry of ``optimizer.last_decisions``."""
         return LayerDecision(self.layer.name, step, self.decision, self.change)
+
+
+def evidence_of(
+    stack: LayerStack, slot: int, batch: tuple[FactorBatch, FactorBatch] | None
+) -> Evidence:
+    """What this rank knows of a due layer."""
+    layer, seen = stack.layers[slot], batch is not None
+    a, g = batch or stack.empty_batch()
+    traces = (a.trace(stack.dtype), g.trace(stack.dtype))
+    graded = layer.weight.grad is not None
+    return Evidence(layer.name, (a, g), traces, seen=seen, called=layer.called, graded=graded)
+
+
+def warn_starved(name: str, record: LayerRecord, *, called: bool, sampled: bool) -> None:
+    """Says once that a layer gets a gradient but no statistics.
+
+    Args:
+        name: The layer's.
+        record: Remembers that it was said.
+        called: Whether the layer's forward ran.
+        sampled: Whether only a backward of sampled labels counts.
+    """
+    if record.starved or (called and not sampled):
+        return
+    record.starved = True
+    if called:
+        cause = "no backward of sampled labels reached it since the last step"
+        remedy = "Call optimizer.sample_fisher(outputs) before loss.backward()."
+    else:
+        cause = "its forward hook saw no call since the last step"
+        remedy = (
+            "Build the optimizer before torch.compile(model), call modules and not their "
+            "weights, differentiate by backward() and not by torch.func, or exclude the layer."
+        )
+    warnings.warn(
+        f"Layer {name!r} has a gradient but {cause}, so its curvature is not updated. {remedy}",
+        CurvatureWarning,
+        stacklevel=5,
+    )
 
 
 def decide(candidates: list[Candidate], rule: TraceRule | None) -> None:
@@ -96,8 +143,8 @@ def damped_trace(candidate: Candidate, rule: TraceRule | None) -> Tensor:
     stack, slot = candidate.stack, candidate.slot
     share = 1.0 - stack.keep(slot)
     trace_a, trace_g = (
-        factor.traces[slot].lerp(batch.trace(stack.dtype), share)
-        for factor, batch in zip((stack.a, stack.g), candidate.batch, strict=True)
+        factor.traces[slot].lerp(trace, share)
+        for factor, trace in zip((stack.a, stack.g), candidate.evidence.traces, strict=True)
     )
     if rule is not None and rule.damped_trace == "product":
         return stack.product_trace(slot, trace_a, trace_g)

@@ -219,11 +219,13 @@ class Capture:
                 tuple(call.inputs if one_hot else call.inputs.to(wide) for call in calls),
                 (1.0,) * len(calls) if one_hot else weights,
                 _inverse_rows(layer),
+                _rows(layer),
             ),
             FactorBatch(
                 tuple(call.gradients.to(wide) for call in calls),
                 weights,
                 scale[self.options.loss_reduction] / scaled_by**2,
+                terms if self.options.loss_reduction == "positions_mean" else count,
             ),
         )
 
@@ -257,15 +259,22 @@ def _covers(call: Call, matrix: int) -> bool:
     return call.covers is None or matrix in call.covers
 
 
-def _inverse_rows(layer: TrackedLayer) -> float | Tensor:
-    """1/R; one for each matrix where calls cover different ones."""
+def _rows(layer: TrackedLayer) -> float | tuple[float, ...]:
+    """R, rows that the taken ones stand for; one a matrix where calls cover different ones."""
     calls = layer.calls
     if all(call.covers is None for call in calls):
-        return 1.0 / sum(call.plan.rows for call in calls)
-    rows = [
+        return sum(call.plan.rows for call in calls)
+    return tuple(
         sum(call.plan.rows for call in calls if _covers(call, matrix))
         for matrix in range(layer.geometry.matrices)
-    ]
+    )
+
+
+def _inverse_rows(layer: TrackedLayer) -> float | Tensor:
+    """1/R."""
+    rows = _rows(layer)
+    if not isinstance(rows, tuple):
+        return 1.0 / rows
     dtype = torch.promote_types(layer.weight.dtype, torch.float32)
     shares = [1.0 / max(count, 1) for count in rows]
     return torch.tensor(shares, dtype=dtype, device=layer.weight.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,12 +9,14 @@ import torch
 from torch import nn
 
 from torch_thor import state
-from torch_thor.candidates import Candidate, LayerRecord, decide
+from torch_thor.candidates import Candidate, LayerRecord, decide, evidence_of, warn_starved
 from torch_thor.capture import Capture, TrackedLayer
 from torch_thor.coverage import Coverage, Selector, survey
-from torch_thor.errors import CurvatureError, CurvatureWarning, InvalidOptionError, require
-from torch_thor.inverses import factorize
+from torch_thor.distributed import Distributed, communicator_for
+from torch_thor.distributed.description import describe, describe_model
+from torch_thor.errors import InvalidOptionError, require
 from torch_thor.policies import Decision, LayerDecision, RefreshClock, TraceRule
+from torch_thor.refresh import correct, fold, refresh
 from torch_thor.schedules import value_at
 from torch_thor.split import choose_split
 from torch_thor.stacks import LayerStack, SplitRule, StackOptions, build_stacks
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch_thor.options import Damping, Intervals, Refresh, Statistics
 
 _SEED_STRIDE = 1_000_003
+_RANK_STRIDE = 1_000_000_007
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class CurvatureOptions:
         exclude: Modules left alone.
         include: Modules of types that are left alone unless asked for.
         eigenvalue_correction: EKFAC's eigenvalue-corrected basis.
+        distributed: How ranks share the curvature.
 
     Raises:
         InvalidOptionError: For a value out of range.
@@ -56,6 +59,7 @@ class CurvatureOptions:
     exclude: tuple[Selector, ...]
     include: tuple[Selector, ...]
     eigenvalue_correction: bool
+    distributed: Distributed = Distributed()
 
     def __post_init__(self) -> None:
         """Validates what is not validated by the groups themselves."""
@@ -79,6 +83,7 @@ class CurvatureEngine:
         surveys: How often the model was searched for layers.
         steps: Steps taken.
         last_decisions: Decisions of the latest step; empty when it refreshed nothing.
+        communicator: Where the other ranks are reached.
     """
 
     def __init__(self, model: nn.Module, options: CurvatureOptions) -> None:
@@ -87,6 +92,10 @@ class CurvatureEngine:
             raise InvalidOptionError("model", model, "a torch.nn.Module")
         self.model = model
         self.options = options
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.communicator = communicator_for(options.distributed, device)
+        self.communicator.agree("model", describe_model(model))
+        self.communicator.agree("options of the curvature", describe(options))
         self.steps = 0
         self.last_decisions: tuple[LayerDecision, ...] = ()
         self.stack_options = StackOptions(
@@ -154,12 +163,15 @@ class CurvatureEngine:
         Args:
             gradient_scale: What the loss was multiplied by (a GradScaler's scale).
         """
-        if not self.stacks and any(layer.calls for layer in self.layers):
+        if self.layers and not self.stacks:
             self._build_stacks()
+        ranks = self.communicator
         candidates = self._candidates(gradient_scale)
         decide(candidates, self.options.trace_rule)
-        self._fold(candidates)
-        self._refresh([c for c in candidates if c.refresh and c.decision is Decision.UPDATE])
+        fold([c for c in candidates if c.fold], ranks)
+        due = [c for c in candidates if c.refresh and c.decision is Decision.UPDATE]
+        renewed = refresh(self.stacks, due, ranks, self.options.refresh.tolerated_failures)
+        correct(candidates, renewed, ranks)
         self.last_decisions = tuple(c.report(self.steps) for c in candidates if c.refresh)
         self.steps += 1
         self._follow_thaws()
@@ -175,8 +187,16 @@ class CurvatureEngine:
         self._arm()
 
     def _build_stacks(self) -> None:
-        self._split_rule = choose_split(self.options.split, self.layers, self._capture)
-        self.stacks = build_stacks(self.layers, self._split_rule, self.stack_options)
+        """Makes room for curvature as soon as a rank has statistics."""
+
+        def chosen() -> int:
+            return choose_split(self.options.split, self.layers, self._capture) or 0
+
+        some = any(layer.calls for layer in self.layers)
+        size = self.communicator.first(chosen if some else None)
+        if size is not None:
+            self._split_rule = lambda _: (size or None, size or None)
+            self.stacks = build_stacks(self.layers, self._split_rule, self.stack_options)
 
     def _intervals(self) -> tuple[float, float]:
         intervals = self.options.intervals
@@ -202,81 +222,31 @@ class CurvatureEngine:
             )
         }
         seed = self.options.statistics.seed * _SEED_STRIDE + self.steps
+        # Ranks see different samples; their rows need not stand at the same positions.
+        seed += self.communicator.rank * _RANK_STRIDE
         self._capture.arm(self.layers, wanted, seed)
 
     def _candidates(self, gradient_scale: float) -> list[Candidate]:
+        sampled = self.options.statistics.fisher == "mc"
+        for layer in () if self.stacks else self.layers:
+            if layer.weight.grad is not None:
+                record = self.records[layer.name]
+                warn_starved(layer.name, record, called=layer.called, sampled=sampled)
+        due = [(s, n) for s in self.stacks for n, layer in enumerate(s.layers) if layer.armed]
+        own = [
+            evidence_of(stack, slot, self._capture.batch(stack.layers[slot], gradient_scale))
+            for stack, slot in due
+        ]
         found = []
-        if not self.stacks:
-            for layer in self.layers:
-                self._warn_starved(layer)
-        for stack in self.stacks:
-            for slot, layer in enumerate(stack.layers):
-                if not layer.armed:
-                    continue
-                batch = self._capture.batch(layer, gradient_scale)
-                if batch is None:
-                    self._warn_starved(layer)
-                    continue
-                refresh = not stack.ready[slot] or self.clocks[1].due(self.steps, layer.share)
-                found.append(Candidate(stack, slot, self.records[layer.name], batch, refresh))
+        for (stack, slot), seen in zip(due, self.communicator.pool(self.steps, own), strict=True):
+            layer = stack.layers[slot]
+            record = self.records[layer.name]
+            if seen.seen:
+                due_now = not stack.ready[slot] or self.clocks[1].due(self.steps, layer.share)
+                found.append(Candidate(stack, slot, record, seen, due_now))
+            elif seen.graded:
+                warn_starved(layer.name, record, called=seen.called, sampled=sampled)
         return found
-
-    def _warn_starved(self, layer: TrackedLayer) -> None:
-        record, sampled = self.records[layer.name], self.options.statistics.fisher == "mc"
-        if layer.weight.grad is None or record.starved or (layer.called and not sampled):
-            return
-        record.starved = True
-        if layer.called:
-            cause = "no backward of sampled labels reached it since the last step"
-            remedy = "Call optimizer.sample_fisher(outputs) before loss.backward()."
-        else:
-            cause = "its forward hook saw no call since the last step"
-            remedy = (
-                "Build the optimizer before torch.compile(model), call modules and not their "
-                "weights, differentiate by backward() and not by torch.func, or exclude the layer."
-            )
-        warnings.warn(
-            f"Layer {layer.name!r} has a gradient but {cause}, so its curvature is not "
-            f"updated. {remedy}",
-            CurvatureWarning,
-            stacklevel=5,
-        )
-
-    def _fold(self, candidates: list[Candidate]) -> None:
-        for c in candidates:
-            if c.fold:
-                c.stack.fold(c.slot, *c.batch)
-                if not c.refresh:
-                    c.stack.correct(c.slot, c.batch, new=False)
-
-    def _refresh(self, candidates: list[Candidate]) -> None:
-        chosen = [(s, [c for c in candidates if c.stack is s]) for s in self.stacks]
-        chosen = [(stack, due) for stack, due in chosen if due]
-        if not chosen:
-            return
-        jobs = [job for stack, due in chosen for job in stack.jobs([c.slot for c in due])]
-        success = factorize(jobs, chosen[0][0].inverses.kernel)
-        for number, (_, due) in enumerate(chosen):
-            for place, c in enumerate(due):
-                good_a, good_g = success[2 * number][place], success[2 * number + 1][place]
-                self._settle(c, succeeded=good_a and good_g)
-
-    def _settle(self, candidate: Candidate, *, succeeded: bool) -> None:
-        record = candidate.record
-        if succeeded:
-            record.trace, record.failures = candidate.trace, 0
-            candidate.stack.ready[candidate.slot] = True
-            candidate.stack.correct(candidate.slot, candidate.batch, new=True)
-            return
-        record.failures += 1
-        message = (
-            f"The factors of layer {candidate.layer.name!r} could not be inverted "
-            f"({record.failures} times in a row); its last good inverse stays. "
-            "Raise damping, or exclude the layer."
-        )
-        if record.failures > self.options.refresh.tolerated_failures:
-            raise CurvatureError(message)
-        warnings.warn(message, CurvatureWarning, stacklevel=5)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that the next steps depend on, keyed by layer name."""

@@ -22,7 +22,11 @@ class NonFiniteGradientError(RuntimeError):
 
 
 class StateMismatchError(ValueError):
-    """A checkpoint belongs to another model or to other options; nothing was loaded."""
+    """A checkpoint, or another rank, has another model or other options; nothing was loaded."""
+
+
+class CollectiveError(RuntimeError):
+    """A collective of a distributed run failed, or took longer than its time limit."""
 
 
 class CurvatureError(RuntimeError):

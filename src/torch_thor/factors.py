@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -25,11 +25,18 @@ class FactorBatch:
         rows: One ``[k, r, d]`` tensor a call, of any floating type.
         weights: Rows stood for ÷ rows taken, of each call.
         scale: Common factor of the sum; a tensor ``[k]`` where the matrices differ in it.
+        count: Rows (A) or loss terms (G) that the factor is a mean over: its weight in a mean
+            with other ranks' batches. One for each matrix where they differ in it.
     """
 
     rows: tuple[Tensor, ...]
     weights: tuple[float, ...]
     scale: float | Tensor
+    count: float | tuple[float, ...]
+
+    def scaled(self, share: float | Tensor) -> Self:
+        """Returns the batch of ``share`` times the factor; a tensor ``[k]`` has one a matrix."""
+        return replace(self, scale=self.scale * share)
 
     def trace(self, dtype: torch.dtype) -> Tensor:
         """Returns tr of the factor for each of the k matrices: ``[k]``."""
@@ -75,7 +82,8 @@ class OneHotBatch(FactorBatch):
         for rows, weight in zip(self.rows, self.weights, strict=True):
             hits = (rows >= 0).to(dtype) * weight
             total.scatter_add_(1, rows.clamp_min(0), hits)
-        return (total * self.scale)[..., None, None]
+        scale = self.scale[:, None] if isinstance(self.scale, Tensor) else self.scale
+        return (total * scale)[..., None, None]
 
 
 class FactorStack:
@@ -110,11 +118,19 @@ class FactorStack:
         )
         self.traces = torch.zeros(layers, matrices, dtype=dtype, device=device)
 
-    def fold(self, slot: int, batch: FactorBatch, keep: float) -> None:
-        """Folds a batch in: ``keep`` · old + (1 - ``keep``) · new."""
-        dtype = self.blocks.dtype
-        self.blocks[slot].lerp_(batch.blocks(self.partition, dtype), 1.0 - keep)
-        self.traces[slot].lerp_(batch.trace(dtype), 1.0 - keep)
+    def empty_batch(self, *, one_hot: bool = False) -> FactorBatch:
+        """Statistics of one layer without any rows."""
+        matrices = self.traces.shape[1]
+        if one_hot:
+            none = self.traces.new_empty(matrices, 0, dtype=torch.long)
+            return OneHotBatch((none,), (1.0,), 1.0, 0.0)
+        rows = self.traces.new_empty(matrices, 0, self.partition.size)
+        return FactorBatch((rows,), (1.0,), 1.0, 0.0)
+
+    def fold(self, slot: int, blocks: Tensor, trace: Tensor, keep: float) -> None:
+        """Folds blocks ``[k, n, s, s]`` in: ``keep`` · old + (1 - ``keep``) · new."""
+        self.blocks[slot].lerp_(blocks, 1.0 - keep)
+        self.traces[slot].lerp_(trace, 1.0 - keep)
 
     def damped(self, slots: list[int], shift: Tensor) -> Tensor:
         """Returns the blocks of some layers plus a shift, padding as the identity.

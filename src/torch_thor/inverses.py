@@ -20,7 +20,9 @@ from torch_thor.partition import Partition
 if TYPE_CHECKING:
     from torch_thor.factors import FactorBatch, FactorStack
 
-Kernel = Callable[[Tensor], tuple[tuple[Tensor, ...], Tensor]]
+Solution = tuple[tuple[Tensor, ...], Tensor]
+Solutions = list[Solution]
+Kernel = Callable[[Tensor], Solution]
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,14 @@ class Factorization:
     slots: list[int]
 
 
-def factorize(jobs: Iterable[Factorization], kernel: Kernel) -> list[list[bool]]:
-    """Runs a kernel once per block size over all jobs and stores what succeeded.
+def factorize(
+    jobs: Iterable[Factorization], solver: Callable[[list[Tensor]], Solutions]
+) -> list[list[bool]]:
+    """Solves all jobs, stacked by block size, and stores what succeeded.
 
-    Blocks that fail are tried again in float64; those that fail there keep their last
-    good result.
+    Args:
+        jobs: What to factorize.
+        solver: Factorizes stacks ``[b, s, s]``, one for each size, type and device.
 
     Returns:
         For every job, for each of its slots, whether all its blocks succeeded.
@@ -53,11 +58,12 @@ def factorize(jobs: Iterable[Factorization], kernel: Kernel) -> list[list[bool]]
         blocks = job.matrices
         alike[blocks.shape[-1], blocks.dtype, blocks.device].append(number)
     success: list[list[bool]] = [[] for _ in jobs]
+    stacked = []
     for numbers in alike.values():
-        stacks = [jobs[number].matrices.flatten(0, 2) for number in numbers]
-        matrices = torch.cat(stacks) if len(stacks) > 1 else stacks[0]
-        results, good = _with_retry(matrices, kernel)
-        counts = [len(stack) for stack in stacks]
+        parts = [jobs[number].matrices.flatten(0, 2) for number in numbers]
+        stacked.append(torch.cat(parts) if len(parts) > 1 else parts[0])
+    for numbers, (results, good) in zip(alike.values(), solver(stacked), strict=True):
+        counts = [jobs[number].matrices.shape[:3].numel() for number in numbers]
         pieces = [torch.split(result, counts) for result in results]
         for place, (number, mask) in enumerate(
             zip(numbers, torch.split(good, counts), strict=True)
@@ -66,7 +72,12 @@ def factorize(jobs: Iterable[Factorization], kernel: Kernel) -> list[list[bool]]
     return success
 
 
-def _with_retry(matrices: Tensor, kernel: Kernel) -> tuple[tuple[Tensor, ...], Tensor]:
+def solve(matrices: Tensor, kernel: Kernel) -> Solution:
+    """Factorizes a stack ``[b, s, s]``; blocks that fail are tried again in float64.
+
+    Returns:
+        The kernel's results, and a mask ``[b]`` of the blocks that succeeded.
+    """
     results, good = kernel(matrices)
     if matrices.dtype == torch.float64 or bool(good.all()):
         return results, good
@@ -125,7 +136,12 @@ class InverseRoots:
         g: Output gradient factors.
         power: p, 1 or 1/2.
         dtype: Type of the stored roots and of the products.
+
+    Attributes:
+        symmetric: Whether the kernel's results are symmetric matrices.
     """
+
+    symmetric = True
 
     def __init__(self, a: FactorStack, g: FactorStack, power: float, dtype: torch.dtype) -> None:
         """Allocates the roots."""
@@ -173,7 +189,12 @@ class EigenBasis:
         g: Output gradient factors.
         power: p, 1 or 1/2.
         dtype: Type of the stored bases and of the products.
+
+    Attributes:
+        symmetric: Whether the kernel's results are symmetric matrices.
     """
+
+    symmetric = False
 
     def __init__(self, a: FactorStack, g: FactorStack, power: float, dtype: torch.dtype) -> None:
         """Allocates bases, eigenvalues and scalings."""
@@ -214,8 +235,8 @@ class EigenBasis:
         values_a, values_g = self.values_a[slot].flatten(1), self.values_g[slot].flatten(1)
         self.scalings[slot] = values_g.unsqueeze(-1) * values_a.unsqueeze(-2)
 
-    def fold_scalings(self, slot: int, a: FactorBatch, g: FactorBatch, keep: float) -> None:
-        """Folds the second moments of a batch, in the current basis, into the average."""
+    def moments(self, slot: int, a: FactorBatch, g: FactorBatch) -> Tensor:
+        """Second moments of a batch's gradients in the current basis: ``[k, out, columns]``."""
         total = torch.zeros_like(self.scalings[slot])
         dtype = total.dtype
         (cut_a, cut_g), (pad_a, pad_g) = self._partitions, self._padding
@@ -224,7 +245,11 @@ class EigenBasis:
             side_a = multiply_right(pad(rows_a.to(dtype), (0, pad_a)), cut_a, basis_a)
             side_g = multiply_right(pad(rows_g.to(dtype), (0, pad_g)), cut_g, basis_g)
             total += side_g.square().mT @ side_a.square() * weight
-        self.scalings[slot].lerp_(total * g.scale, 1.0 - keep)
+        return total * g.scale
+
+    def fold_scalings(self, slot: int, moments: Tensor, keep: float) -> None:
+        """Folds second moments in the current basis into the average."""
+        self.scalings[slot].lerp_(moments, 1.0 - keep)
 
     def damp(self, slot: int, shift: Tensor) -> None:
         """Recomputes (S + shift)^-p of a layer; ``shift`` is ``[k]``."""
@@ -248,3 +273,6 @@ class EigenBasis:
     def tensors(self) -> tuple[Tensor, ...]:
         """What a checkpoint has to hold."""
         return self.a, self.g, self.values_a, self.values_g, self.scalings, self.inverse
+
+
+Inverses = EigenBasis | InverseRoots

@@ -168,7 +168,9 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        gradients = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        self.preconditioner.communicator.average_gradients(parameters)
+        gradients = [p.grad for p in parameters if p.grad is not None]
         scale = self._unscale(gradients)
         if scale is None or not self._are_finite(gradients):
             self.preconditioner.discard()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from torch_thor import norms
+from torch_thor.distributed import Distributed
 from torch_thor.engine import CurvatureEngine, CurvatureOptions
 from torch_thor.errors import InvalidOptionError
 from torch_thor.fisher import Likelihood, sampled_loss
@@ -55,6 +56,7 @@ class Preconditioner(CurvatureEngine):
         exclude: Modules (names, with ``*`` as wildcard, or types) left alone.
         include: The same for types that are left alone unless asked for: embeddings, norms.
         eigenvalue_correction: EKFAC's eigenvalue-corrected basis.
+        distributed: How the ranks of a data-parallel run share the curvature.
 
     Raises:
         InvalidOptionError: For a value out of range.
@@ -76,6 +78,7 @@ class Preconditioner(CurvatureEngine):
         exclude: Iterable[Selector] = (),
         include: Iterable[Selector] = (),
         eigenvalue_correction: bool = False,
+        distributed: Distributed = Distributed(),
     ) -> None:
         """Finds the layers and hangs the hooks."""
         self._norm_control = as_norm_control(norm_control)
@@ -94,6 +97,7 @@ class Preconditioner(CurvatureEngine):
             exclude=tuple(exclude),
             include=tuple(include),
             eigenvalue_correction=eigenvalue_correction,
+            distributed=distributed,
         )
         super().__init__(model, options)
 
@@ -101,6 +105,7 @@ class Preconditioner(CurvatureEngine):
         """Updates the curvature and rewrites ``.grad`` of every preconditioned layer."""
         for layer in self.layers:
             layer.damping = value_at(self.options.damping.value, self.steps)
+        self.communicator.average_gradients(self.model.parameters())
         self.update()
         with torch.no_grad():
             for stack in self.stacks:

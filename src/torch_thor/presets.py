@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from torch_thor.base import Base
+from torch_thor.distributed import Distributed
 from torch_thor.optimizer import CurvatureOptimizer, Parameters
 from torch_thor.options import (
     Damping,
@@ -54,6 +55,7 @@ class THOR(CurvatureOptimizer):
         base: First-order rule of all other parameters.
         exclude: Modules (names, with ``*`` as wildcard, or types) that train by the base rule.
         include: The same for types that do so unless asked for: embeddings and norms.
+        distributed: How the ranks of a data-parallel run share the curvature.
 
     Raises:
         InvalidOptionError: For a value out of range.
@@ -84,6 +86,7 @@ class THOR(CurvatureOptimizer):
         base: Base = Base(),
         exclude: Iterable[Selector] = (),
         include: Iterable[Selector] = (),
+        distributed: Distributed = Distributed(),
     ) -> None:
         """Finds the layers, hangs the hooks and builds the parameter groups."""
         intervals = interval if isinstance(interval, Intervals) else Intervals(interval, interval)
@@ -99,6 +102,7 @@ class THOR(CurvatureOptimizer):
             refresh=refresh,
             exclude=exclude,
             include=include,
+            distributed=distributed,
         )
         super().__init__(
             engine,
@@ -130,6 +134,7 @@ class KFAC(CurvatureOptimizer):
         base: First-order rule of all other parameters.
         exclude: Modules that train by the base rule.
         include: Modules that do so unless asked for: embeddings and norms.
+        distributed: How the ranks of a data-parallel run share the curvature.
 
     Raises:
         InvalidOptionError: For a value out of range.
@@ -154,6 +159,7 @@ class KFAC(CurvatureOptimizer):
         base: Base = Base(),
         exclude: Iterable[Selector] = (),
         include: Iterable[Selector] = (),
+        distributed: Distributed = Distributed(),
     ) -> None:
         """Finds the layers, hangs the hooks and builds the parameter groups."""
         engine = Preconditioner(
@@ -167,6 +173,7 @@ class KFAC(CurvatureOptimizer):
             refresh=refresh,
             exclude=exclude,
             include=include,
+            distributed=distributed,
             eigenvalue_correction=self._eigenvalue_correction,
         )
         super().__init__(

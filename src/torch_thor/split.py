@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from torch_thor.capture import TrackedLayer
     from torch_thor.layers import Geometry
-    from torch_thor.stacks import SplitRule
 
 TOLERATED_LOSS = 0.01
 
@@ -115,16 +114,15 @@ def information_loss(rows: Tensor, block: int) -> Tensor:
 
 def choose_split(
     split: int | Literal["auto"] | None, layers: Sequence[TrackedLayer], capture: Capture
-) -> SplitRule:
-    """Turns the ``split`` argument into a rule; ``"auto"`` measures device and factors.
+) -> int | None:
+    """Turns the ``split`` argument into a block size; ``"auto"`` measures device and factors.
 
     Args:
         split: See ``THOR``.
         layers: All tracked layers.
         capture: Holds the first batch's rows, on which ``"auto"`` measures the loss.
     """
-    size = split_curves(layers, capture, power=1.0).choice() if split == "auto" else split
-    return lambda _: (size, size)
+    return split_curves(layers, capture, power=1.0).choice() if split == "auto" else split
 
 
 def split_curves(layers: Sequence[TrackedLayer], capture: Capture, power: float) -> SplitCurves:

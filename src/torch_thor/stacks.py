@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from torch_thor.damping import diagonal_shifts
+from torch_thor.errors import InvalidOptionError
 from torch_thor.factors import FactorBatch, FactorStack, kept_share
 from torch_thor.hardware import multiplies_bfloat16
-from torch_thor.inverses import EigenBasis, Factorization, InverseRoots
+from torch_thor.inverses import EigenBasis, Factorization, InverseRoots, Inverses
 from torch_thor.layers import Geometry, read_matrices, write_matrices
 from torch_thor.partition import Partition
 
@@ -74,7 +75,7 @@ class LayerStack:
         self.g = FactorStack(count, matrices, cut_g, dtype=self.dtype, device=weight.device)
         kind = EigenBasis if options.eigen else InverseRoots
         stored = self._inverse_dtype()
-        self.inverses: EigenBasis | InverseRoots = kind(self.a, self.g, options.power, stored)
+        self.inverses: Inverses = kind(self.a, self.g, options.power, stored)
         self.weights = [0.0] * count
         self.ready = [False] * count
 
@@ -91,12 +92,16 @@ class LayerStack:
         """Share that the old average keeps when a batch is folded in now."""
         return kept_share(self.options.decay, self.weights[slot])[0]
 
-    def fold(self, slot: int, a: FactorBatch, g: FactorBatch) -> None:
-        """Folds a batch into both running averages of a layer."""
+    def fold(self, slot: int, blocks: tuple[Tensor, Tensor], traces: tuple[Tensor, Tensor]) -> None:
+        """Folds (A, G) of a batch, and their traces, into the running averages of a layer."""
         keep, following = kept_share(self.options.decay, self.weights[slot])
-        self.a.fold(slot, a, keep)
-        self.g.fold(slot, g, keep)
+        for factor, new, trace in zip((self.a, self.g), blocks, traces, strict=True):
+            factor.fold(slot, new, trace, keep)
         self.weights[slot] = following
+
+    def empty_batch(self) -> tuple[FactorBatch, FactorBatch]:
+        """Statistics (A, G) of a layer without any rows."""
+        return self.a.empty_batch(one_hot=self.geometry.one_hot), self.g.empty_batch()
 
     def damping(self, slots: list[int]) -> Tensor:
         """λ of some layers as ``[l, 1]``."""
@@ -113,16 +118,35 @@ class LayerStack:
         shifts = self.shifts(slots, self.a.traces[slots], self.g.traces[slots])
         return self.inverses.jobs(self.a, self.g, slots, shifts)
 
-    def correct(self, slot: int, batch: tuple[FactorBatch, FactorBatch], *, new: bool) -> None:
+    @property
+    def is_corrected(self) -> bool:
+        """Whether the layers have EKFAC's scalings."""
+        return self.options.eigen
+
+    @property
+    def needs_moments(self) -> bool:
+        """Whether those follow the data; with one-hot inputs, where A is diagonal, they don't."""
+        return self.options.eigen and not self.geometry.one_hot
+
+    @property
+    def _basis(self) -> EigenBasis:
+        if not isinstance(self.inverses, EigenBasis):
+            raise InvalidOptionError("eigenvalue_correction", self.options.eigen, "True")
+        return self.inverses
+
+    def moments(self, slot: int, batch: tuple[FactorBatch, FactorBatch]) -> Tensor:
+        """EKFAC: second moments of a batch's gradients, in the basis of a layer."""
+        return self._basis.moments(slot, *batch)
+
+    def correct(self, slot: int, moments: Tensor | None, *, new: bool) -> None:
         """EKFAC: renews the scalings of a layer after its statistics or its basis changed."""
-        if not isinstance(self.inverses, EigenBasis) or not self.ready[slot]:
-            return
+        basis = self._basis
         if new:
-            self.inverses.reset_scalings(slot)
-        if not self.geometry.one_hot:  # A is exactly diagonal: K-FAC's scalings stay
-            self.inverses.fold_scalings(slot, *batch, self.keep(slot))
+            basis.reset_scalings(slot)
+        if moments is not None:
+            basis.fold_scalings(slot, moments, self.keep(slot))
         shift = self.product_shift(slot, self.a.traces[slot], self.g.traces[slot])
-        self.inverses.damp(slot, shift)
+        basis.damp(slot, shift)
 
     def product_shift(self, slot: int, trace_a: Tensor, trace_g: Tensor) -> Tensor:
         """What λ adds to the diagonal of A ⊗ G itself, for traces ``[k]`` of one layer."""

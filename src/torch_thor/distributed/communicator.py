@@ -1,0 +1,138 @@
+"""What the engine asks of other ranks, and the answer of a process that is alone."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch.distributed as dist
+
+from torch_thor.errors import StateMismatchError
+from torch_thor.inverses import Inverses, Solutions, solve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from torch import Tensor
+
+    from torch_thor.distributed.evidence import Evidence
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor that is summed over the ranks.
+
+    Args:
+        compute: Returns this rank's summand; called once, late, so that a sum on its way
+            overlaps with the next summand.
+        symmetric: Whether it holds symmetric matrices ``[..., s, s]``.
+    """
+
+    compute: Callable[[], Tensor]
+    symmetric: bool
+
+
+@dataclass
+class Traffic:
+    """What a rank has sent since the communicator was built.
+
+    Args:
+        messages: Collectives.
+        bytes: Sizes of what was summed or gathered. A ring moves (W - 1) / W of a sum twice,
+            of a gathered message once.
+    """
+
+    messages: int = 0
+    bytes: int = 0
+
+
+class Communicator(ABC):
+    """Everything that involves other ranks; each call is a collective, in the same order on all.
+
+    Attributes:
+        rank: This process's number in the group.
+        size: W, processes in the group.
+        traffic: Counted messages.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def __init__(self) -> None:
+        """Starts to count."""
+        self.traffic = Traffic()
+
+    @abstractmethod
+    def agree(self, what: str, description: str) -> None:
+        """Raises ``StateMismatchError`` on all ranks unless all give one description."""
+
+    @abstractmethod
+    def first(self, value: Callable[[], int] | None) -> int | None:
+        """Returns the value of the first rank that has one; only that rank computes it."""
+
+    @abstractmethod
+    def pool(self, step: int, evidence: list[Evidence]) -> list[Evidence]:
+        """Returns what all ranks together know of the due layers."""
+
+    @abstractmethod
+    def reduce(self, parts: Iterable[Part]) -> Iterator[Tensor]:
+        """Yields the sum over ranks of each part, in order."""
+
+    @abstractmethod
+    def solve(self, stacks: Sequence[Tensor], inverses: Inverses) -> Solutions:
+        """Factorizes stacks ``[b, s, s]`` of blocks that are the same on all ranks."""
+
+    @abstractmethod
+    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Replaces gradients by their means over ranks, where the user asked for that."""
+
+
+class Local(Communicator):
+    """A process that is alone; everything is what it is.
+
+    Args:
+        unasked: Whether the user named no group: then a default group that is initialised
+            later, too late for this optimizer, is an error.
+    """
+
+    def __init__(self, *, unasked: bool) -> None:
+        """Remembers why it is alone."""
+        super().__init__()
+        self._unasked = unasked
+
+    def agree(self, what: str, description: str) -> None:
+        """Agrees."""
+
+    def first(self, value: Callable[[], int] | None) -> int | None:
+        """Returns the value."""
+        return None if value is None else value()
+
+    def pool(self, step: int, evidence: list[Evidence]) -> list[Evidence]:  # noqa: ARG002
+        """Returns the evidence as it is.
+
+        Raises:
+            StateMismatchError: Where a group of several ranks has come up in the meantime.
+        """
+        if self._unasked and default_size() > 1:
+            raise StateMismatchError(
+                f"The optimizer was built before torch.distributed had its {default_size()} "
+                "ranks, so its curvature would not be shared. Call init_process_group first."
+            )
+        return evidence
+
+    def reduce(self, parts: Iterable[Part]) -> Iterator[Tensor]:
+        """Yields the parts."""
+        return (part.compute() for part in parts)
+
+    def solve(self, stacks: Sequence[Tensor], inverses: Inverses) -> Solutions:
+        """Factorizes every stack."""
+        return [solve(stack, inverses.kernel) for stack in stacks]
+
+    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Leaves them alone."""
+
+
+def default_size() -> int:
+    """Processes in the default group; one where torch.distributed is not initialised."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -1,0 +1,251 @@
+"""Inverting on every rank, or each block on one rank: which is faster, and both of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from torch_thor.distributed.packing import pack_triangles, packed_size, unpack_triangles
+from torch_thor.distributed.placement import longest_load, place
+from torch_thor.hardware import inversion_times
+from torch_thor.inverses import solve
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from torch_thor.distributed.data_parallel import DataParallel
+    from torch_thor.distributed.options import Inversion
+    from torch_thor.inverses import Inverses, Solutions
+
+_LOG = logging.getLogger(__name__)
+# Block sizes whose inversion is measured; others lie between, or follow the cube of the size.
+_SIZES = (16, 64, 256)
+_PROBE_BYTES = (1 << 10, 1 << 20)
+_PROBE_REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What rank 0 measured; all ranks decide by it.
+
+    Args:
+        seconds: Time to invert one block of each of ``_SIZES``.
+        latency: Seconds of a gather of nothing.
+        per_byte: Seconds for each byte that a rank contributes to a gather.
+    """
+
+    seconds: tuple[float, ...]
+    latency: float
+    per_byte: float
+
+    def inversion(self, size: int) -> float:
+        """Seconds to invert one block: linear between measured sizes on a log-log scale."""
+        below = max((n for n, s in enumerate(_SIZES) if s <= size), default=0)
+        if below == len(_SIZES) - 1:
+            return self.seconds[below] * (size / _SIZES[below]) ** 3
+        if size <= _SIZES[0]:
+            return self.seconds[0]
+        (x0, x1), (y0, y1) = _SIZES[below : below + 2], self.seconds[below : below + 2]
+        share = (torch.tensor(size / x0).log() / torch.tensor(x1 / x0).log()).item()
+        return float(y0 * (y1 / y0) ** share)
+
+    def gather(self, size: int) -> float:
+        """Seconds of a gather to which each rank contributes ``size`` bytes."""
+        return self.latency + self.per_byte * size
+
+
+class Inverter:
+    """Solves stacks of blocks for all ranks.
+
+    Args:
+        ranks: The communicator that the results travel by.
+        choice: See ``Distributed.inversion``.
+    """
+
+    def __init__(self, ranks: DataParallel, choice: Inversion) -> None:
+        """Measures nothing yet."""
+        self._ranks = ranks
+        self._choice = choice
+        self._profile: Profile | None = None
+        self._said: bool | None = None
+
+    def solve(self, stacks: Sequence[Tensor], inverses: Inverses) -> Solutions:
+        """Factorizes ``[b, s, s]`` stacks; the answer is the same on all ranks."""
+        if self._choice != "replicate":
+            profile = self._profile or self._measure(stacks[0].device, inverses.power)
+            self._profile = profile
+            costs = [profile.inversion(stack.shape[-1]) for stack in stacks for _ in stack]
+            owners = _by_stack(place(costs, self._ranks.size), stacks)
+            if self._choice == "owners" or self._pays(stacks, inverses, costs, owners):
+                return self._share(stacks, inverses, owners)
+        return [solve(stack, inverses.kernel) for stack in stacks]
+
+    def _pays(
+        self,
+        stacks: Sequence[Tensor],
+        inverses: Inverses,
+        costs: list[float],
+        owners: list[list[int]],
+    ) -> bool:
+        """Whether owners and a gather are faster than inverting everything everywhere."""
+        profile, ranks = self._profile, self._ranks.size
+        if profile is None:
+            return False
+        alone = sum(costs)
+        size = max(
+            sum(
+                _result_bytes(stack, inverses) * owned.count(rank)
+                for stack, owned in zip(stacks, owners, strict=True)
+            )
+            for rank in range(ranks)
+        )
+        flat = [owner for owned in owners for owner in owned]
+        shared = longest_load(costs, flat, ranks) + profile.gather(size)
+        pays = shared < alone
+        level = logging.DEBUG if pays == self._said else logging.INFO
+        self._said = pays
+        _LOG.log(
+            level,
+            "%s of %d blocks: %.2g s on every rank, %.2g s by owners with %d bytes to gather",
+            "Owners invert and send" if pays else "Every rank inverts all",
+            len(costs),
+            alone,
+            shared,
+            size,
+        )
+        return pays
+
+    def _measure(self, device: torch.device, power: float) -> Profile:
+        """Measures network and inversion; rank 0's numbers count."""
+        seconds = []
+        for size in _PROBE_BYTES:
+            message = torch.zeros(size, dtype=torch.uint8, device=self._ranks.device)
+            times = []
+            for _ in range(_PROBE_REPEATS):
+                begin = time.perf_counter()
+                # The copy to the CPU waits for the device.
+                self._ranks.gather("measurement of the network", message)[-1][-1].cpu()
+                times.append(time.perf_counter() - begin)
+            seconds.append(min(times))
+        per_byte = max(seconds[1] - seconds[0], 0.0) / (_PROBE_BYTES[1] - _PROBE_BYTES[0])
+        numbers = [seconds[0], per_byte]
+        if self._ranks.rank == 0:
+            numbers += [time.seconds for time in inversion_times(_SIZES, device, power)]
+        else:
+            numbers = [0.0] * (len(numbers) + len(_SIZES))
+        message = torch.tensor(numbers, dtype=torch.float64, device=self._ranks.device)
+        latency, per_byte, *inversions = self._ranks.sum("measured profile", message).tolist()
+        return Profile(tuple(inversions), latency, per_byte)
+
+    def _share(
+        self, stacks: Sequence[Tensor], inverses: Inverses, owners: list[list[int]]
+    ) -> Solutions:
+        """Inverts this rank's blocks and gathers everyone's."""
+        places = [
+            [[n for n, owner in enumerate(owned) if owner == rank] for owned in owners]
+            for rank in range(self._ranks.size)
+        ]
+        mine = places[self._ranks.rank]
+        found = [
+            solve(stack[chosen], inverses.kernel)
+            for stack, chosen in zip(stacks, mine, strict=True)
+        ]
+        solutions: Solutions = [
+            (tuple(r.new_empty(len(s), *r.shape[1:]) for r in results), good.new_empty(len(s)))
+            for s, (results, good) in zip(stacks, found, strict=True)
+        ]
+        kinds = dict.fromkeys((stack.dtype, stack.device) for stack in stacks)
+        for kind in kinds:
+            alike = [n for n, s in enumerate(stacks) if (s.dtype, s.device) == kind]
+            layout = [
+                [_Slot(solutions[n], chosen[n], inverses.symmetric) for n in alike]
+                for chosen in places
+            ]
+            self._gather(layout, [found[n] for n in alike], kind)
+        return solutions
+
+    def _gather(
+        self,
+        layout: list[list[_Slot]],
+        found: Solutions,
+        kind: tuple[torch.dtype, torch.device],
+    ) -> None:
+        """Sends this rank's results of one type and writes everyone's to where they belong."""
+        dtype, device = kind
+        longest = max(sum(slot.entries for slot in slots) for slots in layout)
+        own = torch.zeros(longest, dtype=dtype, device=device)
+        pieces = [
+            slot.pack(solution)
+            for slot, solution in zip(layout[self._ranks.rank], found, strict=True)
+        ]
+        packed = torch.cat(pieces)
+        own[: len(packed)] = packed
+        message = own.to(self._ranks.device)
+        gathered = self._ranks.gather("inverses of the blocks' owners", message)
+        for slots, flat in zip(layout, gathered, strict=True):
+            counts = [slot.entries for slot in slots]
+            values = flat[: sum(counts)].to(device)
+            for slot, piece in zip(slots, torch.split(values, counts), strict=True):
+                slot.unpack(piece)
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Where one rank's results of one stack belong.
+
+    Args:
+        solution: All results of the stack.
+        places: The rank's blocks.
+        symmetric: Whether matrices are sent as triangles.
+    """
+
+    solution: tuple[tuple[Tensor, ...], Tensor]
+    places: list[int]
+    symmetric: bool
+
+    @property
+    def entries(self) -> int:
+        return len(self.places) * sum(self._widths())
+
+    def _widths(self) -> list[int]:
+        """Entries of each result of one block, the mark of success last."""
+        shapes = [result.shape[1:] for result in self.solution[0]]
+        return [packed_size(s[0]) if self.symmetric else s.numel() for s in shapes] + [1]
+
+    def pack(self, found: tuple[tuple[Tensor, ...], Tensor]) -> Tensor:
+        results, good = found
+        flat = [pack_triangles(r) if self.symmetric else r.flatten(1) for r in results]
+        return torch.cat([*flat, good.to(results[0].dtype).unsqueeze(1)], dim=1).flatten()
+
+    def unpack(self, piece: Tensor) -> None:
+        if not self.places:
+            return
+        widths = self._widths()
+        *parts, good = torch.split(piece.view(len(self.places), -1), widths, dim=1)
+        results, mask = self.solution
+        for result, part in zip(results, parts, strict=True):
+            shape = result.shape[1:]
+            square = unpack_triangles(part, shape[0]) if self.symmetric else part
+            result[self.places] = square.reshape(-1, *shape)
+        mask[self.places] = good.squeeze(1) > 0
+
+
+def _by_stack(values: list[int], stacks: Sequence[Tensor]) -> list[list[int]]:
+    parts, first = [], 0
+    for stack in stacks:
+        parts.append(values[first : first + len(stack)])
+        first += len(stack)
+    return parts
+
+
+def _result_bytes(stack: Tensor, inverses: Inverses) -> int:
+    """Bytes of one block's result."""
+    size = stack.shape[-1]
+    entries = packed_size(size) if inverses.symmetric else size * size + size
+    return (entries + 1) * stack.element_size()

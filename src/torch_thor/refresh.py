@@ -1,0 +1,110 @@
+"""From decided candidates to renewed curvature: fold, factorize, correct."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from typing import TYPE_CHECKING
+
+from torch_thor.distributed import Communicator, Part
+from torch_thor.errors import CurvatureError, CurvatureWarning
+from torch_thor.inverses import factorize
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from torch import Tensor
+
+    from torch_thor.candidates import Candidate
+    from torch_thor.stacks import LayerStack
+
+
+def fold(candidates: Iterable[Candidate], ranks: Communicator) -> None:
+    """Folds the statistics of all ranks into the running averages.
+
+    Args:
+        candidates: Those whose statistics are wanted.
+        ranks: Where the other ranks are reached.
+    """
+    chosen = list(candidates)
+    summed = ranks.reduce(_blocks(chosen))
+    for c in chosen:
+        c.stack.fold(c.slot, (next(summed), next(summed)), c.evidence.traces)
+
+
+def _blocks(candidates: Iterable[Candidate]) -> Iterator[Part]:
+    for c in candidates:
+        for factor, batch in zip((c.stack.a, c.stack.g), c.evidence.batch, strict=True):
+            yield Part(partial(batch.blocks, factor.partition, c.stack.dtype), symmetric=True)
+
+
+def refresh(
+    stacks: Iterable[LayerStack], candidates: list[Candidate], ranks: Communicator, tolerated: int
+) -> list[Candidate]:
+    """Factorizes anew what belongs to some candidates, block sizes of all stacks together.
+
+    Args:
+        stacks: All stacks of the engine.
+        candidates: Those to refresh.
+        ranks: Where the other ranks are reached.
+        tolerated: Failures in a row of one layer before an error.
+
+    Returns:
+        Those that succeeded.
+
+    Raises:
+        CurvatureError: Where a layer failed more often than is tolerated.
+    """
+    chosen = [(s, [c for c in candidates if c.stack is s]) for s in stacks]
+    chosen = [(stack, due) for stack, due in chosen if due]
+    if not chosen:
+        return []
+    jobs = [job for stack, due in chosen for job in stack.jobs([c.slot for c in due])]
+    inverses = chosen[0][0].inverses
+    success = factorize(jobs, lambda blocks: ranks.solve(blocks, inverses))
+    renewed = []
+    for number, (_, due) in enumerate(chosen):
+        for place, c in enumerate(due):
+            if success[2 * number][place] and success[2 * number + 1][place]:
+                c.record.trace, c.record.failures = c.trace, 0
+                c.stack.ready[c.slot] = True
+                renewed.append(c)
+            else:
+                _fail(c, tolerated)
+    return renewed
+
+
+def _fail(candidate: Candidate, tolerated: int) -> None:
+    record = candidate.record
+    record.failures += 1
+    message = (
+        f"The factors of layer {candidate.layer.name!r} could not be inverted "
+        f"({record.failures} times in a row); its last good inverse stays. "
+        "Raise damping, or exclude the layer."
+    )
+    if record.failures > tolerated:
+        raise CurvatureError(message)
+    warnings.warn(message, CurvatureWarning, stacklevel=5)
+
+
+def correct(candidates: list[Candidate], renewed: list[Candidate], ranks: Communicator) -> None:
+    """EKFAC: renews the scalings of layers whose statistics or whose basis changed.
+
+    Args:
+        candidates: All that were due.
+        renewed: Those among them that have a new basis.
+        ranks: Where the other ranks are reached.
+    """
+    new = {id(c) for c in renewed}
+    changed = [
+        c
+        for c in candidates
+        if c.stack.is_corrected and (id(c) in new or (c.fold and not c.refresh and c.is_ready))
+    ]
+    needed = [c for c in changed if c.stack.needs_moments]
+    summed = ranks.reduce(
+        Part(partial(c.stack.moments, c.slot, c.evidence.batch), symmetric=False) for c in needed
+    )
+    for c in changed:
+        moments: Tensor | None = next(summed) if c.stack.needs_moments else None
+        c.stack.correct(c.slot, moments, new=id(c) in new)
