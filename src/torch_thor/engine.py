@@ -94,8 +94,6 @@ class CurvatureEngine:
         self.options = options
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.communicator = communicator_for(options.distributed, device)
-        self.communicator.agree("model", describe_model(model))
-        self.communicator.agree("options of the curvature", describe(options))
         self.steps = 0
         self.last_decisions: tuple[LayerDecision, ...] = ()
         self.stack_options = StackOptions(
@@ -113,6 +111,8 @@ class CurvatureEngine:
         self.records: dict[str, LayerRecord] = {}
         self.clocks = (RefreshClock(), RefreshClock())
         self._find_layers()
+        self.communicator.agree("model", describe_model(model))
+        self.communicator.agree("options of the curvature", describe(options))
         self._arm()
 
     def _find_layers(self) -> None:
