@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -9,11 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+from torch_thor.bench.builders import Training, build_muon, build_thor
 from torch_thor.bench.learning_rates import Triangle
 from torch_thor.bench.muon import FlattenedMuon, as_matrix
 from torch_thor.bench.optimizers import OPTIMIZERS, build_rule
 from torch_thor.bench.recipes import RECIPES, plan_run
 from torch_thor.bench.settings import (
+    MuonSettings,
     Settings,
     SGDSettings,
     THORSettings,
@@ -22,6 +25,8 @@ from torch_thor.bench.settings import (
     to_values,
 )
 from torch_thor.bench.workloads import WORKLOADS, find_workload
+from torch_thor.bench.workloads.gpt import GPT
+from torch_thor.optimizer import CurvatureOptimizer
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
@@ -38,6 +43,41 @@ def test_every_parameter_moves(name: str) -> None:
         rule.step()
     still = [key for key, value in model.named_parameters() if torch.equal(value, before[key])]
     assert still == []
+
+
+@pytest.mark.parametrize("name", ["thor", "kfac", "ekfac"])
+def test_curvature_learns_what_the_loss_is_a_mean_over(name: str) -> None:
+    for workload, reduction in (("digits", "mean"), ("text-gpt", "positions_mean")):
+        task = find_workload(workload)
+        rule = build_rule(task.build_model(), plan_run(task, name, seed=0), steps_per_epoch=2)
+        (optimizer,) = rule.optimizers
+        assert isinstance(optimizer, CurvatureOptimizer)
+        assert optimizer.preconditioner.options.statistics.loss_reduction == reduction
+
+
+def test_muon_leaves_embeddings_and_head_to_the_rest() -> None:
+    model = GPT(symbols=11, context=8, width=16, blocks=1, heads=2)
+    settings = MuonSettings(rest="adamw", rest_lr=0.003)
+    muon, rest = build_muon(Training(model, 1), settings)
+    assert isinstance(rest, torch.optim.AdamW)
+    kept = {id(p) for group in rest.param_groups for p in group["params"]}
+    names = {name for name, p in model.named_parameters() if p.dim() >= 2 and id(p) in kept}
+    assert names == {"symbols.weight", "positions.weight", "head.weight"}
+    assert sum(len(group["params"]) for group in muon.param_groups) == 4
+    without = build_muon(Training(model, 1), replace(settings, exclude_head=False))[1]
+    kept = {id(p) for group in without.param_groups for p in group["params"]}
+    assert id(model.head.weight) not in kept
+
+
+def test_thor_trains_the_rest_by_the_rule_that_is_asked_for() -> None:
+    settings = THORSettings(base="adamw", base_lr_scale=0.15)
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    (optimizer,) = build_thor(Training(model, 1), settings)
+    model(torch.randn(5, 3)).square().sum().backward()
+    before = model[1].weight.clone()
+    optimizer.step()
+    moved = (model[1].weight - before).abs()
+    assert moved.tolist() == pytest.approx([0.15 * settings.lr] * 4, rel=0.05)  # Adam's first step
 
 
 def test_recipes_name_what_exists() -> None:

@@ -31,7 +31,7 @@ from torch_thor.bench.report import write_report
 from torch_thor.bench.style import colours
 from torch_thor.bench.summary import Spread, summarize
 from torch_thor.bench.tables import comparison_csv, comparison_table
-from torch_thor.bench.workloads import ACCURACY
+from torch_thor.bench.workloads import ACCURACY, WORKLOADS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -139,6 +139,21 @@ def test_tables_agree_with_the_summary(runs: list[Run]) -> None:
     rows = list(csv.DictReader(io.StringIO(comparison_csv(summaries, 90.0))))
     assert float(rows[0]["seconds_median"]) == 4.0
     assert float(rows[1]["seconds_high"]) == math.inf
+
+
+def test_a_metric_that_falls_is_summed_up_and_drawn_downwards(
+    runs: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    falls = replace(ACCURACY, name="squared error", higher_is_better=False, unit="", digits=4)
+    monkeypatch.setitem(WORKLOADS, "tiny", replace(WORKLOADS["tiny"], metric=falls))
+    thor, sgd = summarize(runs, 60.0)
+    assert (thor.misses, sgd.misses) == (3, 0)
+    assert sgd.steps == Spread(4, 4, 4)
+    assert sgd.best_metric == Spread(50, 50, 50)
+    table = comparison_table([thor, sgd], falls, 60.0)
+    assert table.rows[1][7] == "50.0000"
+    stems = [figure.light.stem for figure in draw_figures(runs, 60.0, tmp_path)]
+    assert "squared-error-seconds" in stems
 
 
 @pytest.mark.parametrize(("width", "peers"), [(60, 0), (80, 0), (80, 3), (200, 0)])

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from torch import nn
 
 from torch_thor.bench.config import DataSource
+from torch_thor.bench.data import TrainTest
 from torch_thor.bench.errors import BenchError
 from torch_thor.bench.workloads import ACCURACY, WORKLOADS, find_workload
 from torch_thor.bench.workloads import fashion as fashion_module
+from torch_thor.bench.workloads import text as text_module
+from torch_thor.bench.workloads.gpt import GPT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,10 +96,89 @@ def test_digits_are_divided_alike_every_time_and_by_class() -> None:
     assert first.train.inputs.max() == 1
 
 
-@pytest.mark.parametrize(("name", "shape"), [("digits", (2, 1, 8, 8)), ("fashion", (2, 1, 28, 28))])
-def test_models_map_images_to_ten_classes(name: str, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("digits", (2, 1, 8, 8)), ("fashion", (2, 1, 28, 28)), ("tabular", (2, 64))],
+)
+def test_models_map_samples_to_ten_classes(name: str, shape: tuple[int, ...]) -> None:
     model = find_workload(name).build_model()
     assert model(torch.randn(shape)).shape == (2, 10)
+
+
+def test_the_autoencoder_is_asked_for_its_input(tmp_path: Path) -> None:
+    write_fashion(tmp_path)
+    workload = find_workload("fashion-autoencoder")
+    data = workload.load(DataSource(tmp_path))
+    assert isinstance(data, TrainTest)
+    assert torch.equal(data.train.inputs, data.train.targets)
+    assert torch.allclose(data.train.inputs[0, :256], torch.arange(256) / 255)
+    assert (data.train.inputs.shape, data.test.inputs.shape) == ((6, 784), (4, 784))
+    model = workload.build_model()
+    assert model(data.test.inputs).shape == (4, 784)
+    widths = [module.out_features for module in model.modules() if isinstance(module, nn.Linear)]
+    assert widths == [1000, 500, 250, 30, 250, 500, 1000, 784]
+    assert sum(isinstance(module, nn.Tanh) for module in model.modules()) == 6
+
+
+def test_the_autoencoder_is_judged_by_the_error_of_whole_images() -> None:
+    workload = find_workload("fashion-autoencoder")
+    logits = torch.logit(torch.tensor([[0.5, 0.25], [0.2, 0.9]]))
+    pixels = torch.tensor([[1.0, 0.25], [0.0, 0.5]])
+    errors = workload.metric.score(logits, pixels)
+    assert errors.tolist() == pytest.approx([0.25, 0.04 + 0.16])
+    by_hand = -math.log(0.5) - 0.25 * math.log(0.25) - 0.75 * math.log(0.75)
+    by_hand += -math.log(0.8) - 0.5 * math.log(0.9) - 0.5 * math.log(0.1)
+    assert workload.loss(logits, pixels).item() == pytest.approx(by_hand / 2)
+    assert workload.metric.reaches(8.9, 9.0)
+    assert not workload.metric.reaches(9.1, 9.0)
+
+
+def test_text_is_asked_for_the_next_character_and_kept_apart_from_its_test() -> None:
+    data = text_module.load(DataSource())
+    letters = text_module.alphabet(text_module.read_text())
+
+    def spelled(codes: torch.Tensor) -> str:
+        return "".join(letters[code] for code in codes.flatten().tolist())
+
+    whole = text_module.read_text()
+    read = spelled(data.train.inputs)
+    assert whole.startswith(read)
+    assert whole[1:].startswith(spelled(data.train.targets))
+    assert whole[len(read) :].startswith(spelled(data.test.inputs))
+    assert 0.88 < len(data.train.inputs) / (len(data.train.inputs) + len(data.test.inputs)) < 0.92
+
+
+def test_the_gpt_sees_nothing_that_comes_later() -> None:
+    torch.manual_seed(0)
+    model = GPT(symbols=11, context=8, width=16, blocks=2, heads=2)
+    symbols = torch.randint(11, (3, 8))
+    changed = symbols.clone()
+    changed[:, 5] = (changed[:, 5] + 1) % 11
+    before, after = model(symbols), model(changed)
+    assert before.shape == (3, 8, 11)
+    assert torch.allclose(before[:, :5], after[:, :5], atol=1e-6)
+    assert not torch.allclose(before[:, 5:], after[:, 5:], atol=1e-6)
+
+
+def test_text_is_judged_by_its_mean_over_positions() -> None:
+    workload = find_workload("text-gpt")
+    outputs, targets = torch.randn(3, 5, 7), torch.randint(7, (3, 5))
+    chances = torch.softmax(outputs, dim=-1)
+    by_hand = [sum(-math.log(chances[n, t, targets[n, t]]) for t in range(5)) / 5 for n in range(3)]
+    assert workload.metric.score(outputs, targets).tolist() == pytest.approx(by_hand)
+    assert workload.loss(outputs, targets).item() == pytest.approx(sum(by_hand) / 3)
+    assert workload.metric.format(1.43) == "1.4300 nats"
+
+
+def test_columns_of_the_table_are_standardized_by_what_may_be_seen() -> None:
+    data = find_workload("tabular").load(DataSource())
+    assert isinstance(data, TrainTest)
+    spread = data.train.inputs.std(dim=0)
+    varies = spread > 0
+    assert torch.allclose(spread[varies], torch.ones(int(varies.sum())), atol=1e-5)
+    assert torch.allclose(data.train.inputs.mean(dim=0), torch.zeros(64), atol=1e-5)
+    assert data.test.inputs.isfinite().all()
+    assert data.train.inputs.shape == (1078, 64)
 
 
 def test_every_workload_has_a_target_within_its_metric() -> None:

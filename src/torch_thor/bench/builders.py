@@ -47,10 +47,12 @@ class Training:
     Attributes:
         model: Model whose every parameter is to be trained.
         steps_per_epoch: Optimizer steps in one epoch, for schedules over epochs.
+        loss_reduction: What the loss is a mean over.
     """
 
     model: nn.Module
     steps_per_epoch: int
+    loss_reduction: Literal["mean", "positions_mean"] = "mean"
 
 
 def _head(model: nn.Module) -> nn.Linear | None:
@@ -95,10 +97,10 @@ def build_adamw(training: Training, settings: AdamWSettings) -> Sequence[Optimiz
 
 
 def build_muon(training: Training, settings: MuonSettings) -> Sequence[Optimizer]:
-    """Builds Muon over hidden matrices and convolutions, SGD over norms, biases and the head."""
-    head = _head(training.model)
+    """Builds Muon over hidden matrices and convolutions, and the rule of all the rest."""
+    kept = _without_muon(training.model, settings)
     parameters = list(training.model.parameters())
-    hidden = [p for p in parameters if p.dim() >= 2 and (head is None or p is not head.weight)]
+    hidden = [p for p in parameters if p.dim() >= 2 and id(p) not in kept]
     chosen = {id(p) for p in hidden}
     rest = [p for p in parameters if id(p) not in chosen]
     muon = FlattenedMuon(
@@ -107,14 +109,31 @@ def build_muon(training: Training, settings: MuonSettings) -> Sequence[Optimizer
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
     )
-    sgd = torch.optim.SGD(
+    return [muon, _rest_of_muon(rest, settings)] if rest else [muon]
+
+
+def _without_muon(model: nn.Module, settings: MuonSettings) -> set[int]:
+    """Returns the identities of the matrices that Muon is not meant for."""
+    modules = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    head = _head(model) if settings.exclude_head else None
+    return {id(module.weight) for module in (*modules, head) if module is not None}
+
+
+def _rest_of_muon(rest: Sequence[nn.Parameter], settings: MuonSettings) -> Optimizer:
+    if settings.rest == "adamw":
+        return torch.optim.AdamW(
+            rest,
+            lr=settings.rest_lr,
+            betas=Base("adamw").betas,
+            weight_decay=settings.rest_weight_decay,
+        )
+    return torch.optim.SGD(
         rest,
         lr=settings.rest_lr,
         momentum=settings.momentum,
         weight_decay=settings.rest_weight_decay,
         nesterov=settings.momentum > 0,
     )
-    return [muon, sgd]
 
 
 def build_thor(training: Training, settings: THORSettings) -> Sequence[Optimizer]:
@@ -139,15 +158,21 @@ def build_thor(training: Training, settings: THORSettings) -> Sequence[Optimizer
                 momentum_first=settings.momentum_first,
                 decoupled_decay=settings.decoupled_decay,
             ),
-            statistics=Statistics(decay=settings.decay, rows=settings.rows),
+            statistics=_statistics(training, settings),
             refresh=Refresh(
                 stagger=settings.stagger, inverse_dtype=_INVERSE_DTYPES[settings.inverse_dtype]
             ),
-            base=Base(lr_scale=settings.base_lr_scale, weight_decay=settings.base_weight_decay),
+            base=Base(settings.base, settings.base_lr_scale, settings.base_weight_decay),
             exclude=_head_names(training.model) if settings.exclude_head else (),
             include=_norms(training.model) if settings.include_norms else (),
         )
     ]
+
+
+def _statistics(training: Training, settings: THORSettings | KFACSettings) -> Statistics:
+    return Statistics(
+        decay=settings.decay, rows=settings.rows, loss_reduction=training.loss_reduction
+    )
 
 
 def thor_damping(training: Training, settings: THORSettings) -> Damping:
@@ -178,5 +203,5 @@ def _kfac(kind: type[KFAC], training: Training, settings: KFACSettings) -> KFAC:
         factor_interval=settings.interval,
         inverse_interval=settings.interval,
         norm_control=settings.norm_control,
-        statistics=Statistics(decay=settings.decay, rows=settings.rows),
+        statistics=_statistics(training, settings),
     )

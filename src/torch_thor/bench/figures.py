@@ -83,7 +83,7 @@ def curves(metric: Metric, target: float) -> list[_Curve]:
     ]
     metrics = [
         _Curve(
-            stem=f"{metric.name}-{name}",
+            stem=f"{metric.name.replace(' ', '-')}-{name}",
             title=f"Test {metric.name} against {name}",
             x_label=label,
             x=x,

@@ -43,6 +43,7 @@ from torch_thor.bench.settings import (
     from_values,
 )
 from torch_thor.bench.variants import VARIANTS
+from torch_thor.bench.workloads import find_workload
 
 S = TypeVar("S", bound=Settings)
 
@@ -128,7 +129,7 @@ _SPECS: tuple[OptimizerSpec[Any], ...] = (
     ),
     OptimizerSpec("sgd", "SGD with Nesterov momentum", SGDSettings(), build_sgd),
     OptimizerSpec("adamw", "AdamW", AdamWSettings(), build_adamw),
-    OptimizerSpec("muon", "Muon; SGD on norms and head", MuonSettings(), build_muon),
+    OptimizerSpec("muon", "Muon; SGD or AdamW on the rest", MuonSettings(), build_muon),
     OptimizerSpec("soap", "SOAP (pytorch-optimizer)", SOAPSettings(), build_soap),
     OptimizerSpec("shampoo", "Shampoo (pytorch-optimizer)", ShampooSettings(), build_shampoo),
     OptimizerSpec("lars", "LARS (pytorch-optimizer)", LARSSettings(), build_lars),
@@ -165,8 +166,10 @@ def build_rule(model: nn.Module, config: RunConfig, steps_per_epoch: int) -> Tra
     """
     spec = find_optimizer(config.optimizer)
     settings = from_values(type(spec.settings), dict(config.settings))
+    reduction = find_workload(config.workload).loss_reduction
+    training = Training(model, steps_per_epoch, reduction)
     try:
-        optimizers = tuple(spec.build(Training(model, steps_per_epoch), settings))
+        optimizers = tuple(spec.build(training, settings))
     except (TypeError, ValueError) as error:
         raise BenchError(f"--optimizer {config.optimizer}: {reason(error)}") from error
     rate = factor(settings, steps_per_epoch=steps_per_epoch, epochs=config.epochs)

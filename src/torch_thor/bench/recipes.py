@@ -39,6 +39,20 @@ class Recipe:
 
 
 _THOR_DIGITS = THORSettings(lr=0.1, interval=10)
+_THOR_TABULAR = THORSettings(lr=0.2, interval=5, damping=0.03, split=128)
+# A fixed root mean square has a rate of its own, so AdamW's stands beside it, as with Muon.
+_THOR_AUTOENCODER = THORSettings(
+    lr=0.02, weight_decay=0.0, split=128, norm_control="rms", decoupled_decay=True,
+    base="adamw", base_lr_scale=0.05,
+)  # fmt: skip
+_THOR_TEXT = THORSettings(
+    lr=0.02, weight_decay=0.05, damping=1e-4, split=128, norm_control="rms", decoupled_decay=True,
+    base="adamw", base_lr_scale=0.15, base_weight_decay=0.0, exclude_head=True,
+)  # fmt: skip
+_MUON_AUTOENCODER = MuonSettings(
+    weight_decay=0.0, exclude_head=False, rest="adamw", rest_lr=0.001, rest_weight_decay=0.0
+)
+_MUON_TEXT = MuonSettings(rest="adamw", rest_lr=0.003, rest_weight_decay=0.0)
 _KFAC_DIGITS = KFACSettings(lr=0.05, norm_control="graft")
 _KFAC_FASHION = KFACSettings(lr=0.15, damping=0.1, interval=50, norm_control=None, rows=4096)
 
@@ -49,12 +63,24 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("digits", "sgd"): Recipe(SGDSettings(lr=0.05), 4),
     ("digits", "adamw"): Recipe(AdamWSettings(lr=0.003), 5),
     ("digits", "muon"): Recipe(MuonSettings(lr=0.02), 4),
+    ("tabular", "thor"): Recipe(_THOR_TABULAR, 4),
+    ("tabular", "sgd"): Recipe(SGDSettings(lr=0.1), 8),
+    ("tabular", "adamw"): Recipe(AdamWSettings(lr=0.005), 8),
+    ("tabular", "muon"): Recipe(MuonSettings(lr=0.02), 5),
     ("fashion", "thor"): Recipe(THORSettings(lr=0.3), 4),
     ("fashion", "kfac"): Recipe(_KFAC_FASHION, 3),
     ("fashion", "ekfac"): Recipe(_KFAC_FASHION, 3),
     ("fashion", "sgd"): Recipe(SGDSettings(lr=0.4), 6),
     ("fashion", "adamw"): Recipe(AdamWSettings(lr=0.01), 6),
     ("fashion", "muon"): Recipe(MuonSettings(lr=0.02), 3),
+    ("fashion-autoencoder", "thor"): Recipe(_THOR_AUTOENCODER, 3),
+    ("fashion-autoencoder", "sgd"): Recipe(SGDSettings(lr=0.01, weight_decay=0.0), 10),
+    ("fashion-autoencoder", "adamw"): Recipe(AdamWSettings(lr=0.002, weight_decay=0.0), 10),
+    ("fashion-autoencoder", "muon"): Recipe(_MUON_AUTOENCODER, 4),
+    ("text-gpt", "thor"): Recipe(_THOR_TEXT, 4),
+    ("text-gpt", "sgd"): Recipe(SGDSettings(lr=0.2), 6),
+    ("text-gpt", "adamw"): Recipe(AdamWSettings(lr=0.003), 6),
+    ("text-gpt", "muon"): Recipe(_MUON_TEXT, 4),
 }
 for _variant in VARIANTS:
     # Eq. 6 at λ = 0.03 diverges on digits: the smallest eigenvalues of one batch are near zero.

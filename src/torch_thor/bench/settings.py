@@ -16,6 +16,7 @@ Count = Annotated[int, Field(ge=1)]
 Power = Annotated[float, Field(gt=0, le=1)]
 AtLeastOne = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 DampingMode = Literal["both", "sqrt", "pi", "relative"]
+BaseRule = Literal["sgd", "adamw"]
 NormControl = Literal["kl_clip", "graft", "rms"] | None
 
 
@@ -77,18 +78,21 @@ class AdamWSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class MuonSettings(Settings):
-    """torch.optim.Muon on hidden matrices and convolutions, SGD on the rest.
+    """torch.optim.Muon on hidden matrices and convolutions, SGD or AdamW on the rest.
 
     Attributes:
-        momentum: Momentum of both.
-        rest_lr: Peak learning rate of norms, biases and the head, trained by SGD with Nesterov
-            momentum.
+        momentum: Momentum of Muon and of SGD.
+        exclude_head: Whether the last linear layer belongs to the rest.
+        rest: Rule of embeddings, norms, biases and the head.
+        rest_lr: Their peak learning rate.
         rest_weight_decay: Their weight decay.
     """
 
     lr: Positive = 0.02
     weight_decay: NonNegative = 0.05
     momentum: Fraction = 0.9
+    exclude_head: bool = True
+    rest: BaseRule = "sgd"
     rest_lr: Positive = 0.1
     rest_weight_decay: NonNegative = 5e-4
 
@@ -115,7 +119,8 @@ class THORSettings(Settings):
         nesterov: Nesterov's momentum.
         momentum_first: Whether momentum comes before preconditioning.
         decoupled_decay: Whether weight decay shrinks the weights directly, as in AdamW.
-        base_lr_scale: Learning rate of all other parameters over ``lr``.
+        base: Rule of all other parameters.
+        base_lr_scale: Their learning rate over ``lr``.
         base_weight_decay: Their weight decay; None takes ``weight_decay``.
         exclude_head: Whether the last linear layer trains by the base rule.
         include_norms: Whether normalization layers are preconditioned too.
@@ -140,6 +145,7 @@ class THORSettings(Settings):
     nesterov: bool = True
     momentum_first: bool = True
     decoupled_decay: bool = False
+    base: BaseRule = "sgd"
     base_lr_scale: Positive = 1.0
     base_weight_decay: NonNegative | None = None
     exclude_head: bool = False

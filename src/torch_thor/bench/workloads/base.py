@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ class Metric:
         higher_is_better: Direction of improvement.
         score: ``(outputs, targets) -> [samples]``: score of each sample; the metric is their mean.
         low: Smallest possible value.
-        high: Largest possible value.
+        high: Largest value that a target may have.
+        digits: Digits after the point in tables.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Metric:
     score: Callable[[Tensor, Tensor], Tensor]
     low: float
     high: float
+    digits: int = 2
 
     def reaches(self, value: float, target: float) -> bool:
         """Tells whether a value is at the target or beyond it."""
@@ -44,8 +47,8 @@ class Metric:
         return f"{target:g} {self.unit}".rstrip()
 
     def format(self, value: float) -> str:
-        """Returns the value with two digits and its unit."""
-        return f"{value:.2f} {self.unit}".rstrip()
+        """Returns the value with its digits and unit."""
+        return f"{value:.{self.digits}f} {self.unit}".rstrip()
 
 
 def _percent_right(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -78,6 +81,7 @@ class Workload:
         target: Value of the metric that a comparison times.
         epochs: Horizon for an optimizer without a tuned one.
         batch_size: Samples per step.
+        loss_reduction: What ``loss`` is a mean over: samples, or samples and positions.
         augment: Changes training batches at random, or None.
         autocast: Type for the forward pass under autocast, or None for float32.
         memory_format: Layout of images and convolution weights.
@@ -93,6 +97,7 @@ class Workload:
     target: float
     epochs: int
     batch_size: int
+    loss_reduction: Literal["mean", "positions_mean"] = "mean"
     augment: Augmentation | None = None
     autocast: torch.dtype | None = None
     memory_format: torch.memory_format = torch.contiguous_format

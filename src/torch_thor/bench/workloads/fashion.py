@@ -95,17 +95,11 @@ def _locate(source: DataSource) -> list[Path]:
     raise BenchError(f"{message}; apt install dataset-fashion-mnist, --data-dir DIR or --download")
 
 
-def _split(images: Tensor, labels: Tensor, where: Path) -> TensorSplit:
-    """Checks shapes and normalizes pixels."""
-    if images.dim() != 3 or labels.dim() != 1 or len(images) != len(labels) or not len(labels):
-        message = f"{where}: images {list(images.shape)} and labels {list(labels.shape)}"
-        raise BenchError(f"{message} do not belong together; fetch the files again")
-    pixels = images.unsqueeze(1).float().div_(255).sub_(_MEAN).div_(_STD)
-    return TensorSplit(pixels, labels.long())
-
-
-def load(source: DataSource) -> TrainTest:
+def read(source: DataSource) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Reads the data set from ``--data-dir``, Debian's package or torchvision's download.
+
+    Returns:
+        Training and test set, each as bytes ``[N, 28, 28]`` and classes ``[N]``.
 
     Raises:
         BenchError: Files are missing or broken.
@@ -113,7 +107,24 @@ def load(source: DataSource) -> TrainTest:
     files = _locate(source)
     train_x, train_y, test_x, test_y = (_read_idx(path) for path in files)
     where = files[0].parent
-    return TrainTest(_split(train_x, train_y, where), _split(test_x, test_y, where))
+    return _matching(train_x, train_y, where), _matching(test_x, test_y, where)
+
+
+def _matching(images: Tensor, labels: Tensor, where: Path) -> tuple[Tensor, Tensor]:
+    if images.dim() != 3 or labels.dim() != 1 or len(images) != len(labels) or not len(labels):
+        message = f"{where}: images {list(images.shape)} and labels {list(labels.shape)}"
+        raise BenchError(f"{message} do not belong together; fetch the files again")
+    return images, labels.long()
+
+
+def _normalized(images: Tensor) -> Tensor:
+    return images.unsqueeze(1).float().div_(255).sub_(_MEAN).div_(_STD)
+
+
+def load(source: DataSource) -> TrainTest:
+    """Reads the data set and normalizes its pixels; sources and errors as ``read``."""
+    train, test = (TensorSplit(_normalized(images), labels) for images, labels in read(source))
+    return TrainTest(train, test)
 
 
 def build_model() -> torch.nn.Module:
