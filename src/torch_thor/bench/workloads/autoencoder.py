@@ -79,7 +79,7 @@ FASHION_AUTOENCODER = Workload(
         low=0.0,
         high=784.0,
     ),
-    target=11.0,
+    target=9.5,
     epochs=10,
     batch_size=512,
 )
