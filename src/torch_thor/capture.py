@@ -212,17 +212,15 @@ class Capture:
         scaled_by = 1.0 if self.options.fisher == "mc" else gradient_scale
         weights = tuple(call.plan.scale for call in calls)
         kind = OneHotBatch if one_hot else FactorBatch
-        # Widened once: trace, blocks and EKFAC's scalings all need it.
-        wide = torch.promote_types(layer.weight.dtype, torch.float32)
         return (
             kind(
-                tuple(call.inputs if one_hot else call.inputs.to(wide) for call in calls),
+                tuple(call.inputs for call in calls),
                 (1.0,) * len(calls) if one_hot else weights,
                 _inverse_rows(layer),
                 _rows(layer),
             ),
             FactorBatch(
-                tuple(call.gradients.to(wide) for call in calls),
+                tuple(call.gradients for call in calls),
                 weights,
                 scale[self.options.loss_reduction] / scaled_by**2,
                 terms if self.options.loss_reduction == "positions_mean" else count,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from torch_thor.capture import TrackedLayer
+    from torch_thor.matrices import Pair
     from torch_thor.options import NormControl
     from torch_thor.stacks import LayerStack
 
@@ -72,25 +73,15 @@ def precondition(
         for stack in stacks
     ]
     chosen = [(stack, slots) for stack, slots in chosen if slots]
-    packed = [
-        stack.pack([_pair(stack.layers[slot], sources) for slot in slots])
-        for stack, slots in chosen
-    ]
-    preconditioned = [
-        stack.direction(slots, source)
-        for (stack, slots), source in zip(chosen, packed, strict=True)
-    ]
-    if control is not None:
-        norms.set_lengths(control, preconditioned, packed)
-        if control.kind == "kl_clip":
-            rate_of = {layer.name: float(p.group["lr"]) for p in plans for layer in p.layers}
-            rates = [
-                [rate_of[stack.layers[slot].name] for slot in slots] for stack, slots in chosen
-            ]
-            norms.clip_divergence(control.limit, preconditioned, packed, rates)
+    rates = None
+    if control is not None and control.kind == "kl_clip":
+        rate_of = {layer.name: float(p.group["lr"]) for p in plans for layer in p.layers}
+        rates = [[rate_of[stack.layers[slot].name] for slot in slots] for stack, slots in chosen]
+    pairs = [[_pair(stack.layers[n], sources) for n in slots] for stack, slots in chosen]
+    found = precondition_stacks(chosen, pairs, control, rates)
     directions = dict(sources)
-    for (stack, slots), direction in zip(chosen, preconditioned, strict=True):
-        for slot, (weight, bias) in zip(slots, stack.unpack(slots, direction), strict=True):
+    for (stack, slots), steps in zip(chosen, found, strict=True):
+        for slot, (weight, bias) in zip(slots, steps, strict=True):
             layer = stack.layers[slot]
             directions[layer.weight] = weight
             if layer.bias is not None and layer.bias in sources and bias is not None:
@@ -98,9 +89,47 @@ def precondition(
     return directions
 
 
-def _pair(
-    layer: TrackedLayer, sources: Mapping[nn.Parameter, Tensor]
-) -> tuple[Tensor, Tensor | None]:
+def precondition_stacks(
+    chosen: Sequence[tuple[LayerStack, list[int]]],
+    sources: Sequence[list[Pair]],
+    control: NormControl | None,
+    rates: Sequence[Sequence[float]] | None = None,
+) -> list[list[Pair]]:
+    """Preconditions weight- and bias-shaped tensors of some layers of each stack.
+
+    Args:
+        chosen: Stacks, and the layers of each.
+        sources: Of each stack, of each layer.
+        control: Norm control.
+        rates: Learning rates, the same way; the KL clip needs them.
+
+    Returns:
+        Directions in the form of the sources; memory that the next call may write to.
+    """
+    if not chosen:
+        return []
+    packed = [stack.matrices.write(own) for (stack, _), own in zip(chosen, sources, strict=True)]
+    raw = [
+        stack.direction(slots, source)
+        for (stack, slots), source in zip(chosen, packed, strict=True)
+    ]
+    if control is None:
+        factors: Sequence[Tensor | float] = [1.0] * len(raw)
+    elif rates is not None:
+        clip = norms.clip_factor(control.limit, raw, packed, rates)
+        factors = [clip.to(direction) for direction in raw]
+    else:
+        factors = norms.length_factors(control, raw, packed)
+    # The sources have served: their memory takes the directions.
+    return [
+        stack.matrices.read(slots, torch.mul(direction, factor, out=source))
+        for (stack, slots), direction, factor, source in zip(
+            chosen, raw, factors, packed, strict=True
+        )
+    ]
+
+
+def _pair(layer: TrackedLayer, sources: Mapping[nn.Parameter, Tensor]) -> Pair:
     return sources[layer.weight], None if layer.bias is None else sources.get(layer.bias)
 
 

@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     from torch_thor.options import NormControl
 
 
-def set_lengths(
+def length_factors(
     control: NormControl, directions: Sequence[Tensor], sources: Sequence[Tensor]
-) -> None:
-    """Rescales each layer's direction in place to the length that ``control`` names.
+) -> list[Tensor]:
+    """What each layer's direction is multiplied by to get the length that ``control`` names.
 
     Args:
         control: ``"graft"`` takes the source's norm; ``"rms"`` takes √rows · limit, so
-            that an entry's root mean square is limit / √columns. ``"kl_clip"`` depends on
-            all layers together and leaves lengths alone here (see ``kl_clip``).
+            that an entry's root mean square is limit / √columns.
         directions: One ``[l, k, out, columns]`` a stack.
         sources: What was preconditioned, same shapes.
+
+    Returns:
+        ``[l, 1, 1, 1]`` for each stack, in its directions' type.
     """
-    if control.kind == "kl_clip" or not directions:
-        return
     lengths = _all_lengths(directions)
     if control.kind == "graft":
         targets = _all_lengths(sources)
@@ -34,9 +34,8 @@ def set_lengths(
         rows = [d.shape[1] * d.shape[2] for d in directions for _ in range(d.shape[0])]
         targets = control.limit * torch.tensor(rows).to(lengths).sqrt()
     factors = torch.where(lengths > 0, targets / lengths, 1.0)
-    counts = [direction.shape[0] for direction in directions]
-    for direction, factor in zip(directions, torch.split(factors, counts), strict=True):
-        direction.mul_(factor.to(direction)[:, None, None, None])
+    parts = torch.split(factors.view(-1, 1, 1, 1), [len(d) for d in directions])
+    return [part.to(d) for part, d in zip(parts, directions, strict=True)]
 
 
 def _all_lengths(stacks: Sequence[Tensor]) -> Tensor:
@@ -52,13 +51,13 @@ def _lengths(matrices: Tensor) -> Tensor:
     return lengths.to(torch.promote_types(lengths.dtype, torch.float32))
 
 
-def clip_divergence(
+def clip_factor(
     limit: float,
     directions: Sequence[Tensor],
     sources: Sequence[Tensor],
     learning_rates: Sequence[Sequence[float]],
-) -> None:
-    """KL clip, in place: all directions times min(1, √(limit / Σ lr² ⟨direction, gradient⟩)).
+) -> Tensor:
+    """KL clip: min(1, √(limit / Σ lr² ⟨direction, gradient⟩)), for all directions alike.
 
     Args:
         limit: κ.
@@ -66,14 +65,10 @@ def clip_divergence(
         sources: What was preconditioned, same shapes.
         learning_rates: Of each stack, of each layer.
     """
-    if not directions:
-        return
     parts = []
     for direction, source, rates in zip(directions, sources, learning_rates, strict=True):
         dtype = torch.promote_types(direction.dtype, torch.float32)
         products = (direction.to(dtype) * source.to(dtype)).sum((1, 2, 3))
         parts.append(products @ torch.tensor(rates, dtype=dtype, device=products.device).square())
     total = torch.stack([part.to(parts[0].device) for part in parts]).sum()
-    clip = torch.where(total > 0, (limit / total).sqrt().clamp_max(1.0), 1.0)
-    for direction in directions:
-        direction.mul_(clip.to(direction))
+    return torch.where(total > 0, (limit / total).sqrt().clamp_max(1.0), 1.0)

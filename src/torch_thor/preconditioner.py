@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from torch_thor import norms
+from torch_thor.directions import precondition_stacks
 from torch_thor.distributed import Distributed
 from torch_thor.engine import CurvatureEngine, CurvatureOptions
 from torch_thor.errors import InvalidOptionError
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from torch_thor.capture import TrackedLayer
     from torch_thor.coverage import Selector
     from torch_thor.policies import TraceRule
-    from torch_thor.stacks import LayerStack
 
 
 class Preconditioner(CurvatureEngine):
@@ -108,24 +108,20 @@ class Preconditioner(CurvatureEngine):
         self.communicator.average_gradients(self.model.parameters())
         self.update()
         with torch.no_grad():
-            for stack in self.stacks:
-                self._rewrite(stack)
+            self._rewrite()
 
-    def _rewrite(self, stack: LayerStack) -> None:
-        slots = [n for n, layer in enumerate(stack.layers) if layer.weight.grad is not None]
-        if not slots:
-            return
-        layers = [stack.layers[slot] for slot in slots]
-        gradients = [_gradients(layer) for layer in layers]
-        source = stack.pack(gradients)
-        direction = stack.direction(slots, source)
-        if self._norm_control is not None:
-            norms.set_lengths(self._norm_control, [direction], [source])
-        pairs = zip(gradients, stack.unpack(slots, direction), strict=True)
-        for (weight, bias), (new_weight, new_bias) in pairs:
-            weight.copy_(new_weight)
-            if bias is not None and new_bias is not None:
-                bias.copy_(new_bias)
+    def _rewrite(self) -> None:
+        live = [
+            (stack, [n for n, layer in enumerate(stack.layers) if layer.weight.grad is not None])
+            for stack in self.stacks
+        ]
+        chosen = [(stack, slots) for stack, slots in live if slots]
+        gradients = [[_gradients(stack.layers[slot]) for slot in slots] for stack, slots in chosen]
+        found = precondition_stacks(chosen, gradients, self._norm_control)
+        for old, new in zip(chain(*gradients), chain(*found), strict=True):
+            for gradient, direction in zip(old, new, strict=True):
+                if gradient is not None and direction is not None:
+                    gradient.copy_(direction)
 
     def sample_fisher(
         self,

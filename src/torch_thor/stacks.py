@@ -15,15 +15,13 @@ from torch_thor.errors import InvalidOptionError
 from torch_thor.factors import FactorBatch, FactorStack, kept_share
 from torch_thor.hardware import multiplies_bfloat16
 from torch_thor.inverses import EigenBasis, Factorization, InverseRoots, Inverses
-from torch_thor.layers import Geometry, read_matrices, write_matrices
+from torch_thor.layers import Geometry
+from torch_thor.matrices import SMALL_LAYER, Matrices
 from torch_thor.partition import Partition
 
 if TYPE_CHECKING:
     from torch_thor.capture import TrackedLayer
     from torch_thor.options import DampingMode
-
-# Below this many entries a cast costs more than the faster product saves.
-_LARGE_LAYER = 1 << 17
 
 SplitRule = Callable[[Geometry], tuple[int | None, int | None]]
 
@@ -76,6 +74,7 @@ class LayerStack:
         kind = EigenBasis if options.eigen else InverseRoots
         stored = self._inverse_dtype()
         self.inverses: Inverses = kind(self.a, self.g, options.power, stored)
+        self.matrices = Matrices(geometry, [layer.weight for layer in layers], stored)
         self.weights = [0.0] * count
         self.ready = [False] * count
 
@@ -84,7 +83,7 @@ class LayerStack:
         if chosen != "auto":
             return chosen or self.dtype
         entries = self.geometry.matrices * self.geometry.outputs * self.geometry.columns
-        large = self.dtype == torch.float32 and entries >= _LARGE_LAYER
+        large = self.dtype == torch.float32 and entries >= SMALL_LAYER
         native = large and multiplies_bfloat16(self.layers[0].weight.device)
         return torch.bfloat16 if native else self.dtype
 
@@ -161,28 +160,6 @@ class LayerStack:
         entries = self.geometry.columns * self.geometry.outputs
         shift = self.product_shift(slot, trace_a, trace_g)
         return (trace_a * trace_g + shift * entries).sum()
-
-    def pack(self, sources: list[tuple[Tensor, Tensor | None]]) -> Tensor:
-        """Lays weight- and bias-shaped tensors out as ``[l, k, out, columns]``."""
-        geometry = self.geometry
-        packed = torch.empty(
-            len(sources),
-            geometry.matrices,
-            geometry.outputs,
-            geometry.columns,
-            dtype=self.inverses.a.dtype,
-            device=self.a.blocks.device,
-        )
-        for matrices, (weight, bias) in zip(packed.unbind(0), sources, strict=True):
-            write_matrices(geometry, matrices, weight, bias)
-        return packed
-
-    def unpack(self, slots: list[int], packed: Tensor) -> list[tuple[Tensor, Tensor | None]]:
-        """Inverts ``pack`` into each weight's type and memory format."""
-        return [
-            read_matrices(self.geometry, matrices, self.layers[slot].weight)
-            for slot, matrices in zip(slots, packed.unbind(0), strict=True)
-        ]
 
     def direction(self, slots: list[int], matrices: Tensor) -> Tensor:
         """Preconditions ``[l, k, out, columns]``; layers without an inverse pass through."""

@@ -95,7 +95,7 @@ def gradient_matrices(engine: Preconditioner) -> Tensor:
     (stack,) = engine.stacks
     (layer,) = stack.layers
     bias = None if layer.bias is None else layer.bias.grad
-    return stack.pack([(layer.weight.grad, bias)])[0]
+    return stack.matrices.write([(layer.weight.grad, bias)])[0].clone()
 
 
 @ALL

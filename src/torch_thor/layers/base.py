@@ -142,6 +142,30 @@ def read_matrices(
     return values, bias
 
 
+def views_of(
+    geometry: Geometry, matrices: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor | None] | None:
+    """The weight-shaped and the bias-shaped part of ``matrices`` as views.
+
+    Args:
+        geometry: Shape of the matrices.
+        matrices: ``[k, out, columns]``, contiguous.
+        weight: A tensor of the weight's shape.
+
+    Returns:
+        ``None`` where a group's rows don't lie evenly in the weight (grouped transposed
+        convolutions).
+    """
+    if geometry.transposed and geometry.matrices > 1:
+        return None
+    inputs = matrices[..., : geometry.inputs]
+    if geometry.transposed:
+        values = inputs.view(geometry.outputs, weight.shape[0], *weight.shape[2:]).transpose(0, 1)
+    else:
+        values = inputs.flatten(0, 1).view(weight.shape)
+    return values, matrices[..., -1].flatten() if geometry.bias else None
+
+
 def _canonical(geometry: Geometry, weight: Tensor) -> Tensor:
     """A view of a weight-shaped tensor as ``[k, out, in, ...]``."""
     rest = weight.shape[1:]
