@@ -1,11 +1,10 @@
 """The ``thor`` command line: each command parses, then calls the library."""
 
 from pathlib import Path
-from typing import Annotated, Any, Never
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from typer.core import TyperGroup
 
 from torch_thor.bench.compare import (
     CompareOptions,
@@ -14,10 +13,11 @@ from torch_thor.bench.compare import (
     run_comparison,
 )
 from torch_thor.bench.config import DataSource, RunConfig
-from torch_thor.bench.errors import BenchError
 from torch_thor.bench.observers import Observer, TensorBoardObserver, TerminalObserver
+from torch_thor.bench.one_line import OneLineErrors
 from torch_thor.bench.paper import PaperWriter
 from torch_thor.bench.paper_runs import Job, make_runs, plan_paper
+from torch_thor.bench.ranks import open_ranks, speaks
 from torch_thor.bench.recipes import RunOptions, plan_run
 from torch_thor.bench.report import write_report
 from torch_thor.bench.rundir import make_directory
@@ -31,35 +31,8 @@ DEFAULT_PEERS = "thor,sgd,adamw"
 _console = Console()
 
 
-class _OneLineErrors(TyperGroup):
-    """Prints every user's mistake as one line on stderr, whoever found it."""
-
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the command and exits."""
-        kwargs["standalone_mode"] = False
-        try:
-            code = super().main(*args, **kwargs)
-        except BenchError as error:
-            _leave(str(error), error.exit_code)
-        except typer.Abort:
-            _leave("stopped", 130)
-        except Exception as error:
-            told = getattr(error, "format_message", None)  # typer's own parsing errors
-            if told is None:
-                raise
-            if message := " ".join(told().split()):
-                _leave(f"{message} (see thor --help)", 2)
-            raise SystemExit(2) from error  # thor alone: its help is the message
-        raise SystemExit(code if isinstance(code, int) else 0)
-
-
-def _leave(message: str, code: int) -> Never:
-    typer.echo(f"thor: {message}", err=True)
-    raise SystemExit(code)
-
-
 app = typer.Typer(
-    cls=_OneLineErrors,
+    cls=OneLineErrors,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Train real workloads, compare optimizers by time to target, report.",
@@ -121,7 +94,7 @@ def train(
     preset: PresetOption = None,
     workers: WorkersOption = None,
 ) -> None:
-    """Train one workload with one optimizer."""
+    """Train one workload with one optimizer, under torchrun on several processes."""
     task = find_workload(workload)
     options = RunOptions(
         epochs=epochs,
@@ -132,15 +105,18 @@ def train(
     )
     config = plan_run(task, optimizer, seed=seed, changes=changes or (), options=options)
     directory = out or Path("runs") / workload / config.name
-    train_run(
-        config,
-        directory,
-        source=DataSource(data_dir, download, workers),
-        observers=_observers(task, directory, config.name),
-        resume=resume,
-        overwrite=overwrite,
-    )
-    typer.echo(f"records in {directory}; see them with: thor report {directory}")
+    with open_ranks(device) as ranks:
+        train_run(
+            config,
+            directory,
+            source=DataSource(data_dir, download, workers),
+            observers=_observers(task, directory, config.name),
+            resume=resume,
+            overwrite=overwrite,
+            ranks=ranks,
+        )
+    if speaks():
+        typer.echo(f"records in {directory}; see them with: thor report {directory}")
 
 
 @app.command()

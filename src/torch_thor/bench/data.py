@@ -4,7 +4,8 @@ Nothing here keeps a state between batches, so a resumed run sees exactly the ba
 augmentation, that the uninterrupted run would have seen.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from itertools import islice
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,10 +14,58 @@ from torch import Tensor
 from torch.nn import functional
 
 Batch = tuple[Tensor, Tensor]
-Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 _TEST_BATCH = 250  # small: evaluation must not set the peak of memory
 _SEED_STRIDE = 1_000_003  # prime: streams of neighbouring seeds, epochs and steps do not meet
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of every batch that one rank trains on: consecutive samples.
+
+    Attributes:
+        rank: Number of the rank, from 0.
+        ranks: Number of ranks.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+
+    def of(self, samples: int) -> slice:
+        """Returns which samples of a batch are this rank's; ``ranks`` divides ``samples``."""
+        own = samples // self.ranks
+        return slice(self.rank * own, (self.rank + 1) * own)
+
+    def check(self, batch_size: int, samples: int) -> None:
+        """Checks that a batch can be taken from the data and divided.
+
+        Args:
+            batch_size: Samples per step, of all ranks together.
+            samples: Number of training samples.
+
+        Raises:
+            ValueError: It cannot.
+        """
+        if not 1 <= batch_size <= samples:
+            raise ValueError(f"batch_size={batch_size} must be in 1 … {samples} (training samples)")
+        if batch_size % self.ranks:
+            raise ValueError(f"batch_size={batch_size} must be a multiple of {self.ranks} (ranks)")
+
+
+WHOLE = Share()
+
+
+class Augmentation(Protocol):
+    """Changes a training batch at random."""
+
+    def __call__(self, images: Tensor, generator: torch.Generator, share: Share = WHOLE) -> Tensor:
+        """Returns the changed images; a rank's draws are its part of the whole batch's draws.
+
+        Args:
+            images: This rank's part of a batch; not modified.
+            generator: Source of the draws, in the same state on all ranks.
+            share: Which part it is.
+        """
 
 
 class Data(Protocol):
@@ -30,7 +79,7 @@ class Data(Protocol):
         """Yields the training batches of an epoch (from 0), beginning with batch ``first``."""
 
     def test_batches(self) -> Iterator[Batch]:
-        """Yields the whole test set, in a fixed order."""
+        """Yields this rank's part of the test set, in a fixed order."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +118,15 @@ class InMemoryData:
 
     Args:
         splits: Training and test samples.
-        batch_size: Samples per step; at most the number of training samples.
+        batch_size: Samples per step, of all ranks; at most the number of training samples.
         seed: Seed of order and augmentation.
         augment: Changes a training batch at random, or None.
         device: Where batches are put.
         memory_format: Layout of image batches.
+        share: Part of each training batch, and of the test batches, that is this rank's.
 
     Raises:
-        ValueError: ``batch_size`` is not in 1 … training samples.
+        ValueError: ``batch_size`` is not in 1 … training samples, or cannot be divided.
     """
 
     def __init__(
@@ -88,11 +138,11 @@ class InMemoryData:
         augment: Augmentation | None = None,
         device: torch.device | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
+        share: Share = WHOLE,
     ) -> None:
-        samples = len(splits.train.targets)
-        if not 1 <= batch_size <= samples:
-            raise ValueError(f"batch_size={batch_size} must be in 1 … {samples} (training samples)")
+        share.check(batch_size, len(splits.train.targets))
         self._splits = splits
+        self._share = share
         self._batch_size = batch_size
         self._seed = seed
         self._augment = augment
@@ -108,22 +158,25 @@ class InMemoryData:
         """Yields the training batches of an epoch (from 0), beginning with batch ``first``."""
         train = self._splits.train
         order = torch.randperm(len(train.targets), generator=random_stream(self._seed, epoch))
+        part = self._share.of(self._batch_size)
         for number in range(first, self.steps_per_epoch):
             start = number * self._batch_size
-            index = order[start : start + self._batch_size]
+            index = order[start : start + self._batch_size][part]
             inputs = train.inputs[index]
             if self._augment is not None:
-                inputs = self._augment(inputs, random_stream(self._seed, epoch, number))
+                stream = random_stream(self._seed, epoch, number)
+                inputs = self._augment(inputs, stream, self._share)
             yield self._place(inputs), train.targets[index].to(self._device)
 
     def test_batches(self) -> Iterator[Batch]:
-        """Yields the whole test set, in a fixed order."""
+        """Yields this rank's part of the test set, in a fixed order."""
         test = self._splits.test
-        for inputs, targets in zip(
+        batches = zip(
             torch.split(test.inputs, _TEST_BATCH),
             torch.split(test.targets, _TEST_BATCH),
             strict=True,
-        ):
+        )
+        for inputs, targets in islice(batches, self._share.rank, None, self._share.ranks):
             yield self._place(inputs), targets.to(self._device)
 
     def _place(self, inputs: Tensor) -> Tensor:
@@ -144,18 +197,21 @@ class FlipAndCrop:
     padding: int
     background: float
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Returns the changed batch.
+    def __call__(self, images: Tensor, generator: torch.Generator, share: Share = WHOLE) -> Tensor:
+        """Returns the changed images, see ``Augmentation``.
 
         Args:
             images: ``[N, C, H, W]``; not modified.
             generator: Source of the shifts and flips.
+            share: Which part of a batch the images are.
         """
         count, _, height, width = images.shape
         pad = self.padding
         padded = functional.pad(images, (pad, pad, pad, pad), value=self.background)
-        shifts = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=generator)
-        flipped = torch.rand(count, 1, generator=generator) < 0.5
+        whole = count * share.ranks
+        part = share.of(whole)
+        shifts = torch.randint(0, 2 * pad + 1, (2, whole, 1), generator=generator)[:, part]
+        flipped = torch.rand(whole, 1, generator=generator)[part] < 0.5
         across = torch.arange(width)
         rows = shifts[0] + torch.arange(height)
         columns = shifts[1] + torch.where(flipped, across.flip(0), across)

@@ -27,6 +27,19 @@ class RunDivergedError(BenchError):
     exit_code: ClassVar[int] = 1
 
 
+class RankError(BenchError):
+    """What one of several ranks tells of a fault; an empty message where another one tells.
+
+    Args:
+        message: What the user is to read.
+        exit_code: Status of the process.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc] # an instance's own: another rank's kind
+
+
 def unknown_choice(argument: str, value: str, allowed: Iterable[str]) -> BenchError:
     """Builds the error for a name that is not one of a fixed set.
 

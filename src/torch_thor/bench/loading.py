@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from torch_thor.bench.data import Batch, random_stream
+from torch_thor.bench.data import WHOLE, Batch, Share, random_stream
 from torch_thor.bench.errors import BenchError, reason
 
 _TEST_BATCH = 64
@@ -57,9 +57,10 @@ class _Seeded(Dataset[tuple[Tensor, int]]):
 
 
 def default_workers() -> int:
-    """Returns how many processes read: one for each core that this process may use."""
+    """Returns how many processes read for one rank: one a core, shared by the machine's ranks."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(_MOST_WORKERS, cores or 1)
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(_MOST_WORKERS, (cores or 1) // ranks))
 
 
 class LoaderData:
@@ -69,14 +70,15 @@ class LoaderData:
 
     Args:
         splits: Training and test samples.
-        batch_size: Samples per step; at most the number of training samples.
+        batch_size: Samples per step, of all ranks; at most the number of training samples.
         seed: Seed of order and augmentation.
         device: Where batches are put.
         memory_format: Layout of image batches.
         workers: Processes that read; 0 reads in this one, None takes one per core.
+        share: Part of each training batch, and of the test batches, that is this rank's.
 
     Raises:
-        ValueError: ``batch_size`` is not in 1 … training samples.
+        ValueError: ``batch_size`` is not in 1 … training samples, or cannot be divided.
     """
 
     def __init__(
@@ -88,10 +90,10 @@ class LoaderData:
         device: torch.device | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
         workers: int | None = None,
+        share: Share = WHOLE,
     ) -> None:
-        samples = len(splits.train)
-        if not 1 <= batch_size <= samples:
-            raise ValueError(f"batch_size={batch_size} must be in 1 … {samples} (training samples)")
+        share.check(batch_size, len(splits.train))
+        self._share = share
         self._splits = splits
         self._batch_size = batch_size
         self._seed = seed
@@ -108,16 +110,17 @@ class LoaderData:
         """Yields the training batches of an epoch (from 0), beginning with batch ``first``."""
         samples = self._splits.train
         order = torch.randperm(len(samples), generator=random_stream(self._seed, epoch)).tolist()
-        size = self._batch_size
-        picks = [order[n * size : (n + 1) * size] for n in range(first, self.steps_per_epoch)]
+        size, part = self._batch_size, self._share.of(self._batch_size)
+        picks = [order[n * size : (n + 1) * size][part] for n in range(first, self.steps_per_epoch)]
         yield from self._read(_Seeded(samples, self._seed, epoch), picks)
 
     def test_batches(self) -> Iterator[Batch]:
-        """Yields the whole test set, in a fixed order."""
+        """Yields this rank's part of the test set, in a fixed order."""
         samples = self._splits.test
         every = range(len(samples))
         picks = [list(every[n : n + _TEST_BATCH]) for n in range(0, len(samples), _TEST_BATCH)]
-        yield from self._read(_Seeded(samples, 0), picks)
+        own = picks[self._share.rank :: self._share.ranks]
+        yield from self._read(_Seeded(samples, 0), own)
 
     def _read(self, samples: _Seeded, picks: list[list[int]]) -> Iterator[Batch]:
         loader: DataLoader[tuple[Tensor, int]] = DataLoader(

@@ -31,6 +31,7 @@ class RunStarted:
         parameters: Number of trained values in the model.
         metric: Name of the test metric.
         started: Time of day, ISO 8601 with zone.
+        ranks: Processes that train together, each on its part of every batch.
     """
 
     config: RunConfig
@@ -39,6 +40,7 @@ class RunStarted:
     parameters: int
     metric: str
     started: str
+    ranks: int = 1
     kind: Literal["started"] = "started"
 
     @property
@@ -55,6 +57,7 @@ class RunResumed:
     total_steps: int
     machine: Machine
     resumed: str
+    ranks: int = 1
     kind: Literal["resumed"] = "resumed"
 
 

@@ -3,29 +3,16 @@
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from torch_thor.bench.checkpoint import Checkpoint, Progress
 from torch_thor.bench.config import DataSource, RunConfig
-from torch_thor.bench.data import Batch, Data, InMemoryData
+from torch_thor.bench.data import Batch, Data, InMemoryData, Share
 from torch_thor.bench.errors import BenchError, reason
 from torch_thor.bench.loading import LazyTrainTest, LoaderData
 from torch_thor.bench.optimizers import build_rule
+from torch_thor.bench.ranks import Ranks
 from torch_thor.bench.workloads import Workload
-
-
-def open_device(name: str) -> torch.device:
-    """Returns a torch device that is really there.
-
-    Raises:
-        BenchError: The name is no device, or this machine has none of it.
-    """
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        message = f"--device {name!r} is not usable on this machine; allowed: cpu, cuda, cuda:N"
-        raise BenchError(f"{message} where there is a GPU; try --device cpu") from error
-    return device
 
 
 class Session:
@@ -35,24 +22,35 @@ class Session:
         config: The run.
         workload: What it trains.
         source: Where the data may be found.
+        ranks: Processes that train it together.
 
     Raises:
         BenchError: Data are missing, or the device or a setting cannot be used.
     """
 
-    def __init__(self, config: RunConfig, workload: Workload, source: DataSource) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        workload: Workload,
+        source: DataSource,
+        ranks: Ranks = Ranks(),  # noqa: B008 - it has no state
+    ) -> None:
         self.config = config
         self.workload = workload
-        self.device = open_device(config.device)
+        self.ranks = ranks
+        self.device = ranks.device(config.device)
         self.data: Data = self._load(source)
         torch.set_flush_denormal(True)
         torch.manual_seed(config.seed)
         self.model = workload.build_model().to(self.device)
         self.model.to(memory_format=workload.memory_format)
+        self._trained: nn.Module = ranks.wrap(self.model)
         self.rule = build_rule(self.model, config, self.data.steps_per_epoch)
+        ranks.draw_apart(config.seed)
 
     def _load(self, source: DataSource) -> Data:
         splits = self.workload.load(source)
+        share = Share(self.ranks.rank, self.ranks.size)
         try:
             if isinstance(splits, LazyTrainTest):
                 return LoaderData(
@@ -62,6 +60,7 @@ class Session:
                     device=self.device,
                     memory_format=self.workload.memory_format,
                     workers=source.workers,
+                    share=share,
                 )
             return InMemoryData(
                 splits,
@@ -70,6 +69,7 @@ class Session:
                 augment=self.workload.augment,
                 device=self.device,
                 memory_format=self.workload.memory_format,
+                share=share,
             )
         except ValueError as error:
             raise BenchError(f"--batch-size: {reason(error)}; choose one in that range") from error
@@ -85,10 +85,10 @@ class Session:
         return self.data.steps_per_epoch * self.config.epochs
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        """Returns the training loss of a batch, ready for backward."""
+        """Returns the training loss of this rank's part of a batch, ready for backward."""
         inputs, targets = batch
         with self._autocast():
-            return self.workload.loss(self.model(inputs), targets)
+            return self.workload.loss(self._trained(inputs), targets)
 
     def update(self, loss: torch.Tensor) -> None:
         """Takes the optimizer step that a loss asks for."""
@@ -99,9 +99,9 @@ class Session:
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:
         """Returns mean loss and metric over the whole test set."""
+        self.ranks.align(self.model)
         self.model.eval()
-        loss = score = 0.0
-        samples = 0
+        loss = score = samples = 0.0
         for inputs, targets in self.data.test_batches():
             with self._autocast():
                 outputs = self.model(inputs)
@@ -110,6 +110,7 @@ class Session:
             score += float(self.workload.metric.score(outputs, targets).sum())
             samples += len(targets)
         self.model.train()
+        loss, score, samples = self.ranks.total([loss, score, samples])
         return loss / samples, score / samples
 
     def snapshot(self, progress: Progress, records_bytes: int) -> Checkpoint:
@@ -119,7 +120,7 @@ class Session:
             progress=replace(progress),
             model=self.model.state_dict(),
             rule=self.rule.state_dict(),
-            random=torch.get_rng_state(),
+            random=self.ranks.collect(torch.get_rng_state()),
             records_bytes=records_bytes,
         )
 
@@ -135,7 +136,9 @@ class Session:
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             message = f"--resume: the checkpoint does not fit this run ({reason(error)[:120]})"
             raise BenchError(f"{message}; start anew with --overwrite") from error
-        torch.set_rng_state(checkpoint.random)
+        state = self.ranks.pick(checkpoint.random)
+        if state is not None:
+            torch.set_rng_state(state)
 
     def _autocast(self) -> torch.autocast:
         dtype = self.workload.autocast
