@@ -5,8 +5,8 @@ augmentation, that the uninterrupted run would have seen.
 """
 
 from collections.abc import Iterator
-from itertools import islice
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import torch
