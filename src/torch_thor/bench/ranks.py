@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
@@ -121,7 +122,7 @@ class TorchrunRanks(Ranks):
     def __init__(self, store: WordStore, rank: int, size: int) -> None:
         self._store = store
         self.rank, self.size = rank, size
-        self.restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        self.restarted = _attempt() > 0
         self._local_rank = int(os.environ.get("LOCAL_RANK", rank))
         self._local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
 
@@ -170,7 +171,8 @@ class TorchrunRanks(Ranks):
     def pick(self, random: Tensor) -> Tensor | None:
         """Returns this rank's state; a rank beyond those that were saved keeps its own."""
         states = random.reshape(-1, random.shape[-1])
-        return states[self.rank] if self.rank < len(states) else None
+        # A generator reads its state from the beginning of the storage, so a view will not do.
+        return states[self.rank].clone() if self.rank < len(states) else None
 
     def align(self, model: nn.Module) -> None:
         """Broadcasts every buffer."""
@@ -239,6 +241,11 @@ def _is_lost_contact(error: BaseException) -> bool:
     return known or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 
+def _attempt() -> int:
+    """Returns how often torchrun has started the run again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 def world_size() -> int:
     """Returns how many processes torchrun started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -265,6 +272,8 @@ def open_ranks(device: str) -> Iterator[Ranks]:
     backend = _BACKENDS[torch.device(open_device(device).type).type]
     try:
         store, rank, size = next(rendezvous("env://", timeout=timedelta(minutes=5)))
+        # torchrun's store lives on through a restart; what an earlier attempt left there is void.
+        store = PrefixStore(f"attempt {_attempt()}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     except (RuntimeError, ValueError) as error:
         message = f"torchrun's processes do not find each other ({reason(error)[:160]})"
@@ -272,6 +281,7 @@ def open_ranks(device: str) -> Iterator[Ranks]:
     ranks = TorchrunRanks(store, rank, size)
     try:
         with ranks.failing_together():
+            ranks.meet()  # connects them: a fault from here on is known to all
             yield ranks
     finally:
         dist.destroy_process_group()
