@@ -1,8 +1,7 @@
-"""What torchrun starts for test_ranks.py: ``on_ranks.py whole|killed|broken FOLDER``."""
+"""What torchrun starts for test_ranks.py: ``on_ranks.py whole|broken FOLDER``."""
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from dataclasses import replace
@@ -130,13 +129,12 @@ def main(job: str, folder: Path) -> None:
         words += ["--batch-size", "4", "--workers", "0", "--data-dir", str(folder / "broken")]
         app([*words, "--out", str(folder / "out")], prog_name="thor")
     with open_ranks("cpu") as ranks:
-        if job == "killed":
-            first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-            observers = [SignalAt(signal.SIGKILL)] if first else []
-            train(plan_clouds(), folder / "killed", observers=observers, ranks=ranks)
-        else:
+        observers = []
+        if not ranks.restarted:
             train_published(folder / "data", folder / "two", ranks)
             train_stopped(folder, ranks)
+            observers.append(SignalAt(signal.SIGKILL))
+        train(plan_clouds(), folder / "killed", observers=observers, ranks=ranks)
 
 
 if __name__ == "__main__":

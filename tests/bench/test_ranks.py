@@ -15,6 +15,7 @@ import torch
 from bench import on_ranks
 from bench.formats import write_cifar10, write_imagenet
 from torch_thor.bench.checkpoint import CHECKPOINT_FILE
+from torch_thor.bench.commands import app
 from torch_thor.bench.errors import BenchError, RankError
 from torch_thor.bench.ranks import Ranks, TorchrunRanks
 from torch_thor.bench.records import RunFinished, read_run
@@ -43,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     write_cifar10(folder / "data" / "cifar10-resnet18")
     write_imagenet(folder / "data" / "imagenet-resnet50")
-    done = torchrun(str(SCRIPT), "whole", str(folder))
+    done = torchrun(str(SCRIPT), "whole", str(folder), restarts=1)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -103,8 +104,6 @@ def test_a_stop_on_one_rank_stops_all_and_resume_is_bit_exact(folder: Path) -> N
 
 
 def test_a_killed_rank_is_restarted_and_the_run_goes_on_by_itself(folder: Path) -> None:
-    done = torchrun(str(SCRIPT), "killed", str(folder), restarts=1)
-    assert done.returncode == 0, done.stderr
     killed = read_run(folder / "killed")
     assert '"kind":"resumed"' in (folder / "killed" / "records.jsonl").read_text()
     assert trajectory(killed) == trajectory(read_run(folder / "whole"))
@@ -155,15 +154,15 @@ def test_a_defect_keeps_its_traceback() -> None:
         raise KeyError("a defect")
 
 
-def test_other_commands_refuse_torchrun() -> None:
-    environment = os.environ | {
-        "WORLD_SIZE": "2",
-        "RANK": "0",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    command = [sys.executable, "-m", "torch_thor.bench.cli", "compare", "digits"]
-    done = subprocess.run(  # noqa: S603
-        command, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("thor: thor compare is for one process, torchrun started 2;")
+def test_other_commands_refuse_torchrun(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="2"):
+        app(["compare", "digits"])
+    told = capsys.readouterr().err
+    assert told.startswith("thor: thor compare is for one process, torchrun started 2;")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit, match="2"):
+        app(["compare", "digits"])
+    assert capsys.readouterr().err == ""
