@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import nn
 
 from torch_thor.bench.builders import Training, build_muon, build_thor
-from torch_thor.bench.learning_rates import Triangle
+from torch_thor.bench.config import DataSource
+from torch_thor.bench.learning_rates import Triangle, factor
 from torch_thor.bench.muon import FlattenedMuon, as_matrix
 from torch_thor.bench.optimizers import OPTIMIZERS, build_rule
 from torch_thor.bench.recipes import RECIPES, plan_run
+from torch_thor.bench.session import Session
 from torch_thor.bench.settings import (
     MuonSettings,
     Settings,
@@ -27,6 +29,9 @@ from torch_thor.bench.settings import (
 from torch_thor.bench.workloads import WORKLOADS, find_workload
 from torch_thor.bench.workloads.gpt import GPT
 from torch_thor.optimizer import CurvatureOptimizer
+
+if TYPE_CHECKING:
+    from torch_thor.bench.workloads import Workload
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
@@ -96,6 +101,35 @@ def test_triangle_rises_to_one_and_falls_to_zero() -> None:
     assert falls == pytest.approx([falls[0]] * len(falls))
     assert values[100] == 0.0
     assert all(0 < value <= 1 for value in values[:100])
+
+
+def test_the_constant_schedule_stays_up() -> None:
+    rate = factor(SGDSettings(schedule="constant", warmup=0.1), steps_per_epoch=10, epochs=10)
+    assert [rate(step) for step in range(9)] == pytest.approx([(s + 1) / 10 for s in range(9)])
+    assert {rate(step) for step in range(9, 100)} == {1.0}
+
+
+def test_schedule_free_evaluates_the_average_of_the_weights(tiny: Workload) -> None:
+    config = plan_run(tiny, "schedule-free", seed=0, changes=["warmup=0", "beta1=0.5"])
+    session = Session(config, tiny, DataSource())
+    weight = next(session.model.parameters())
+    targets = []
+    for batch in session.data.batches(0):
+        session.update(session.loss(batch))
+        targets.append(session.rule.optimizers[0].state[weight]["z"].clone())
+    training = weight.detach().clone()
+    session.rule.evaluation()
+    averaged = weight.detach().clone()
+    # a constant rate: the plain mean of the sequence z
+    assert torch.allclose(averaged, torch.stack(targets).mean(dim=0), atol=1e-6)
+    session.rule.training()
+    assert torch.allclose(weight, training, atol=1e-6)
+    assert not torch.allclose(averaged, training, atol=1e-4)
+    seen = []
+    session.model.register_forward_pre_hook(lambda *_: seen.append(weight.detach().clone()))
+    session.evaluate()
+    assert torch.allclose(seen[0], averaged, atol=1e-6)
+    assert torch.allclose(weight, training, atol=1e-6)
 
 
 @pytest.mark.parametrize("total", [1, 2, 7])

@@ -4,8 +4,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from torch_thor.bench.arguments import (
+    BatchOption,
+    DataDirOption,
+    DeviceOption,
+    DownloadOption,
+    EpochsOption,
+    EvaluationsOption,
+    PresetOption,
+    SetOption,
+    WorkersOption,
+    WorkloadArgument,
+    console,
+    observers_of,
+)
 from torch_thor.bench.compare import (
     CompareOptions,
     parse_horizons,
@@ -13,7 +26,7 @@ from torch_thor.bench.compare import (
     run_comparison,
 )
 from torch_thor.bench.config import DataSource, RunConfig
-from torch_thor.bench.observers import Observer, TensorBoardObserver, TerminalObserver
+from torch_thor.bench.observers import Observer
 from torch_thor.bench.one_line import OneLineErrors
 from torch_thor.bench.paper import PaperWriter
 from torch_thor.bench.paper_runs import Job, make_runs, plan_paper
@@ -24,11 +37,10 @@ from torch_thor.bench.rundir import make_directory
 from torch_thor.bench.splitting import measure, measured, report_split
 from torch_thor.bench.tables import optimizers_table, workloads_table
 from torch_thor.bench.train import train as train_run
-from torch_thor.bench.workloads import Workload, find_workload
+from torch_thor.bench.tune_command import tune
+from torch_thor.bench.workloads import find_workload
 
 DEFAULT_PEERS = "thor,sgd,adamw"
-
-_console = Console()
 
 
 app = typer.Typer(
@@ -38,37 +50,17 @@ app = typer.Typer(
     help="Train real workloads, compare optimizers by time to target, report.",
 )
 
-WorkloadArgument = Annotated[str, typer.Argument(help="Name of the workload (thor workloads).")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated."),
-]
-EpochsOption = Annotated[int | None, typer.Option(help="Horizon in epochs instead of the tuned.")]
-EvaluationsOption = Annotated[int, typer.Option(help="Evaluations of the test set per epoch.")]
-BatchOption = Annotated[int | None, typer.Option(help="Samples per step.")]
-DeviceOption = Annotated[str, typer.Option(help="torch device that trains.")]
-DataDirOption = Annotated[
-    Path | None, typer.Option(help="Folder with the workload's files, instead of the usual places.")
-]
-PresetOption = Annotated[
-    str | None, typer.Option(help="Published set-up, such as paper-256 (docs/paper.md).")
-]
-WorkersOption = Annotated[
-    int | None, typer.Option(min=0, help="Processes that read image files; one per core.")
-]
-DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch missing data files.")]
-
 
 @app.command()
 def workloads() -> None:
     """List the workloads and their targets."""
-    _console.print(workloads_table())
+    console.print(workloads_table())
 
 
 @app.command()
 def optimizers(workload: WorkloadArgument = "digits") -> None:
     """List the optimizers with their tuned settings for a workload."""
-    _console.print(optimizers_table(find_workload(workload)))
+    console.print(optimizers_table(find_workload(workload)))
 
 
 @app.command()
@@ -110,7 +102,7 @@ def train(
             config,
             directory,
             source=DataSource(data_dir, download, workers),
-            observers=_observers(task, directory, config.name),
+            observers=observers_of(task, directory, config.name),
             resume=resume,
             overwrite=overwrite,
             ranks=ranks,
@@ -172,11 +164,14 @@ def compare(
 
     def observe(config: RunConfig, folder: Path, number: int) -> list[Observer]:
         title = f"[{number}/{len(comparison.runs)}] {config.name}"
-        return _observers(task, folder, title)
+        return observers_of(task, folder, title)
 
     source = DataSource(data_dir, download, workers)
     run_comparison(comparison, directory, source=source, observe=observe)
     _show(directory)
+
+
+app.command()(tune)
 
 
 @app.command()
@@ -199,8 +194,8 @@ def split(
     found = measure(task, DataSource(data_dir, download), device=device, seed=seed)
     title = f"{workload} on {device}"
     written = report_split(found, title, directory)
-    _console.print(written.table.to_rich(f"Table 1, {title}", _console))
-    _console.print(written.layers.to_rich("Input factors", _console))
+    console.print(written.table.to_rich(f"Table 1, {title}", console))
+    console.print(written.layers.to_rich("Input factors", console))
     typer.echo(written.conclusion)
     typer.echo(f"figure: {written.figure.light}")
 
@@ -227,7 +222,7 @@ def paper(
     source = DataSource(data_dir, download, workers)
 
     def observe(job: Job, told: str) -> list[Observer]:
-        return _observers(task, directory / job.folder, f"{told} {job.folder.name}")
+        return observers_of(task, directory / job.folder, f"{told} {job.folder.name}")
 
     split = measured(task, directory, source, device=device, seed=0)
     runs = make_runs(plan, directory, source=source, observe=observe)
@@ -246,13 +241,5 @@ def report(
 def _show(directory: Path) -> None:
     """Writes the report of a folder, prints its table and where the page is."""
     written = write_report(directory)
-    _console.print(written.table.to_rich(written.title, _console))
+    console.print(written.table.to_rich(written.title, console))
     typer.echo(f"report: {written.page}")
-
-
-def _observers(task: Workload, directory: Path, title: str) -> list[Observer]:
-    """Returns who listens to a run on the command line."""
-    return [
-        TerminalObserver(_console, title=title, metric=task.metric),
-        TensorBoardObserver(directory, task.metric),
-    ]

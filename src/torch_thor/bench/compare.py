@@ -96,7 +96,7 @@ def plan_comparison(
         workload=workload.name,
         optimizers=names,
         seeds=options.seeds,
-        target=_checked_target(workload, options.target),
+        target=checked_target(workload, options.target),
         runs=runs,
         command=_command(workload.name, names, options),
     )
@@ -134,7 +134,12 @@ def _changes_by_optimizer(names: Sequence[str], changes: Sequence[str]) -> dict[
     return sorted_changes
 
 
-def _checked_target(workload: Workload, target: float | None) -> float:
+def checked_target(workload: Workload, target: float | None) -> float:
+    """Returns a target that the metric allows; None takes the workload's.
+
+    Raises:
+        BenchError: The value is out of range, or a fraction in the place of a percentage.
+    """
     metric = workload.metric
     if target is None:
         return workload.target
@@ -212,7 +217,7 @@ def run_comparison(
     Raises:
         BenchError: A folder holds another run, or a run cannot be made.
     """
-    pending = [config for config in comparison.runs if _is_pending(config, directory)]
+    pending = [config for config in comparison.runs if is_pending(config, directory / config.name)]
     rundir.make_directory(directory)
     (directory / COMPARISON_FILE).write_bytes(_ADAPTER.dump_json(comparison, indent=1) + b"\n")
     for config in pending:
@@ -235,9 +240,12 @@ def run_comparison(
     return [read_run(directory / config.name) for config in comparison.runs]
 
 
-def _is_pending(config: RunConfig, directory: Path) -> bool:
-    """Tells whether a run is still to be made; refuses a folder with another run in it."""
-    folder = directory / config.name
+def is_pending(config: RunConfig, folder: Path) -> bool:
+    """Tells whether a run is still to be made in its folder.
+
+    Raises:
+        BenchError: The folder holds another run.
+    """
     if not rundir.has_records(folder):
         return True
     run = read_run(folder)

@@ -11,21 +11,25 @@ Factor = Callable[[int], float]
 
 @dataclass(frozen=True)
 class Triangle:
-    """Factor of the learning rate: linear from 0 to 1 and back to 0 at the horizon.
+    """Factor of the learning rate: linear from 0 to 1, then back to 0 at the horizon or level.
 
     Attributes:
         total: Steps until the horizon.
         warmup: Share of them over which the factor rises.
+        falls: Whether it comes back to 0; else it stays at 1.
     """
 
     total: int
     warmup: float
+    falls: bool = True
 
     def __call__(self, step: int) -> float:
         """Returns the factor for the step after ``step`` others; never 0 within the horizon."""
         peak = self.warmup * self.total
         if step + 1 < peak:
             return (step + 1) / peak
+        if not self.falls:
+            return 1.0
         return max(0.0, (self.total - step) / (self.total - max(peak - 1, 0)))
 
 
@@ -54,8 +58,9 @@ def factor(settings: Settings, *, steps_per_epoch: int, epochs: int) -> Factor:
         steps_per_epoch: Optimizer steps in one epoch.
         epochs: Horizon of the run.
     """
-    if settings.schedule == "triangle":
-        return Triangle(steps_per_epoch * epochs, settings.warmup)
+    if settings.schedule != "polynomial":
+        falls = settings.schedule == "triangle"
+        return Triangle(steps_per_epoch * epochs, settings.warmup, falls)
     end = float(epochs) if settings.end_epoch is None else settings.end_epoch
     if not settings.warmup_epochs:
         return Relative(

@@ -22,6 +22,12 @@ from torch_thor.bench.builders import (
 from torch_thor.bench.config import RunConfig
 from torch_thor.bench.errors import BenchError, reason, unknown_choice
 from torch_thor.bench.learning_rates import factor
+from torch_thor.bench.more_peers import (
+    ScheduleFreeSettings,
+    SINGDSettings,
+    build_schedule_free,
+    build_singd,
+)
 from torch_thor.bench.peers import (
     LAMBSettings,
     LARSSettings,
@@ -57,12 +63,16 @@ class OptimizerSpec(Generic[S]):
         description: One line.
         settings: Its settings at their general defaults.
         build: Builds the torch optimizers that together train every parameter of a model.
+        own: Setting that a study searches besides those that all have.
+        first_order: Whether it uses gradients entry by entry alone, and so may set a target.
     """
 
     name: str
     description: str
     settings: S
     build: Callable[[Training, S], Sequence[Optimizer]]
+    own: str = "damping"
+    first_order: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,20 @@ class TrainingRule:
         for scheduler in self.schedulers:
             scheduler.step()
 
+    def evaluation(self) -> None:
+        """Puts the weights that are evaluated in place, where they are not those that train."""
+        for optimizer in self._switching():
+            optimizer.eval()
+
+    def training(self) -> None:
+        """Puts the weights that train back."""
+        for optimizer in self._switching():
+            optimizer.train()
+
+    def _switching(self) -> Iterator[Any]:
+        """Yields the optimizers that train other weights than they evaluate (schedule-free)."""
+        return (one for one in self.optimizers if hasattr(one, "eval"))
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the state of all parts."""
         return {
@@ -127,13 +151,30 @@ _SPECS: tuple[OptimizerSpec[Any], ...] = (
         OptimizerSpec(variant.name, variant.description, variant.settings, build_thor)
         for variant in VARIANTS
     ),
-    OptimizerSpec("sgd", "SGD with Nesterov momentum", SGDSettings(), build_sgd),
-    OptimizerSpec("adamw", "AdamW", AdamWSettings(), build_adamw),
-    OptimizerSpec("muon", "Muon; SGD or AdamW on the rest", MuonSettings(), build_muon),
-    OptimizerSpec("soap", "SOAP (pytorch-optimizer)", SOAPSettings(), build_soap),
-    OptimizerSpec("shampoo", "Shampoo (pytorch-optimizer)", ShampooSettings(), build_shampoo),
-    OptimizerSpec("lars", "LARS (pytorch-optimizer)", LARSSettings(), build_lars),
-    OptimizerSpec("lamb", "LAMB (pytorch-optimizer)", LAMBSettings(), build_lamb),
+    OptimizerSpec(
+        "sgd", "SGD with Nesterov momentum", SGDSettings(), build_sgd, "momentum", first_order=True
+    ),
+    OptimizerSpec("adamw", "AdamW", AdamWSettings(), build_adamw, "beta2", first_order=True),
+    OptimizerSpec(
+        "schedule-free",
+        "schedule-free AdamW (pytorch-optimizer)",
+        ScheduleFreeSettings(),
+        build_schedule_free,
+        "beta1",
+        first_order=True,
+    ),
+    OptimizerSpec("muon", "Muon; SGD or AdamW on the rest", MuonSettings(), build_muon, "momentum"),
+    OptimizerSpec("soap", "SOAP (pytorch-optimizer)", SOAPSettings(), build_soap, "beta2"),
+    OptimizerSpec(
+        "shampoo", "Shampoo (pytorch-optimizer)", ShampooSettings(), build_shampoo, "beta2"
+    ),
+    OptimizerSpec("singd", "SINGD (singd); SGD on the rest", SINGDSettings(), build_singd),
+    OptimizerSpec(
+        "lars", "LARS (pytorch-optimizer)", LARSSettings(), build_lars, "trust", first_order=True
+    ),
+    OptimizerSpec(
+        "lamb", "LAMB (pytorch-optimizer)", LAMBSettings(), build_lamb, "beta2", first_order=True
+    ),
 )
 OPTIMIZERS: dict[str, OptimizerSpec[Any]] = {spec.name: spec for spec in _SPECS}
 

@@ -77,8 +77,12 @@ class LAMBSettings(Settings):
     beta2: Fraction = 0.99
 
 
-def _package() -> ModuleType:
-    """Imports pytorch_optimizer, which takes seconds that other optimizers need not wait for."""
+def pytorch_optimizer() -> ModuleType:
+    """Imports pytorch_optimizer, which takes seconds that other optimizers need not wait for.
+
+    Raises:
+        BenchError: It is not installed.
+    """
     try:
         import pytorch_optimizer  # noqa: PLC0415
     except ImportError as error:
@@ -90,7 +94,7 @@ def _package() -> ModuleType:
 def build_soap(training: Training, settings: SOAPSettings) -> Sequence[Optimizer]:
     """Builds SOAP over every parameter."""
     return [
-        _package().SOAP(
+        pytorch_optimizer().SOAP(
             training.model.parameters(),
             lr=settings.lr,
             betas=(settings.beta1, settings.beta2),
@@ -104,7 +108,7 @@ def build_soap(training: Training, settings: SOAPSettings) -> Sequence[Optimizer
 def build_shampoo(training: Training, settings: ShampooSettings) -> Sequence[Optimizer]:
     """Builds blocked Shampoo over every parameter."""
     return [
-        _package().ScalableShampoo(
+        pytorch_optimizer().ScalableShampoo(
             training.model.parameters(),
             lr=settings.lr,
             betas=(settings.beta1, settings.beta2),
@@ -119,7 +123,7 @@ def build_shampoo(training: Training, settings: ShampooSettings) -> Sequence[Opt
 def build_lars(training: Training, settings: LARSSettings) -> Sequence[Optimizer]:
     """Builds LARS over every parameter."""
     return [
-        _package().LARS(
+        pytorch_optimizer().LARS(
             training.model.parameters(),
             lr=settings.lr,
             momentum=settings.momentum,
@@ -132,7 +136,7 @@ def build_lars(training: Training, settings: LARSSettings) -> Sequence[Optimizer
 def build_lamb(training: Training, settings: LAMBSettings) -> Sequence[Optimizer]:
     """Builds LAMB over every parameter."""
     return [
-        _package().Lamb(
+        pytorch_optimizer().Lamb(
             training.model.parameters(),
             lr=settings.lr,
             betas=(settings.beta1, settings.beta2),

@@ -149,12 +149,21 @@ class DecisionRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFinished:
-    """Last line of a run that reached its horizon."""
+    """Last line of a run that reached its horizon, or that ended before it by intent.
+
+    Attributes:
+        step: Steps done.
+        seconds: Training time.
+        best_metric: Best value of the workload's metric.
+        final_metric: Its last value.
+        ended: Why the run ended before its horizon; None where it did not.
+    """
 
     step: int
     seconds: float
     best_metric: float
     final_metric: float
+    ended: str | None = None
     kind: Literal["finished"] = "finished"
 
 

@@ -131,11 +131,12 @@ def _headline(summaries: Sequence[Summary], goal: str) -> str:
     return f"{sentence}; median over {best.runs} seed{'s' if best.runs > 1 else ''}."
 
 
-def write_report(directory: Path) -> Report:
+def write_report(directory: Path, *, command: str | None = None) -> Report:
     """Writes page, tables (``table.md``, ``table.csv``) and figures for the runs in a folder.
 
     Args:
         directory: Folder of a comparison or of one run.
+        command: Command line that makes the runs; None takes the comparison's.
 
     Raises:
         BenchError: There are no runs, a file is broken, or the folder cannot be written.
@@ -146,7 +147,8 @@ def write_report(directory: Path) -> Report:
     summaries = summarize(runs, target)
     table = comparison_table(summaries, workload.metric, target)
     goal = f"{workload.metric.name} {workload.metric.goal(target)}"
-    command = f"{comparison.command} --out {directory}" if comparison else None
+    if command is None and comparison is not None:
+        command = f"{comparison.command} --out {directory}"
     page = directory / REPORT_FILE
     try:
         (directory / FIGURES_FOLDER).mkdir(exist_ok=True)

@@ -85,8 +85,9 @@ def reopen(directory: Path, config: RunConfig, device: torch.device) -> Checkpoi
     run = read_run(directory)
     refuse_other(directory, config, run.config)
     match run.end:
-        case RunFinished():
-            message = f"--resume: the run in {directory} has reached its horizon"
+        case RunFinished(ended=why):
+            how = "has reached its horizon" if why is None else f"was ended early ({why})"
+            message = f"--resume: the run in {directory} {how}"
             raise BenchError(f"{message}; see it with thor report {directory}")
         case RunFailed(reason=why):
             message = f"--resume: the run in {directory} failed ({why})"

@@ -101,6 +101,7 @@ class Session:
         """Returns mean loss and metric over the whole test set."""
         self.ranks.align(self.model)
         self.model.eval()
+        self.rule.evaluation()
         loss = score = samples = 0.0
         for inputs, targets in self.data.test_batches():
             with self._autocast():
@@ -109,6 +110,7 @@ class Session:
             loss += float(self.workload.loss(outputs, targets)) * len(targets)
             score += float(self.workload.metric.score(outputs, targets).sum())
             samples += len(targets)
+        self.rule.training()
         self.model.train()
         loss, score, samples = self.ranks.total([loss, score, samples])
         return loss / samples, score / samples

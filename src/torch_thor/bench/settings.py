@@ -27,9 +27,9 @@ class Settings:
     Attributes:
         lr: Peak learning rate.
         weight_decay: Weight decay, as the optimizer understands it.
-        warmup: Share of all steps over which the triangle rises linearly from zero.
-        schedule: ``triangle``, up and down in straight lines, or ``polynomial``, the paper's
-            eq. 13 (eq. 14 where ``warmup_epochs`` is not 0).
+        warmup: Share of all steps over which triangle and constant rise linearly from zero.
+        schedule: ``triangle``, up and down in straight lines; ``constant``, up and then level; or
+            ``polynomial``, the paper's eq. 13 (eq. 14 where ``warmup_epochs`` is not 0).
         end_epoch: e_end of the polynomial; None takes the run's horizon.
         lr_power: p of the polynomial.
         warmup_epochs: e_warmup of eq. 14.
@@ -39,7 +39,7 @@ class Settings:
     lr: Positive = 0.1
     weight_decay: NonNegative = 5e-4
     warmup: Fraction = 0.15
-    schedule: Literal["triangle", "polynomial"] = "triangle"
+    schedule: Literal["triangle", "constant", "polynomial"] = "triangle"
     end_epoch: Positive | None = None
     lr_power: Positive = 6.0
     warmup_epochs: NonNegative = 0.0

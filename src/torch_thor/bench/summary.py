@@ -64,7 +64,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class _Reached:
+class Reached:
     """When a run first was at the target; infinite where it never was."""
 
     seconds: float = math.inf
@@ -72,11 +72,18 @@ class _Reached:
     epochs: float = math.inf
 
 
-def _reached(run: Run, metric: Metric, target: float) -> _Reached:
+def reached(run: Run, metric: Metric, target: float) -> Reached:
+    """Returns when a run was first evaluated at a target or beyond it.
+
+    Args:
+        run: Any run.
+        metric: Its workload's metric.
+        target: Value of the metric.
+    """
     for record in run.evaluations:
         if metric.reaches(record.test_metric, target):
-            return _Reached(record.seconds, record.step, record.epoch)
-    return _Reached()
+            return Reached(record.seconds, record.step, record.epoch)
+    return Reached()
 
 
 def group_by_optimizer(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -104,16 +111,16 @@ def summarize(runs: Sequence[Run], target: float) -> list[Summary]:
 
 
 def _summarize_one(name: str, runs: Sequence[Run], metric: Metric, target: float) -> Summary:
-    reached = [_reached(run, metric, target) for run in runs]
+    hits = [reached(run, metric, target) for run in runs]
     scores = [[record.test_metric for record in run.evaluations] for run in runs]
     return Summary(
         optimizer=name,
         runs=len(runs),
-        misses=sum(math.isinf(one.seconds) for one in reached),
+        misses=sum(math.isinf(one.seconds) for one in hits),
         horizon=runs[0].config.epochs,
-        seconds=Spread.of([one.seconds for one in reached]),
-        steps=Spread.of([one.steps for one in reached]),
-        epochs=Spread.of([one.epochs for one in reached]),
+        seconds=Spread.of([one.seconds for one in hits]),
+        steps=Spread.of([one.steps for one in hits]),
+        epochs=Spread.of([one.epochs for one in hits]),
         best_metric=Spread.of([metric.best(values) for values in scores if values]),
         final_metric=Spread.of([values[-1] for values in scores if values]),
         epoch_seconds=Spread.of([record.epoch_seconds for run in runs for record in run.epochs]),

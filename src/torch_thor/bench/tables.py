@@ -101,7 +101,7 @@ def comparison_table(summaries: Sequence[Summary], metric: Metric, target: float
         (
             row.optimizer,
             _range(row.seconds, 2),
-            "–" if row.ratio is None else _number(row.ratio, 2),
+            "–" if row.ratio is None else number_text(row.ratio, 2),
             _range(row.steps, 0),
             _range(row.epochs, 1),
             str(row.horizon),
@@ -109,8 +109,8 @@ def comparison_table(summaries: Sequence[Summary], metric: Metric, target: float
             _range(row.best_metric, metric.digits),
             _range(row.final_metric, metric.digits),
             _range(row.epoch_seconds, 2),
-            _number(row.peak_memory_mb.median, 0),
-            _number(row.wait_percent.median, 1),
+            number_text(row.peak_memory_mb.median, 0),
+            number_text(row.wait_percent.median, 1),
         )
         for row in summaries
     )
@@ -136,7 +136,8 @@ def comparison_csv(summaries: Sequence[Summary], target: float) -> str:
     return text.getvalue()
 
 
-def _number(value: float, digits: int) -> str:
+def number_text(value: float, digits: int) -> str:
+    """Returns a number for a table: ``∞`` where it is infinite, ``–`` where there is none."""
     if math.isnan(value):
         return "–"
     return "∞" if math.isinf(value) else f"{value:.{digits}f}"
@@ -144,7 +145,7 @@ def _number(value: float, digits: int) -> str:
 
 def _range(spread: Spread, digits: int) -> str:
     """Returns ``median (low–high)``, or the median alone where all seeds agree."""
-    middle, low, high = (_number(v, digits) for v in (spread.median, spread.low, spread.high))
+    middle, low, high = (number_text(v, digits) for v in (spread.median, spread.low, spread.high))
     return middle if low == high else f"{middle} ({low}–{high})"
 
 

@@ -1,6 +1,7 @@
 """The parts of a workload: a model, its data, a loss, a metric and a target."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,9 +39,24 @@ class Metric:
         """Tells whether a value is at the target or beyond it."""
         return value >= target if self.higher_is_better else value <= target
 
-    def best(self, values: list[float]) -> float:
+    def best(self, values: Sequence[float]) -> float:
         """Returns the best of some values."""
         return max(values) if self.higher_is_better else min(values)
+
+    def worst(self, values: Sequence[float]) -> float:
+        """Returns the worst of some values."""
+        return min(values) if self.higher_is_better else max(values)
+
+    @property
+    def perfect(self) -> float:
+        """The best value that there is."""
+        return self.high if self.higher_is_better else self.low
+
+    def easier(self, value: float) -> float:
+        """Returns a value cut to the metric's digits, towards the side that is easier to reach."""
+        cut = math.floor if self.higher_is_better else math.ceil
+        scale: float = 10.0**self.digits
+        return cut(round(value * scale, 6)) / scale
 
     def goal(self, target: float) -> str:
         """Returns a target as short as it can be written, with its unit."""

@@ -1,0 +1,40 @@
+"""Arguments that commands share, and who listens to the runs that they make."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from torch_thor.bench.observers import Observer, TensorBoardObserver, TerminalObserver
+from torch_thor.bench.workloads import Workload
+
+console = Console()
+
+WorkloadArgument = Annotated[str, typer.Argument(help="Name of the workload (thor workloads).")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated."),
+]
+EpochsOption = Annotated[int | None, typer.Option(help="Horizon in epochs instead of the tuned.")]
+EvaluationsOption = Annotated[int, typer.Option(help="Evaluations of the test set per epoch.")]
+BatchOption = Annotated[int | None, typer.Option(help="Samples per step.")]
+DeviceOption = Annotated[str, typer.Option(help="torch device that trains.")]
+DataDirOption = Annotated[
+    Path | None, typer.Option(help="Folder with the workload's files, instead of the usual places.")
+]
+PresetOption = Annotated[
+    str | None, typer.Option(help="Published set-up, such as paper-256 (docs/paper.md).")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=0, help="Processes that read image files; one per core.")
+]
+DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch missing data files.")]
+
+
+def observers_of(task: Workload, directory: Path, title: str) -> list[Observer]:
+    """Returns who listens to a run on the command line."""
+    return [
+        TerminalObserver(console, title=title, metric=task.metric),
+        TensorBoardObserver(directory, task.metric),
+    ]

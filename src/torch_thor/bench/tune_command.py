@@ -1,0 +1,79 @@
+"""``thor tune``: the same search for several optimizers, then their race to a target."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from torch_thor.bench.arguments import (
+    BatchOption,
+    DataDirOption,
+    DeviceOption,
+    DownloadOption,
+    EvaluationsOption,
+    WorkersOption,
+    WorkloadArgument,
+    console,
+    observers_of,
+)
+from torch_thor.bench.config import DataSource, RunConfig
+from torch_thor.bench.observers import Observer
+from torch_thor.bench.recipes import RunOptions
+from torch_thor.bench.study import StudyOptions, plan_study
+from torch_thor.bench.study_report import write_study
+from torch_thor.bench.tuning import StudyRunner
+from torch_thor.bench.workloads import find_workload
+
+DEFAULT_TUNED = "thor,sgd,adamw,muon"
+
+
+def tune(
+    workload: WorkloadArgument = "digits",
+    *,
+    optimizers: Annotated[str, typer.Option(help="Names, separated by commas.")] = DEFAULT_TUNED,
+    trials: Annotated[int, typer.Option(help="Trials of each optimizer.")] = 16,
+    seeds: Annotated[int, typer.Option(help="Fresh seeds of each winner.")] = 5,
+    target: Annotated[
+        float | None,
+        typer.Option(help="Value to time; without it the best first-order optimizer sets it."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of all studies.")] = Path("runs/tune"),
+    search_seed: Annotated[int, typer.Option(min=0, help="Seed of the points.")] = 0,
+    evals_per_epoch: EvaluationsOption = 2,
+    batch_size: BatchOption = None,
+    device: DeviceOption = "cpu",
+    data_dir: DataDirOption = None,
+    download: DownloadOption = False,
+    workers: WorkersOption = None,
+) -> None:
+    """Tune several optimizers alike, and compare the winners by time to a target.
+
+    Runs that are on disk already are not repeated: a stopped study goes on where it was.
+    """
+    task = find_workload(workload)
+    options = StudyOptions(
+        trials=trials,
+        seeds=seeds,
+        target=target,
+        search_seed=search_seed,
+        run=RunOptions(batch_size=batch_size, evals_per_epoch=evals_per_epoch, device=device),
+    )
+    names = [name.strip() for name in optimizers.split(",") if name.strip()]
+    study = plan_study(task, names, options)
+
+    def observe(_config: RunConfig, folder: Path, title: str) -> list[Observer]:
+        return observers_of(task, folder, title)
+
+    runner = StudyRunner(
+        study,
+        out / workload,
+        source=DataSource(data_dir, download, workers),
+        observe=observe,
+        tell=typer.echo,
+    )
+    written = write_study(runner.run())
+    console.print(written.table.to_rich(written.title, console))
+    typer.echo(f"report: {written.page}")
+    typer.echo(f"figure: {written.figure.light}")
+    if written.profile is not None:
+        typer.echo(f"performance profile: {written.profile.light}")
