@@ -42,11 +42,11 @@ _THOR_DIGITS = THORSettings(lr=0.1, interval=10)
 _THOR_TABULAR = THORSettings(lr=0.2, interval=5, damping=0.03, split=128)
 # A fixed root mean square has a rate of its own, so AdamW's stands beside it, as with Muon.
 _THOR_AUTOENCODER = THORSettings(
-    lr=0.01, weight_decay=0.0, split=128, norm_control="rms", decoupled_decay=True,
+    lr=0.01, weight_decay=0.0, damping=0.01, interval=5, split=128, norm_control="rms", decoupled_decay=True,
     base="adamw", base_lr_scale=0.1,
 )  # fmt: skip
 _THOR_TEXT = THORSettings(
-    lr=0.02, weight_decay=0.05, damping=1e-4, split=128, norm_control="rms", decoupled_decay=True,
+    lr=0.02, weight_decay=0.05, damping=1e-4, interval=5, split=128, norm_control="rms", decoupled_decay=True,
     base="adamw", base_lr_scale=0.15, base_weight_decay=0.0, exclude_head=True,
 )  # fmt: skip
 _MUON_AUTOENCODER = MuonSettings(
@@ -73,10 +73,10 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("fashion", "sgd"): Recipe(SGDSettings(lr=0.4), 6),
     ("fashion", "adamw"): Recipe(AdamWSettings(lr=0.01), 6),
     ("fashion", "muon"): Recipe(MuonSettings(lr=0.02), 3),
-    ("fashion-autoencoder", "thor"): Recipe(_THOR_AUTOENCODER, 5),
+    ("fashion-autoencoder", "thor"): Recipe(_THOR_AUTOENCODER, 3),
     ("fashion-autoencoder", "sgd"): Recipe(SGDSettings(lr=0.01, weight_decay=0.0), 10),
     ("fashion-autoencoder", "adamw"): Recipe(AdamWSettings(lr=0.002, weight_decay=0.0), 10),
-    ("fashion-autoencoder", "muon"): Recipe(_MUON_AUTOENCODER, 4),
+    ("fashion-autoencoder", "muon"): Recipe(_MUON_AUTOENCODER, 3),
     ("text-gpt", "thor"): Recipe(_THOR_TEXT, 4),
     ("text-gpt", "sgd"): Recipe(SGDSettings(lr=0.2), 6),
     ("text-gpt", "adamw"): Recipe(AdamWSettings(lr=0.003), 6),
