@@ -42,13 +42,29 @@ _THOR_DIGITS = THORSettings(lr=0.1, interval=10)
 _THOR_TABULAR = THORSettings(lr=0.2, interval=5, damping=0.03, split=128)
 # A fixed root mean square has a rate of its own, so AdamW's stands beside it, as with Muon.
 _THOR_AUTOENCODER = THORSettings(
-    lr=0.01, weight_decay=0.0, damping=0.01, interval=5, split=128, norm_control="rms", decoupled_decay=True,
-    base="adamw", base_lr_scale=0.1,
-)  # fmt: skip
+    lr=0.01,
+    weight_decay=0.0,
+    damping=0.01,
+    interval=5,
+    split=128,
+    norm_control="rms",
+    decoupled_decay=True,
+    base="adamw",
+    base_lr_scale=0.1,
+)
 _THOR_TEXT = THORSettings(
-    lr=0.02, weight_decay=0.05, damping=1e-4, interval=5, split=128, norm_control="rms", decoupled_decay=True,
-    base="adamw", base_lr_scale=0.15, base_weight_decay=0.0, exclude_head=True,
-)  # fmt: skip
+    lr=0.02,
+    weight_decay=0.05,
+    damping=1e-4,
+    interval=5,
+    split=128,
+    norm_control="rms",
+    decoupled_decay=True,
+    base="adamw",
+    base_lr_scale=0.15,
+    base_weight_decay=0.0,
+    exclude_head=True,
+)
 _MUON_AUTOENCODER = MuonSettings(
     weight_decay=0.0, exclude_head=False, rest="adamw", rest_lr=0.001, rest_weight_decay=0.0
 )
