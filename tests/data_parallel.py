@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 STEPS = 50
 SAMPLES = 16
-_ALL_ROWS = Statistics(rows=None)
+ALL_ROWS = Statistics(rows=None)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Case:
 
 
 def _thor(**options: Any) -> dict[str, Any]:
-    return {"lr": 0.05, "interval": 5, "split": 4, "statistics": _ALL_ROWS} | options
+    return {"lr": 0.05, "interval": 5, "split": 4, "statistics": ALL_ROWS} | options
 
 
 _KFAC: dict[str, Any] = {
@@ -141,7 +141,7 @@ def model_of(case: Case) -> nn.Module:
 
 
 def loss_of(case: Case, outputs: Tensor, targets: Tensor) -> Tensor:
-    statistics = case.options.get("statistics", _ALL_ROWS)
+    statistics = case.options.get("statistics", ALL_ROWS)
     mean = mean_half_square(outputs, targets)
     return mean * len(outputs) if statistics.loss_reduction == "sum" else mean
 

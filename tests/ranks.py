@@ -43,13 +43,13 @@ def on_ranks(size: int, work: Callable[..., Any], *arguments: object) -> list[An
     """
     answers = attempt_on_ranks(size, work, *arguments)
     for rank, answer in enumerate(answers):
-        if isinstance(answer, BaseException | str):
+        if isinstance(answer, RankError):
             raise RankError(f"rank {rank} of {size}: {answer}")
     return answers
 
 
 def attempt_on_ranks(size: int, work: Callable[..., Any], *arguments: object) -> list[Any]:
-    """The same, but a rank that raised gives its traceback, one that died ``RankError``."""
+    """The same, but a rank that raised or died gives a ``RankError`` in the place of an answer."""
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")
         pipes, processes = [], []
@@ -98,7 +98,7 @@ def _rank(
     try:
         answer = work(*arguments)
     except Exception:  # noqa: BLE001 - whatever a rank raises is the parent's to judge
-        answer = traceback.format_exc()
+        answer = RankError(traceback.format_exc())
     buffer = io.BytesIO()
     torch.save(answer, buffer)
     pipe.send_bytes(buffer.getvalue())

@@ -84,6 +84,7 @@ class CurvatureEngine:
         steps: Steps taken.
         last_decisions: Decisions of the latest step; empty when it refreshed nothing.
         communicator: Where the other ranks are reached.
+        device: Where the model lives.
     """
 
     def __init__(self, model: nn.Module, options: CurvatureOptions) -> None:
@@ -92,8 +93,8 @@ class CurvatureEngine:
             raise InvalidOptionError("model", model, "a torch.nn.Module")
         self.model = model
         self.options = options
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self.communicator = communicator_for(options.distributed, device)
+        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.communicator = communicator_for(options.distributed, self.device)
         self.steps = 0
         self.last_decisions: tuple[LayerDecision, ...] = ()
         self.stack_options = StackOptions(

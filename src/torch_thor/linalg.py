@@ -53,7 +53,10 @@ def inverse_root(matrices: Tensor, power: float) -> tuple[Tensor, Tensor]:
 
 def _inverse(matrices: Tensor) -> tuple[Tensor, Tensor]:
     triangle, info = torch.linalg.cholesky_ex(matrices)
-    return torch.cholesky_inverse(triangle), info == 0
+    good = info == 0
+    # A triangle with a zero on its diagonal would raise.
+    identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+    return torch.cholesky_inverse(torch.where(good[..., None, None], triangle, identity)), good
 
 
 def _inverse_square_root(matrices: Tensor) -> tuple[Tensor, Tensor]:

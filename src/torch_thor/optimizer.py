@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch_thor.base import Base, adamw_step, sgd_step
 from torch_thor.coverage import sparse_parameters
 from torch_thor.directions import GroupPlan, ParameterGroup, all_finite, plan_groups, precondition
+from torch_thor.distributed import Distributed, UnevenInputs
+from torch_thor.distributed.description import describe
 from torch_thor.errors import InvalidOptionError, NonFiniteGradientError, require
 from torch_thor.options import NormControl, NormControlKind, Update, as_norm_control
 from torch_thor.schedules import ScheduledFloat, value_at
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 Parameters = Iterable[nn.Parameter] | Iterable[ParameterGroup]
 
 
-class CurvatureOptimizer(torch.optim.Optimizer):
+class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
     """Step engine that THOR, KFAC and EKFAC share.
 
     Args:
@@ -71,6 +73,17 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         self._planned: tuple[object, list[GroupPlan]] = (None, [])
         chosen = preconditioner.model.parameters() if params is None else params
         super().__init__(chosen, defaults)
+        UnevenInputs.__init__(self)
+        self._agree()
+
+    def _agree(self) -> None:
+        """Raises unless all ranks of a distributed run have the same options and groups."""
+        groups = [
+            {k: len(v) if k == "params" else v for k, v in g.items()} for g in self.param_groups
+        ]
+        options = (type(self), self._lr_schedule, self.norm_control, self.update_order, self.base)
+        ranks = self.preconditioner.communicator
+        ranks.agree("options of the optimizer", describe([*options, groups]))
 
     @property
     def last_decisions(self) -> tuple[LayerDecision, ...]:
@@ -168,13 +181,18 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        self.preconditioner.communicator.average_gradients(parameters)
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        self._begin_step()
+        self._take_step()
+        return loss
+
+    def _take_step(self) -> None:
+        gradients = self._gradients()
         scale = self._unscale(gradients)
-        if scale is None or not self._are_finite(gradients):
-            self.preconditioner.discard()
-            return loss
+        finite = scale is not None and self._are_finite(gradients)
+        self._tell_joined(self.preconditioner.communicator, skipped=not finite)
+        if scale is None or not finite:
+            self._skip(overflow=scale is None)
+            return
         plans = self._plans()
         self._follow_schedules(plans)
         self.preconditioner.update(scale)
@@ -183,7 +201,21 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         for plan in plans:
             self._step_layers(plan, directions)
             self._step_base(plan)
-        return loss
+
+    def _gradients(self) -> list[Tensor]:
+        """All gradients, averaged over ranks where the user asked for that."""
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        self.preconditioner.communicator.average_gradients(parameters)
+        return [p.grad for p in parameters if p.grad is not None]
+
+    def _skip(self, *, overflow: bool) -> None:
+        """Leaves a step out; an ``overflow`` that a scaler found is no error."""
+        self.preconditioner.discard()
+        if not overflow and self.preconditioner.options.refresh.on_nonfinite == "raise":
+            raise NonFiniteGradientError(
+                f"A gradient holds NaN or Inf at step {self.preconditioner.steps}; nothing was "
+                "changed. Lower the learning rate, or pass Refresh(on_nonfinite='skip')."
+            )
 
     def _plans(self) -> list[GroupPlan]:
         """Sorts the groups' parameters; again only when groups or layers have changed."""
@@ -202,23 +234,17 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         scale: Tensor | None = getattr(self, "grad_scale", None)
         if found is not None and bool(found):
             return None
+        ours = self.preconditioner.options.distributed.reduce_gradients
+        allowed = "False with a GradScaler, whose scale is the rank's own: wrap the model in DDP"
+        require("reduce_gradients", ours, scale is None or not ours, allowed)
         if scale is None:
             return 1.0 if self._scaler is None else float(self._scaler.get_scale())
         torch._foreach_div_(gradients, scale)
         return float(scale)
 
     def _are_finite(self, gradients: list[Tensor]) -> bool:
-        policy = self.preconditioner.options.refresh.on_nonfinite
-        if policy == "ignore" or not gradients:
-            return True
-        finite = all_finite(gradients)
-        if not finite and policy == "raise":
-            self.preconditioner.discard()
-            raise NonFiniteGradientError(
-                f"A gradient holds NaN or Inf at step {self.preconditioner.steps}; nothing was "
-                "changed. Lower the learning rate, or pass Refresh(on_nonfinite='skip')."
-            )
-        return finite
+        ignored = self.preconditioner.options.refresh.on_nonfinite == "ignore"
+        return ignored or not gradients or all_finite(gradients)
 
     def _follow_schedules(self, plans: list[GroupPlan]) -> None:
         """Writes scheduled values into the groups, and the groups' damping to the layers."""
@@ -308,6 +334,32 @@ class CurvatureOptimizer(torch.optim.Optimizer):
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return [self.state[p]["momentum_buffer"] for p in parameters]
+
+    def shadow_step(self) -> None:
+        """Takes part in a step of the other ranks, without samples.
+
+        DistributedDataParallel keeps the others' gradients to itself and sends the weights at
+        the end; with gradients of our own (``reduce_gradients``) the step is a full one.
+        """
+        self.zero_grad()
+        if self.preconditioner.options.distributed.reduce_gradients:
+            self._take_step()
+        elif self.preconditioner.communicator.any(False):  # noqa: FBT003 (as the built-in)
+            self.preconditioner.discard()
+        else:
+            self._follow_schedules(self._plans())
+            self.preconditioner.update()
+
+    def catch_up(self, *, up_to_date: bool) -> None:
+        """Takes over momentum and groups of a rank that took every step."""
+        own = super().state_dict()
+        ranks = self.preconditioner.communicator
+        current = ranks.adopt("state of the optimizer", own, valid=up_to_date)
+        super().load_state_dict(current)
+
+    @property
+    def _distribution(self) -> tuple[Distributed, torch.device]:
+        return self.preconditioner._distribution
 
     def state_dict(self) -> dict[str, Any]:
         """Returns torch's state plus ``"curvature"``: all that the next steps depend on."""

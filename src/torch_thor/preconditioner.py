@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from torch_thor.directions import precondition_stacks
-from torch_thor.distributed import Distributed
+from torch_thor.distributed import Distributed, UnevenInputs
 from torch_thor.engine import CurvatureEngine, CurvatureOptions
 from torch_thor.errors import InvalidOptionError
 from torch_thor.fisher import Likelihood, sampled_loss
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch_thor.policies import TraceRule
 
 
-class Preconditioner(CurvatureEngine):
+class Preconditioner(CurvatureEngine, UnevenInputs):
     """Natural-gradient preconditioning in front of any torch optimizer.
 
     Call ``preconditioner.step()`` after ``backward()`` and before the optimizer's
@@ -100,15 +100,32 @@ class Preconditioner(CurvatureEngine):
             distributed=distributed,
         )
         super().__init__(model, options)
+        UnevenInputs.__init__(self)
 
     def step(self) -> None:
         """Updates the curvature and rewrites ``.grad`` of every preconditioned layer."""
+        self._begin_step()
+        self._average_and_update()
+        with torch.no_grad():
+            self._rewrite()
+
+    def _average_and_update(self) -> None:
         for layer in self.layers:
             layer.damping = value_at(self.options.damping.value, self.steps)
         self.communicator.average_gradients(self.model.parameters())
         self.update()
-        with torch.no_grad():
-            self._rewrite()
+
+    def shadow_step(self) -> None:
+        """Takes part in a step of the other ranks, without samples."""
+        self.model.zero_grad()
+        self._average_and_update()
+
+    def catch_up(self, *, up_to_date: bool) -> None:
+        """Does nothing: curvature is never behind."""
+
+    @property
+    def _distribution(self) -> tuple[Distributed, torch.device]:
+        return self.options.distributed, self.device
 
     def _rewrite(self) -> None:
         live = [

@@ -3,6 +3,7 @@
 from torch_thor.distributed.communicator import Communicator, Local, Part
 from torch_thor.distributed.data_parallel import DataParallel, communicator_for
 from torch_thor.distributed.evidence import Evidence
+from torch_thor.distributed.joining import UnevenInputs
 from torch_thor.distributed.options import Distributed
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "Evidence",
     "Local",
     "Part",
+    "UnevenInputs",
     "communicator_for",
 ]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch.distributed as dist
 
+from torch_thor.distributed.wire import Traffic
 from torch_thor.errors import StateMismatchError
 from torch_thor.inverses import Inverses, Solutions, solve
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from torch_thor.distributed.evidence import Evidence
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,20 +34,6 @@ class Part:
 
     compute: Callable[[], Tensor]
     symmetric: bool
-
-
-@dataclass
-class Traffic:
-    """What a rank has sent since the communicator was built.
-
-    Args:
-        messages: Collectives.
-        bytes: Sizes of what was summed or gathered. A ring moves (W - 1) / W of a sum twice,
-            of a gathered message once.
-    """
-
-    messages: int = 0
-    bytes: int = 0
 
 
 class Communicator(ABC):
@@ -70,6 +59,14 @@ class Communicator(ABC):
     @abstractmethod
     def first(self, value: Callable[[], int] | None) -> int | None:
         """Returns the value of the first rank that has one; only that rank computes it."""
+
+    @abstractmethod
+    def any(self, flag: bool) -> bool:  # noqa: FBT001 (as the built-in)
+        """Returns whether the flag is set on any rank."""
+
+    @abstractmethod
+    def adopt(self, name: str, value: T, *, valid: bool) -> T:
+        """Returns the value of the first rank whose own is valid."""
 
     @abstractmethod
     def pool(self, step: int, evidence: list[Evidence]) -> list[Evidence]:
@@ -107,6 +104,14 @@ class Local(Communicator):
     def first(self, value: Callable[[], int] | None) -> int | None:
         """Returns the value."""
         return None if value is None else value()
+
+    def any(self, flag: bool) -> bool:  # noqa: FBT001
+        """Returns the flag."""
+        return flag
+
+    def adopt(self, name: str, value: T, *, valid: bool) -> T:  # noqa: ARG002
+        """Returns the value."""
+        return value
 
     def pool(self, step: int, evidence: list[Evidence]) -> list[Evidence]:  # noqa: ARG002
         """Returns the evidence as it is.

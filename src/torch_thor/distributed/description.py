@@ -17,6 +17,8 @@ def describe(value: object) -> str:
     if is_dataclass(value) and not isinstance(value, type):
         inside = [f"{f.name}={describe(getattr(value, f.name))}" for f in fields(value) if f.repr]
         return f"{type(value).__qualname__}({', '.join(inside)})"
+    if isinstance(value, dict):
+        return describe([*value.items()])
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(describe, value))}]"
     if callable(value):

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from torch_thor.distributed.data_parallel import DataParallel
     from torch_thor.distributed.options import Inversion
+    from torch_thor.distributed.wire import Wire
     from torch_thor.inverses import Inverses, Solutions
 
 _LOG = logging.getLogger(__name__)
@@ -64,13 +64,13 @@ class Inverter:
     """Solves stacks of blocks for all ranks.
 
     Args:
-        ranks: The communicator that the results travel by.
+        wire: What the results travel by.
         choice: See ``Distributed.inversion``.
     """
 
-    def __init__(self, ranks: DataParallel, choice: Inversion) -> None:
+    def __init__(self, wire: Wire, choice: Inversion) -> None:
         """Measures nothing yet."""
-        self._ranks = ranks
+        self._wire = wire
         self._choice = choice
         self._profile: Profile | None = None
         self._said: bool | None = None
@@ -81,7 +81,7 @@ class Inverter:
             profile = self._profile or self._measure(stacks[0].device, inverses.power)
             self._profile = profile
             costs = [profile.inversion(stack.shape[-1]) for stack in stacks for _ in stack]
-            owners = _by_stack(place(costs, self._ranks.size), stacks)
+            owners = _by_stack(place(costs, self._wire.size), stacks)
             if self._choice == "owners" or self._pays(stacks, inverses, costs, owners):
                 return self._share(stacks, inverses, owners)
         return [solve(stack, inverses.kernel) for stack in stacks]
@@ -94,7 +94,7 @@ class Inverter:
         owners: list[list[int]],
     ) -> bool:
         """Whether owners and a gather are faster than inverting everything everywhere."""
-        profile, ranks = self._profile, self._ranks.size
+        profile, ranks = self._profile, self._wire.size
         if profile is None:
             return False
         alone = sum(costs)
@@ -125,22 +125,22 @@ class Inverter:
         """Measures network and inversion; rank 0's numbers count."""
         seconds = []
         for size in _PROBE_BYTES:
-            message = torch.zeros(size, dtype=torch.uint8, device=self._ranks.device)
+            message = torch.zeros(size, dtype=torch.uint8, device=self._wire.device)
             times = []
             for _ in range(_PROBE_REPEATS):
                 begin = time.perf_counter()
                 # The copy to the CPU waits for the device.
-                self._ranks.gather("measurement of the network", message)[-1][-1].cpu()
+                self._wire.gather("measurement of the network", message)[-1][-1].cpu()
                 times.append(time.perf_counter() - begin)
             seconds.append(min(times))
         per_byte = max(seconds[1] - seconds[0], 0.0) / (_PROBE_BYTES[1] - _PROBE_BYTES[0])
         numbers = [seconds[0], per_byte]
-        if self._ranks.rank == 0:
+        if self._wire.rank == 0:
             numbers += [time.seconds for time in inversion_times(_SIZES, device, power)]
         else:
             numbers = [0.0] * (len(numbers) + len(_SIZES))
-        message = torch.tensor(numbers, dtype=torch.float64, device=self._ranks.device)
-        latency, per_byte, *inversions = self._ranks.sum("measured profile", message).tolist()
+        message = torch.tensor(numbers, dtype=torch.float64, device=self._wire.device)
+        latency, per_byte, *inversions = self._wire.sum("measured profile", message).tolist()
         return Profile(tuple(inversions), latency, per_byte)
 
     def _share(
@@ -149,9 +149,9 @@ class Inverter:
         """Inverts this rank's blocks and gathers everyone's."""
         places = [
             [[n for n, owner in enumerate(owned) if owner == rank] for owned in owners]
-            for rank in range(self._ranks.size)
+            for rank in range(self._wire.size)
         ]
-        mine = places[self._ranks.rank]
+        mine = places[self._wire.rank]
         found = [
             solve(stack[chosen], inverses.kernel)
             for stack, chosen in zip(stacks, mine, strict=True)
@@ -182,12 +182,12 @@ class Inverter:
         own = torch.zeros(longest, dtype=dtype, device=device)
         pieces = [
             slot.pack(solution)
-            for slot, solution in zip(layout[self._ranks.rank], found, strict=True)
+            for slot, solution in zip(layout[self._wire.rank], found, strict=True)
         ]
         packed = torch.cat(pieces)
         own[: len(packed)] = packed
-        message = own.to(self._ranks.device)
-        gathered = self._ranks.gather("inverses of the blocks' owners", message)
+        message = own.to(self._wire.device)
+        gathered = self._wire.gather("inverses of the blocks' owners", message)
         for slots, flat in zip(layout, gathered, strict=True):
             counts = [slot.entries for slot in slots]
             values = flat[: sum(counts)].to(device)

@@ -24,7 +24,7 @@ class Distributed:
             process alone where torch.distributed is not initialised.
         wire: Type in which factors travel. ``None`` sends them as they are (float32, or
             float64 for a float64 model); ``torch.bfloat16`` halves the bytes and raises the
-            diagonals by 2⁻⁹ √rows of a block, the size of its rounding.
+            diagonal of a block by a share of 0.006 √rows, so that rounding leaves it positive.
         timeout: Seconds that a collective may take before it is a ``CollectiveError``.
         inversion: ``"replicate"``: every rank inverts all blocks. ``"owners"``: each block is
             inverted by one rank and gathered by the others. ``"auto"`` takes what measured

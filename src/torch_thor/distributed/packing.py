@@ -48,10 +48,10 @@ def unpack_triangles(packed: Tensor, size: int) -> Tensor:
 def raise_diagonals(matrices: Tensor, wire: torch.dtype) -> Tensor:
     """Makes up for the rounding of positive semidefinite blocks ``[..., s, s]``, in place.
 
-    Entries that are rounded by a relative u each move the eigenvalues of the block, scaled to
-    a unit diagonal, by about u √s: a block that was singular stays positive when its diagonal
-    grows by that share.
+    Entries that are rounded twice by a relative u each move the eigenvalues of the block,
+    scaled to a unit diagonal, by less than 1.5 u √s: a block that was singular stays positive
+    when its diagonal grows by that share.
     """
     unit = torch.finfo(wire).eps / 2
-    matrices.diagonal(dim1=-2, dim2=-1).mul_(1.0 + unit * matrices.shape[-1] ** 0.5)
+    matrices.diagonal(dim1=-2, dim2=-1).mul_(1.0 + 1.5 * unit * matrices.shape[-1] ** 0.5)
     return matrices

@@ -1,0 +1,33 @@
+"""Which rank inverts what."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torch_thor.distributed.placement import longest_load, place
+
+
+@given(st.lists(st.floats(0.01, 100), max_size=30), st.integers(1, 8))
+def test_loads_are_as_even_as_the_greedy_rule_promises(costs: list[float], ranks: int) -> None:
+    owners = place(costs, ranks)
+    assert len(owners) == len(costs)
+    assert all(0 <= owner < ranks for owner in owners)
+    # The rank that ends last began its last job no later than the mean load of all others.
+    most = sum(costs) / ranks + (1 - 1 / ranks) * max(costs, default=0.0)
+    assert longest_load(costs, owners, ranks) <= most + 1e-9
+
+
+def test_large_jobs_are_placed_before_small_ones() -> None:
+    costs = [1.0, 1.0, 1.0, 3.0]
+    assert longest_load(costs, place(costs, 2), 2) == 3.0
+
+
+def test_fewer_jobs_than_ranks_leave_ranks_without_work() -> None:
+    """Case 41."""
+    assert sorted(place([1.0, 2.0], 4)) == [0, 1]
+
+
+def test_equal_jobs_are_dealt_out_in_turn() -> None:
+    owners = place([1.0] * 6, 3)
+    assert [owners.count(rank) for rank in range(3)] == [2, 2, 2]
