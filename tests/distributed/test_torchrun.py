@@ -24,7 +24,12 @@ def torchrun(script: Path, *arguments: object, restarts: int = 0) -> str:
         *("--max-restarts", str(restarts), "--monitor-interval", "0.1"),
         *(str(script), *map(str, arguments)),
     ]
-    environment = os.environ | {"PYTHONPATH": SOURCES, "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": SOURCES,
+        "OMP_NUM_THREADS": "1",
+        # A store of its own for each attempt: gloo finds addresses of dead ranks in a shared one.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }
     done = subprocess.run(  # noqa: S603 - our own scripts
         command, env=environment, capture_output=True, text=True, timeout=100, check=False
     )

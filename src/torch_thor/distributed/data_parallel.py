@@ -59,6 +59,7 @@ class DataParallel(Communicator):
 
     def first(self, value: Callable[[], int] | None) -> int | None:
         """Asks who has a value, and lets the first of them compute and send it."""
+        self._meet("the first statistics")
         owner = self._first_with("rank with statistics", value is not None)
         if owner is None:
             return None
@@ -82,19 +83,25 @@ class DataParallel(Communicator):
         """Sums traces, counts and flags in one small message."""
         if not evidence:
             return evidence
+        names = ", ".join(one.name for one in evidence)
+        self._meet(f"the refresh of step {step}: {names}")
         name = f"traces of {len(evidence)} layers, step {step}"
-        names = ",".join(one.name for one in evidence)
-        check = zlib.crc32(f"{step}:{names}".encode()) & _CHECK_MASK
-        head = self._wire.numbers(check, check**2)
-        message = torch.cat([head, pooled.write(evidence, self._wire.device)])
-        total = self._wire.sum(name, message).cpu()
+        total = self._wire.sum(name, pooled.write(evidence, self._wire.device))
+        return pooled.read(evidence, total.cpu())
+
+    def _meet(self, plan: str) -> None:
+        """Raises on all ranks unless they are about to do the same.
+
+        Messages of different lengths end the process under gloo, and hang under nccl.
+        """
+        check = zlib.crc32(plan.encode()) & _CHECK_MASK
+        total, squares = self._wire.sum(plan, self._wire.numbers(check, check**2)).tolist()
         # All ranks sent one number exactly if its variance is zero.
-        if float(total[0]) ** 2 != self.size * float(total[1]):
+        if total**2 != self.size * squares:
             raise StateMismatchError(
-                f"At step {step} the ranks refresh different layers (this is rank {self.rank} "
-                f"of {self.size}). Take, skip, freeze and thaw on all ranks alike."
+                f"The ranks are about to do different things; rank {self.rank} of {self.size} "
+                f"comes to {plan}. Step, skip, freeze and thaw on all ranks alike."
             )
-        return pooled.read(evidence, total[2:])
 
     def reduce(self, parts: Iterable[Part]) -> Iterator[Tensor]:
         """Sends the parts in buckets, each while the next one is computed."""
