@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from data_parallel import CASES, batches_of, model_of
 from helpers import mean_half_square, mlp
 from torch_thor import THOR, Distributed, Statistics
+from torch_thor.distributed.inversion import Profile
 from uneven_ranks import EVERY_STEP, Uneven, ended
 
 if TYPE_CHECKING:
@@ -151,18 +152,21 @@ def resumed(steps: int) -> tuple[Uneven, Uneven]:
 
 
 def profile_and_log() -> list[str]:
-    """What ``inversion="auto"`` says in the log."""
+    """What ``inversion="auto"`` says: as measured, with a free network, and with a dear one."""
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("torch_thor")
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG)
     logger.addHandler(handler)
-    model = nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 300), nn.Linear(300, 3))
+    model = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40), nn.Linear(40, 3))
     optimizer = THOR(model, **EVERY_STEP, split=None)
-    for _ in range(2):
+    inverter = optimizer.preconditioner.communicator._inverter  # type: ignore[attr-defined]
+    free, dear = Profile((1.0, 1.0, 1.0), 0.0, 0.0), Profile((1.0, 1.0, 1.0), 1e9, 0.0)
+    for network in (None, free, dear):
+        inverter._profile = network
         optimizer.zero_grad()
-        mean_half_square(model(torch.randn(64, 300)), torch.ones(64, 3)).backward()  # type: ignore[no-untyped-call]
+        mean_half_square(model(torch.randn(64, 40)), torch.ones(64, 3)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     logger.removeHandler(handler)
     return lines

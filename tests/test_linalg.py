@@ -56,6 +56,14 @@ def test_one_bad_matrix_is_marked_and_spoils_no_other(power: float) -> None:
         torch.testing.assert_close(roots[index], inverse_power(stack[index], power))
 
 
+def test_a_matrix_of_zeros_is_marked_too() -> None:
+    """Its Cholesky triangle has zeros on the diagonal, which the next step would refuse."""
+    assert linalg.inverse_root(torch.stack([torch.zeros(3, 3), torch.eye(3)]), 1.0)[1].tolist() == [
+        False,
+        True,
+    ]
+
+
 def test_newton_schulz_marks_what_did_not_converge() -> None:
     stack = torch.stack([torch.eye(4), -torch.eye(4)]).double()
     assert linalg.newton_schulz_inverse_square_root(stack)[1].tolist() == [True, False]

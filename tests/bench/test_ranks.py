@@ -32,12 +32,7 @@ def torchrun(*words: str, restarts: int = 0) -> subprocess.CompletedProcess[str]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", "--max-restarts", str(restarts), *words]
     here = [str(SCRIPT.parents[1]), *sys.path]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(here),
-        # A store of its own for each attempt: gloo finds addresses of dead ranks in a shared one.
-        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-    }
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(here)}
     return subprocess.run(  # noqa: S603
         command, env=environment, capture_output=True, text=True, check=False, timeout=100
     )

@@ -112,8 +112,8 @@ class Inverter:
         self._said = pays
         _LOG.log(
             level,
-            "%s of %d blocks: %.2g s on every rank, %.2g s by owners with %d bytes to gather",
-            "Owners invert and send" if pays else "Every rank inverts all",
+            "%s %d blocks: %.2g s on every rank, %.2g s by owners with %d bytes to gather",
+            "Owners invert and send" if pays else "Every rank inverts all of",
             len(costs),
             alone,
             shared,
@@ -136,7 +136,7 @@ class Inverter:
         per_byte = max(seconds[1] - seconds[0], 0.0) / (_PROBE_BYTES[1] - _PROBE_BYTES[0])
         numbers = [seconds[0], per_byte]
         if self._wire.rank == 0:
-            numbers += [time.seconds for time in inversion_times(_SIZES, device, power)]
+            numbers += [found.seconds for found in inversion_times(_SIZES, device, power)]
         else:
             numbers = [0.0] * (len(numbers) + len(_SIZES))
         message = torch.tensor(numbers, dtype=torch.float64, device=self._wire.device)
