@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # The server imports torch once and forks the ranks from there.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["torch", "torch_thor", "torch.nn.parallel"])
-_TIME_LIMIT = 100.0
+_TIME_LIMIT = 250.0
 
 
 class RankError(AssertionError):
