@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +11,10 @@ from torch import Tensor
 from oracle import grafted, kl_clip_factor, with_rms
 from torch_thor import NormControl
 from torch_thor.norms import clip_factor, length_factors
+from torch_thor.partition import Partition
+
+if TYPE_CHECKING:
+    from torch_thor.options import NormControlKind
 
 # Two stacks of two layers each: [layers, matrices, out, columns]
 SHAPES = [(2, 1, 3, 4), (2, 2, 2, 5)]
@@ -19,9 +25,14 @@ def stacks() -> list[Tensor]:
     return [torch.randn(shape, dtype=torch.float64) for shape in SHAPES]
 
 
-def controlled(control: NormControl, ours: list[Tensor], raw: list[Tensor]) -> list[Tensor]:
+def controlled(
+    control: NormControl,
+    ours: list[Tensor],
+    raw: list[Tensor],
+    cuts: tuple[Partition | None, ...] = (None, None),
+) -> list[Tensor]:
     """Every layer's direction after norm control."""
-    factors = length_factors(control, ours, raw)
+    factors = length_factors(control, ours, raw, cuts)
     return layers_of([stack * factor for stack, factor in zip(ours, factors, strict=True)])
 
 
@@ -41,6 +52,24 @@ def test_rms_fixes_the_root_mean_square_at_limit_over_root_columns() -> None:
     found = controlled(NormControl("rms", limit=0.3), ours, stacks())
     expected = [with_rms(one, 0.3 / one.shape[-1] ** 0.5) for one in layers_of(ours)]
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["graft", "rms"])
+def test_blocks_of_rows_take_lengths_of_their_own(kind: NormControlKind) -> None:
+    """Three rows in blocks of two: the last block has one; one layer whole beside them."""
+    ours, raw = stacks(), stacks()
+    found = controlled(NormControl(kind, 0.3), ours, raw, (Partition(3, 2), None))
+    expected = []
+    for one, source in zip(ours[0], raw[0], strict=True):
+        parts = [
+            grafted(one[:, rows], source[:, rows])
+            if kind == "graft"
+            else with_rms(one[:, rows], 0.3 / one.shape[-1] ** 0.5)
+            for rows in (slice(0, 2), slice(2, 3))
+        ]
+        expected.append(torch.cat(parts, dim=1))
+    whole = controlled(NormControl(kind, 0.3), [ours[1]], [raw[1]], (None,))
+    torch.testing.assert_close(found, expected + whole)
 
 
 @pytest.mark.parametrize("limit", [1e-3, 1e3])

@@ -11,6 +11,7 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from torch_thor.errors import InvalidOptionError, require
+from torch_thor.shards import is_dtensor, local
 
 ParameterState = dict[str, Any]
 
@@ -45,6 +46,18 @@ class Base:
         require("lr_scale", self.lr_scale, self.lr_scale > 0, "> 0")
 
 
+def allocate_state(
+    base: Base, parameter: nn.Parameter, state: ParameterState, momentum: float
+) -> None:
+    """Gives a parameter the state that its first step would."""
+    if base.rule == "adamw" and not state:
+        state["step"] = torch.tensor(0.0)
+        state["exp_avg"] = torch.zeros_like(parameter)
+        state["exp_avg_sq"] = torch.zeros_like(parameter)
+    elif base.rule == "sgd" and momentum and "momentum_buffer" not in state:
+        state["momentum_buffer"] = torch.zeros_like(parameter)
+
+
 def sgd_step(
     parameters: list[nn.Parameter],
     steps: list[Tensor],
@@ -57,10 +70,16 @@ def sgd_step(
     fused: bool | None,
 ) -> None:
     """torch.optim.SGD's update over given directions, with its own state layout."""
-    buffers = [state.get("momentum_buffer") for state in states]
+    for parameter, state in zip(parameters, states, strict=True):
+        if is_dtensor(parameter):  # its momentum has to be distributed too, for checkpoints
+            allocate_state(Base(), parameter, state, momentum)
+    buffers = [
+        None if state.get("momentum_buffer") is None else local(state["momentum_buffer"])
+        for state in states
+    ]
     sgd(
-        [*parameters],
-        steps,
+        [local(parameter) for parameter in parameters],
+        [local(step) for step in steps],
         buffers,
         fused=fused,
         weight_decay=weight_decay,
@@ -72,7 +91,7 @@ def sgd_step(
     )
     if momentum:
         for state, buffer in zip(states, buffers, strict=True):
-            state["momentum_buffer"] = buffer
+            state.setdefault("momentum_buffer", buffer)
 
 
 def adamw_step(
@@ -86,15 +105,12 @@ def adamw_step(
 ) -> None:
     """torch.optim.AdamW's update, with its own state layout."""
     for parameter, state in zip(parameters, states, strict=True):
-        if not state:
-            state["step"] = torch.tensor(0.0)
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        allocate_state(base, parameter, state, momentum=0.0)
     adamw(
-        [*parameters],
-        gradients,
-        [state["exp_avg"] for state in states],
-        [state["exp_avg_sq"] for state in states],
+        [local(parameter) for parameter in parameters],
+        [local(gradient) for gradient in gradients],
+        [local(state["exp_avg"]) for state in states],
+        [local(state["exp_avg_sq"]) for state in states],
         [],
         [state["step"] for state in states],
         fused=base.fused,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,7 @@ from torch_thor.autograd import base_of, inside_backward, is_transformed, receiv
 from torch_thor.factors import FactorBatch, OneHotBatch
 from torch_thor.hooks import EnterHook, ForwardHook, LeaveHook, Watches
 from torch_thor.sampling import RowPlan, plan_rows
+from torch_thor.shards import shard_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from torch_thor.layers import Geometry, LayerAdapter
     from torch_thor.options import Statistics
+    from torch_thor.shards import Shard
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,17 @@ class TrackedLayer:
     group: int = 0
     group_has_gradient: bool = False
 
+    @cached_property
+    def shard(self) -> Shard | None:
+        """The rows that this rank owns, where it doesn't own all."""
+        return shard_of(self.weight)
+
+    @cached_property
+    def kept(self) -> Geometry:
+        """Shape of the matrices that this rank keeps."""
+        shard = self.shard
+        return self.geometry if shard is None else replace(self.geometry, outputs=shard.chunk)
+
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
         """Weight, and bias where there is one."""
@@ -111,7 +125,14 @@ class Capture:
                 hidden[layer.module].append(layer)
                 continue
             hook = ForwardHook(self, layer)
-            self._handles.append(layer.module.register_forward_hook(hook, with_kwargs=True))
+            self._handles.append(
+                layer.module.register_forward_hook(
+                    # Before fully_shard takes the weight away again.
+                    hook,
+                    with_kwargs=True,
+                    prepend=True,
+                )
+            )
         for module, inside in hidden.items():
             watches = Watches(self, inside)
             enter, leave = EnterHook(watches), LeaveHook(watches)

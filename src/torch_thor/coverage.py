@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch_thor.capture import TrackedLayer
 from torch_thor.errors import InvalidOptionError, require
 from torch_thor.layers import Part, parts_of, reason_against
+from torch_thor.shards import reason_against_shards
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -122,6 +123,7 @@ def survey(
         for part in parts_of(module):
             full = _full_name(name, part)
             reason = _reason_against(full, module, part, (exclude, include), owners)
+            reason = reason or _reason_against_shards(model, module, part)
             if not reason and part.weight is not None:
                 layers.append(_track(full, module, part, part.weight, owners))
                 continue
@@ -207,6 +209,14 @@ def _reason_against(
     if not wanted:
         return f"not included (include=(nn.{kind},))"
     return part.adapter.refusal(module) or _refused(part.weight, owners)
+
+
+def _reason_against_shards(model: nn.Module, module: nn.Module, part: Part) -> str:
+    if part.weight is None:
+        return ""
+    shape = part.adapter.geometry(module, bias=False)
+    by_rows = shape.matrices == 1 and not (shape.transposed or shape.one_hot or part.name)
+    return reason_against_shards(model, part.weight, by_rows=by_rows)
 
 
 def _track(

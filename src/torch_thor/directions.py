@@ -119,7 +119,8 @@ def precondition_stacks(
         clip = norms.clip_factor(control.limit, raw, packed, rates)
         factors = [clip.to(direction) for direction in raw]
     else:
-        factors = norms.length_factors(control, raw, packed)
+        cuts = [stack.row_cut(control) for stack, _ in chosen]
+        factors = norms.length_factors(control, raw, packed, cuts)
     # The sources have served: their memory takes the directions.
     return [
         stack.matrices.read(slots, torch.mul(direction, factor, out=source))

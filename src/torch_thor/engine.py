@@ -18,6 +18,7 @@ from torch_thor.errors import InvalidOptionError, require
 from torch_thor.policies import Decision, LayerDecision, RefreshClock, TraceRule
 from torch_thor.refresh import correct, fold, refresh
 from torch_thor.schedules import value_at
+from torch_thor.shards import is_dtensor
 from torch_thor.split import choose_split
 from torch_thor.stacks import LayerStack, SplitRule, StackOptions, build_stacks
 
@@ -112,6 +113,9 @@ class CurvatureEngine:
         self.records: dict[str, LayerRecord] = {}
         self.clocks = (RefreshClock(), RefreshClock())
         self._find_layers()
+        corrected = options.eigenvalue_correction and any(layer.shard for layer in self.layers)
+        allowed = "False for sharded weights: no rank has their gradients' second moments"
+        require("eigenvalue_correction", corrected, not corrected, allowed)
         self.communicator.agree("model", describe_model(model))
         self.communicator.agree("options of the curvature", describe(options))
         self._arm()
@@ -177,6 +181,24 @@ class CurvatureEngine:
         self.steps += 1
         self._follow_thaws()
         self._arm()
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether this rank owns shards of parameters only, whose values other ranks don't see."""
+        return any(is_dtensor(parameter) for parameter in self._parameters)
+
+    def allocate(self) -> None:
+        """Makes room for the curvature now, so that a distributed checkpoint can be loaded into it.
+
+        Raises:
+            InvalidOptionError: Where the split is ``"auto"``, which needs statistics.
+        """
+        size = self.options.split
+        if size == "auto":
+            raise InvalidOptionError("split", size, "a number or None, to allocate before a step")
+        if not self.stacks:
+            self._split_rule = lambda _: (size, size)
+            self.stacks = build_stacks(self.layers, self._split_rule, self.stack_options)
 
     @property
     def wants_statistics(self) -> bool:

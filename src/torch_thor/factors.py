@@ -118,13 +118,13 @@ class FactorStack:
         )
         self.traces = torch.zeros(layers, matrices, dtype=dtype, device=device)
 
-    def empty_batch(self, *, one_hot: bool = False) -> FactorBatch:
-        """Statistics of one layer without any rows."""
+    def empty_batch(self, size: int, *, one_hot: bool = False) -> FactorBatch:
+        """Statistics of one layer without any rows, of the factor's whole size."""
         matrices = self.traces.shape[1]
         if one_hot:
             none = self.traces.new_empty(matrices, 0, dtype=torch.long)
             return OneHotBatch((none,), (1.0,), 1.0, 0.0)
-        rows = self.traces.new_empty(matrices, 0, self.partition.size)
+        rows = self.traces.new_empty(matrices, 0, size)
         return FactorBatch((rows,), (1.0,), 1.0, 0.0)
 
     def fold(self, slot: int, blocks: Tensor, trace: Tensor, keep: float) -> None:

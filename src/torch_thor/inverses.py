@@ -6,7 +6,7 @@ Both act on gradients stacked as ``[L, k, out, columns]``, block by block.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,11 +33,13 @@ class Factorization:
         matrices: ``[l, k, n, s, s]``.
         targets: Results' stores, each ``[L, k, n, ...]``.
         slots: The l layers of the stack that ``matrices`` belong to.
+        owned: Whether only this rank has these blocks.
     """
 
     matrices: Tensor
     targets: tuple[Tensor, ...]
     slots: list[int]
+    owned: bool = False
 
 
 def factorize(
@@ -70,6 +72,11 @@ def factorize(
         ):
             success[number] = _store(jobs[number], [piece[place] for piece in pieces], mask)
     return success
+
+
+def solve_all(stacks: Sequence[Tensor], inverses: Inverses) -> Solutions:
+    """Factorizes stacks ``[b, s, s]`` in this process."""
+    return [solve(stack, inverses.kernel) for stack in stacks]
 
 
 def solve(matrices: Tensor, kernel: Kernel) -> Solution:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torch_thor.layers import Geometry, read_matrices, views_of, write_matrices
 
@@ -28,18 +28,20 @@ class Matrices:
         geometry: Shape of each layer's matrices.
         weights: The layers' weights.
         dtype: Type of the matrices.
+
+    A rank's share of a weight may have fewer rows than its matrices; the last ones are zero then.
     """
 
-    def __init__(
-        self, geometry: Geometry, weights: Sequence[nn.Parameter], dtype: torch.dtype
-    ) -> None:
+    def __init__(self, geometry: Geometry, weights: Sequence[Tensor], dtype: torch.dtype) -> None:
         """Allocates what is kept."""
         self.geometry = geometry
         self.dtype = dtype
-        self._weights = weights
+        self._missing = 0 if geometry.transposed else _missing_rows(geometry, weights[0])
+        self._weights = [_with_rows(weight, self._missing) for weight in weights]
         self._kept: Tensor | None = None
         self._views: list[Pair] = []
-        if weights[0].numel() < SMALL_LAYER and weights[0].dtype == dtype:
+        small = weights[0].numel() < SMALL_LAYER and weights[0].dtype == dtype
+        if small and not self._missing:
             kept = self._room(len(weights))
             views = [
                 views_of(geometry, matrices, weight)
@@ -70,14 +72,30 @@ class Matrices:
             return self._kept
         packed = self._room(len(sources))
         for matrices, (weight, bias) in zip(packed.unbind(0), sources, strict=True):
-            write_matrices(self.geometry, matrices, weight, bias)
+            whole_bias = None if bias is None else _with_rows(bias, self._missing)
+            write_matrices(self.geometry, matrices, _with_rows(weight, self._missing), whole_bias)
         return packed
 
     def read(self, slots: Sequence[int], packed: Tensor) -> list[Pair]:
         """Inverts ``write`` for the layers ``slots``: views where the type is the weight's."""
         if packed is self._kept:
             return self._views
-        return [
+        pairs = [
             read_matrices(self.geometry, matrices, self._weights[slot])
             for slot, matrices in zip(slots, packed.unbind(0), strict=True)
         ]
+        if not self._missing:
+            return pairs
+        rows = self.geometry.outputs - self._missing
+        return [(w[:rows], None if b is None else b[:rows]) for w, b in pairs]
+
+
+def _missing_rows(geometry: Geometry, weight: Tensor) -> int:
+    return geometry.matrices * geometry.outputs - weight.shape[0]
+
+
+def _with_rows(tensor: Tensor, missing: int) -> Tensor:
+    """Appends rows of zeros."""
+    if not missing:
+        return tensor
+    return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])])

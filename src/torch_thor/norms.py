@@ -6,49 +6,82 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch_thor.options import NormControl
+    from torch_thor.partition import Partition
 
 
 def length_factors(
-    control: NormControl, directions: Sequence[Tensor], sources: Sequence[Tensor]
+    control: NormControl,
+    directions: Sequence[Tensor],
+    sources: Sequence[Tensor],
+    cuts: Sequence[Partition | None],
 ) -> list[Tensor]:
-    """What each layer's direction is multiplied by to get the length that ``control`` names.
+    """What each direction is multiplied by to get the length that ``control`` names.
 
     Args:
         control: ``"graft"`` takes the source's norm; ``"rms"`` takes √rows · limit, so
             that an entry's root mean square is limit / √columns.
         directions: One ``[l, k, out, columns]`` a stack.
         sources: What was preconditioned, same shapes.
+        cuts: Of each stack, blocks of rows with lengths of their own; ``None``: a length a layer.
 
     Returns:
-        ``[l, 1, 1, 1]`` for each stack, in its directions' type.
+        ``[l, 1, 1, 1]`` or ``[l, k, out, 1]`` for each stack, in its directions' type.
     """
-    lengths = _all_lengths(directions)
+    lengths, shapes = _all_lengths(directions, cuts)
     if control.kind == "graft":
-        targets = _all_lengths(sources)
+        targets, _ = _all_lengths(sources, cuts)
     else:
-        rows = [d.shape[1] * d.shape[2] for d in directions for _ in range(d.shape[0])]
-        targets = control.limit * torch.tensor(rows).to(lengths).sqrt()
+        rows = [_rows(d, cut) for d, cut in zip(directions, cuts, strict=True)]
+        targets = control.limit * torch.cat(rows).to(lengths).sqrt()
     factors = torch.where(lengths > 0, targets / lengths, 1.0)
-    parts = torch.split(factors.view(-1, 1, 1, 1), [len(d) for d in directions])
-    return [part.to(d) for part, d in zip(parts, directions, strict=True)]
+    parts = torch.split(factors, [shape.numel() for shape in shapes])
+    return [
+        _spread(part.view(shape).to(d), cut, d.shape[2])
+        for part, shape, d, cut in zip(parts, shapes, directions, cuts, strict=True)
+    ]
 
 
-def _all_lengths(stacks: Sequence[Tensor]) -> Tensor:
+def _all_lengths(
+    stacks: Sequence[Tensor], cuts: Sequence[Partition | None]
+) -> tuple[Tensor, list[torch.Size]]:
     """Norms of all layers on the first stack's device (a model may span several)."""
     device = stacks[0].device
-    return torch.cat([_lengths(matrices).to(device) for matrices in stacks])
+    parts = [_lengths(m, cut) for m, cut in zip(stacks, cuts, strict=True)]
+    return torch.cat([part.flatten().to(device) for part in parts]), [p.shape for p in parts]
 
 
-def _lengths(matrices: Tensor) -> Tensor:
-    """Frobenius norm of each layer, in float32 at least."""
+def _lengths(matrices: Tensor, cut: Partition | None) -> Tensor:
+    """Frobenius norms ``[l]``, or ``[l, k, n]`` of blocks of rows, in float32 at least."""
     # Half types are summed in float32 anyway; asking for it would copy the matrices first.
-    lengths: Tensor = torch.linalg.vector_norm(matrices, dim=(1, 2, 3))
+    if cut is None:
+        lengths: Tensor = torch.linalg.vector_norm(matrices, dim=(1, 2, 3))
+    else:
+        padded = pad(matrices, (0, 0, 0, cut.padding)) if cut.padding else matrices
+        blocks = padded.view(*padded.shape[:2], cut.count, cut.block, -1)
+        lengths = torch.linalg.vector_norm(blocks, dim=(3, 4))
     return lengths.to(torch.promote_types(lengths.dtype, torch.float32))
+
+
+def _rows(matrices: Tensor, cut: Partition | None) -> Tensor:
+    """Rows behind each length."""
+    layers, count, rows, _ = matrices.shape
+    if cut is None:
+        return torch.full((layers,), count * rows)
+    ends = torch.arange(1, cut.count + 1) * cut.block
+    inside = cut.block - (ends - rows).clamp_min(0)
+    return inside.expand(layers, count, -1).flatten()
+
+
+def _spread(factors: Tensor, cut: Partition | None, rows: int) -> Tensor:
+    if cut is None:
+        return factors.view(-1, 1, 1, 1)
+    return factors.repeat_interleave(cut.block, dim=2)[:, :, :rows].unsqueeze(-1)
 
 
 def clip_factor(

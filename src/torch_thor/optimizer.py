@@ -8,14 +8,21 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor, nn
 
-from torch_thor.base import Base, adamw_step, sgd_step
+from torch_thor.base import Base, adamw_step, allocate_state, sgd_step
 from torch_thor.coverage import sparse_parameters
 from torch_thor.directions import GroupPlan, ParameterGroup, all_finite, plan_groups, precondition
 from torch_thor.distributed import Distributed, UnevenInputs
 from torch_thor.distributed.description import describe
 from torch_thor.errors import InvalidOptionError, NonFiniteGradientError, require
-from torch_thor.options import NormControl, NormControlKind, Update, as_norm_control
+from torch_thor.options import (
+    NormControl,
+    NormControlKind,
+    Update,
+    as_norm_control,
+    check_norm_control,
+)
 from torch_thor.schedules import ScheduledFloat, value_at
+from torch_thor.shards import local
 
 if TYPE_CHECKING:
     from torch_thor.coverage import Coverage
@@ -74,6 +81,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         chosen = preconditioner.model.parameters() if params is None else params
         super().__init__(chosen, defaults)
         UnevenInputs.__init__(self)
+        check_norm_control(self.norm_control, sharded=preconditioner.is_sharded)
         self._agree()
 
     def _agree(self) -> None:
@@ -191,6 +199,9 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         finite = scale is not None and self._are_finite(gradients)
         self._tell_joined(self.preconditioner.communicator, skipped=not finite)
         if scale is None or not finite:
+            if self.preconditioner.is_sharded:
+                # The other ranks, whose shards may be finite, count on this one.
+                self.preconditioner.update(scale or 1.0)
             self._skip(overflow=scale is None)
             return
         plans = self._plans()
@@ -206,7 +217,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         """All gradients, averaged over ranks where the user asked for that."""
         parameters = [p for group in self.param_groups for p in group["params"]]
         self.preconditioner.communicator.average_gradients(parameters)
-        return [p.grad for p in parameters if p.grad is not None]
+        return [local(p.grad) for p in parameters if p.grad is not None]
 
     def _skip(self, *, overflow: bool) -> None:
         """Leaves a step out; an ``overflow`` that a scaler found is no error."""
@@ -264,7 +275,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         sources: dict[nn.Parameter, Tensor] = {}
         for plan in plans:
             parameters = [p for p in plan.curved if p.grad is not None]
-            gradients = [p.grad for p in parameters if p.grad is not None]
+            gradients = [local(p.grad) for p in parameters if p.grad is not None]
             momentum = plan.group["momentum"]
             if gradients and self.update_order.momentum_first and momentum:
                 buffers = self._momentum_buffers(parameters)
@@ -283,7 +294,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         if not pairs:
             return
         parameters, steps = [p for p, _ in pairs], [step for _, step in pairs]
-        weights: list[Tensor] = [*parameters]
+        weights = [local(parameter) for parameter in parameters]
         order, lr, decay = self.update_order, float(plan.group["lr"]), plan.group["weight_decay"]
         if decay and (order.decoupled_decay or order.momentum_first):
             # Without momentum after it, decay added to the direction is decay of the weight.
@@ -333,7 +344,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         for parameter in parameters:
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        return [self.state[p]["momentum_buffer"] for p in parameters]
+        return [local(self.state[p]["momentum_buffer"]) for p in parameters]
 
     def shadow_step(self) -> None:
         """Takes part in a step of the other ranks, without samples.
@@ -360,6 +371,20 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
     @property
     def _distribution(self) -> tuple[Distributed, torch.device]:
         return self.preconditioner._distribution
+
+    def allocate(self) -> None:
+        """Makes room for all state now, so that a distributed checkpoint can be loaded into it.
+
+        ``torch.distributed.checkpoint`` loads into the tensors of a ``state_dict()``; a new
+        optimizer has none before its first step.
+        """
+        self.preconditioner.allocate()
+        for plan in self._plans():
+            for parameter in plan.curved:
+                allocate_state(Base(), parameter, self.state[parameter], plan.group["momentum"])
+            for parameter in plan.plain:
+                momentum = plan.group["momentum"]
+                allocate_state(self.base, parameter, self.state[parameter], momentum)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns torch's state plus ``"curvature"``: all that the next steps depend on."""

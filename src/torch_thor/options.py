@@ -115,6 +115,9 @@ class NormControl:
             preconditioned, so an SGD learning rate can be kept. ``"rms"``: each layer's
             update has root mean square ``limit / √columns``, as Muon's has.
         limit: κ of the KL clip, or the scale of ``"rms"``; not used by ``"graft"``.
+        per: What takes a length of its own: ``"layer"``, or ``"rows"``, the rows of each block
+            of G (Distributed Shampoo grafts that way), which sharded weights need because no
+            rank sees the whole layer. ``None`` takes ``"layer"`` wherever a rank does.
 
     Raises:
         InvalidOptionError: For an unknown kind or a limit that is not positive.
@@ -122,11 +125,16 @@ class NormControl:
 
     kind: NormControlKind
     limit: float = 1.0
+    per: Literal["layer", "rows"] | None = None
 
     def __post_init__(self) -> None:
         """Validates the options."""
         _require_choice("norm_control", self.kind, NormControlKind)
         require("limit", self.limit, self.limit > 0, "> 0")
+        known = self.per in (None, "layer", "rows")
+        require("per", self.per, known, "'layer', 'rows' or None")
+        whole = self.kind != "kl_clip" or self.per != "rows"
+        require("per", self.per, whole, "None for the KL clip, which scales all layers alike")
 
 
 def as_norm_control(value: NormControl | NormControlKind | None) -> NormControl | None:
@@ -134,6 +142,13 @@ def as_norm_control(value: NormControl | NormControlKind | None) -> NormControl 
     if value is None or isinstance(value, NormControl):
         return value
     return NormControl(value, 1e-3 if value == "kl_clip" else 1.0)
+
+
+def check_norm_control(control: NormControl | None, *, sharded: bool) -> None:
+    """Raises ``InvalidOptionError`` where no rank sees what a norm control needs."""
+    if control is not None and sharded and (control.kind == "kl_clip" or control.per == "layer"):
+        allowed = "'graft' or 'rms' per 'rows', or None: no rank has a whole layer of this model"
+        raise InvalidOptionError("norm_control", control, allowed)
 
 
 @dataclass(frozen=True)

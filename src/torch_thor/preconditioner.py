@@ -20,8 +20,10 @@ from torch_thor.options import (
     Refresh,
     Statistics,
     as_norm_control,
+    check_norm_control,
 )
 from torch_thor.schedules import GrowingInterval, ScheduledFloat, value_at
+from torch_thor.shards import local
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -100,6 +102,7 @@ class Preconditioner(CurvatureEngine, UnevenInputs):
             distributed=distributed,
         )
         super().__init__(model, options)
+        check_norm_control(self._norm_control, sharded=self.is_sharded)
         UnevenInputs.__init__(self)
 
     def step(self) -> None:
@@ -190,7 +193,7 @@ class Preconditioner(CurvatureEngine, UnevenInputs):
 
 
 def _gradients(layer: TrackedLayer) -> tuple[Tensor, Tensor | None]:
-    weight = layer.weight.grad
+    weight, bias = layer.weight.grad, None if layer.bias is None else layer.bias.grad
     if weight is None:
         raise InvalidOptionError("layer", layer.name, "a layer whose weight has a gradient")
-    return weight, None if layer.bias is None else layer.bias.grad
+    return local(weight), None if bias is None else local(bias)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch_thor.distributed import Communicator, Part
 from torch_thor.errors import CurvatureError, CurvatureWarning
-from torch_thor.inverses import factorize
+from torch_thor.inverses import factorize, solve_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from torch_thor.candidates import Candidate
+    from torch_thor.inverses import Factorization, Inverses
     from torch_thor.stacks import LayerStack
 
 
@@ -34,8 +35,9 @@ def fold(candidates: Iterable[Candidate], ranks: Communicator) -> None:
 
 def _blocks(candidates: Iterable[Candidate]) -> Iterator[Part]:
     for c in candidates:
-        for factor, batch in zip((c.stack.a, c.stack.g), c.evidence.batch, strict=True):
-            yield Part(partial(batch.blocks, factor.partition, c.stack.dtype), symmetric=True)
+        a, g = c.evidence.batch
+        yield Part(partial(a.blocks, c.stack.a.partition, c.stack.dtype), symmetric=True)
+        yield Part(partial(c.stack.blocks_g, g), symmetric=True)
 
 
 def refresh(
@@ -61,7 +63,7 @@ def refresh(
         return []
     jobs = [job for stack, due in chosen for job in stack.jobs([c.slot for c in due])]
     inverses = chosen[0][0].inverses
-    success = factorize(jobs, lambda blocks: ranks.solve(blocks, inverses))
+    success = _factorize(jobs, inverses, ranks)
     renewed = []
     for number, (_, due) in enumerate(chosen):
         for place, c in enumerate(due):
@@ -72,6 +74,28 @@ def refresh(
             else:
                 _fail(c, tolerated)
     return renewed
+
+
+def _factorize(
+    jobs: list[Factorization], inverses: Inverses, ranks: Communicator
+) -> list[list[bool]]:
+    """Factorizes what all ranks have together, and what this one owns alone.
+
+    Returns:
+        For every job, for each of its slots, whether all ranks succeeded.
+    """
+    shared = [number for number, job in enumerate(jobs) if not job.owned]
+    owned = [number for number, job in enumerate(jobs) if job.owned]
+    success: list[list[bool]] = [[] for _ in jobs]
+    found = factorize([jobs[n] for n in shared], lambda blocks: ranks.solve(blocks, inverses))
+    for number, good in zip(shared, found, strict=True):
+        success[number] = good
+    if owned:
+        found = factorize([jobs[n] for n in owned], partial(solve_all, inverses=inverses))
+        everywhere = iter(ranks.all([fine for good in found for fine in good]))
+        for number in owned:
+            success[number] = [next(everywhere) for _ in jobs[number].slots]
+    return success
 
 
 def _fail(candidate: Candidate, tolerated: int) -> None:

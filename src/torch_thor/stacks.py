@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -18,10 +18,11 @@ from torch_thor.inverses import EigenBasis, Factorization, InverseRoots, Inverse
 from torch_thor.layers import Geometry
 from torch_thor.matrices import SMALL_LAYER, Matrices
 from torch_thor.partition import Partition
+from torch_thor.shards import local
 
 if TYPE_CHECKING:
     from torch_thor.capture import TrackedLayer
-    from torch_thor.options import DampingMode
+    from torch_thor.options import DampingMode, NormControl
 
 SplitRule = Callable[[Geometry], tuple[int | None, int | None]]
 
@@ -63,8 +64,10 @@ class LayerStack:
         """Allocates factors and inverses."""
         self.layers = layers
         self.options = options
-        geometry, weight = layers[0].geometry, layers[0].weight
+        geometry, weight = layers[0].kept, local(layers[0].weight)
         self.geometry = geometry
+        self.shard = layers[0].shard
+        self.outputs = layers[0].geometry.outputs
         self.dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         cut_a = Partition.of(geometry.columns, 1 if geometry.one_hot else split[0])
         cut_g = Partition.of(geometry.outputs, split[1])
@@ -74,7 +77,7 @@ class LayerStack:
         kind = EigenBasis if options.eigen else InverseRoots
         stored = self._inverse_dtype()
         self.inverses: Inverses = kind(self.a, self.g, options.power, stored)
-        self.matrices = Matrices(geometry, [layer.weight for layer in layers], stored)
+        self.matrices = Matrices(geometry, [local(layer.weight) for layer in layers], stored)
         self.weights = [0.0] * count
         self.ready = [False] * count
 
@@ -91,8 +94,16 @@ class LayerStack:
         """Share that the old average keeps when a batch is folded in now."""
         return kept_share(self.options.decay, self.weights[slot])[0]
 
+    def blocks_g(self, batch: FactorBatch) -> Tensor:
+        """Blocks of G of a batch: ``[k, n, s, s]``, or ``[W, n, s, s]``, those of every owner."""
+        if self.shard is not None:
+            batch = replace(batch, rows=tuple(self.shard.deal(rows) for rows in batch.rows))
+        return batch.blocks(self.g.partition, self.dtype)
+
     def fold(self, slot: int, blocks: tuple[Tensor, Tensor], traces: tuple[Tensor, Tensor]) -> None:
         """Folds (A, G) of a batch, and their traces, into the running averages of a layer."""
+        if self.shard is not None:
+            blocks = (blocks[0], self.shard.take(blocks[1]))
         keep, following = kept_share(self.options.decay, self.weights[slot])
         for factor, new, trace in zip((self.a, self.g), blocks, traces, strict=True):
             factor.fold(slot, new, trace, keep)
@@ -100,7 +111,8 @@ class LayerStack:
 
     def empty_batch(self) -> tuple[FactorBatch, FactorBatch]:
         """Statistics (A, G) of a layer without any rows."""
-        return self.a.empty_batch(one_hot=self.geometry.one_hot), self.g.empty_batch()
+        a = self.a.empty_batch(self.geometry.columns, one_hot=self.geometry.one_hot)
+        return a, self.g.empty_batch(self.outputs)
 
     def damping(self, slots: list[int]) -> Tensor:
         """λ of some layers as ``[l, 1]``."""
@@ -109,13 +121,14 @@ class LayerStack:
 
     def shifts(self, slots: list[int], trace_a: Tensor, trace_g: Tensor) -> tuple[Tensor, Tensor]:
         """Diagonal shifts of A and G of some layers, given their traces ``[l, k]``."""
-        sizes = (self.geometry.columns, self.geometry.outputs)
+        sizes = (self.geometry.columns, self.outputs)
         return diagonal_shifts(self.options.mode, self.damping(slots), trace_a, trace_g, sizes)
 
     def jobs(self, slots: list[int]) -> list[Factorization]:
         """Returns the factorizations that refresh some layers."""
         shifts = self.shifts(slots, self.a.traces[slots], self.g.traces[slots])
-        return self.inverses.jobs(self.a, self.g, slots, shifts)
+        a, g = self.inverses.jobs(self.a, self.g, slots, shifts)
+        return [a, g if self.shard is None else replace(g, owned=True)]
 
     @property
     def is_corrected(self) -> bool:
@@ -152,14 +165,19 @@ class LayerStack:
         damping = self.damping([slot]).squeeze(0)
         if self.options.mode != "relative":
             return damping.expand_as(trace_a)
-        mean = trace_a * trace_g / (self.geometry.columns * self.geometry.outputs)
+        mean = trace_a * trace_g / (self.geometry.columns * self.outputs)
         return damping * torch.where(mean > 0, mean, 1.0)
 
     def product_trace(self, slot: int, trace_a: Tensor, trace_g: Tensor) -> Tensor:
         """tr(A ⊗ G + λI) of a layer, summed over its matrices."""
-        entries = self.geometry.columns * self.geometry.outputs
+        entries = self.geometry.columns * self.outputs
         shift = self.product_shift(slot, trace_a, trace_g)
         return (trace_a * trace_g + shift * entries).sum()
+
+    def row_cut(self, control: NormControl) -> Partition | None:
+        """The blocks of rows that take lengths of their own; ``None`` where layers do."""
+        per = control.per or ("layer" if self.shard is None else "rows")
+        return self.g.partition if per == "rows" else None
 
     def direction(self, slots: list[int], matrices: Tensor) -> Tensor:
         """Preconditions ``[l, k, out, columns]``; layers without an inverse pass through."""
@@ -180,9 +198,8 @@ def build_stacks(
     layers: Iterable[TrackedLayer], split: SplitRule, options: StackOptions
 ) -> list[LayerStack]:
     """Groups layers by shape, type and device, in the order of first appearance."""
-    groups: dict[tuple[Geometry, torch.dtype, torch.device], list[TrackedLayer]] = defaultdict(list)
+    groups: dict[tuple[object, ...], list[TrackedLayer]] = defaultdict(list)
     for layer in layers:
-        groups[layer.geometry, layer.weight.dtype, layer.weight.device].append(layer)
-    return [
-        LayerStack(group, split(geometry), options) for (geometry, _, _), group in groups.items()
-    ]
+        weight = layer.weight
+        groups[layer.geometry, layer.shard, weight.dtype, weight.device].append(layer)
+    return [LayerStack(group, split(group[0].geometry), options) for group in groups.values()]

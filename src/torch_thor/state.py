@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torch_thor.errors import StateMismatchError
+from torch_thor.shards import as_shards, local
 
 if TYPE_CHECKING:
     from torch_thor.capture import TrackedLayer
@@ -29,7 +30,7 @@ def save(engine: CurvatureEngine) -> dict[str, Any]:
                 "weight": stack.weights[slot],
                 "ready": stack.ready[slot],
                 "split": [stack.a.partition.block, stack.g.partition.block],
-                "tensors": [tensor[slot].clone() for tensor in _tensors(stack)],
+                "tensors": [_saved(stack, slot, tensor) for tensor in _tensors(stack)],
             }
     return {
         "format": FORMAT,
@@ -78,7 +79,7 @@ def check_shapes(stacks: list[LayerStack], saved: Any) -> None:
 
 
 def _check_shapes(name: str, stack: LayerStack, slot: int, saved: list[Tensor]) -> None:
-    own = [tuple(tensor[slot].shape) for tensor in _tensors(stack)]
+    own = [tuple(_saved(stack, slot, tensor).shape) for tensor in _tensors(stack)]
     other = [tuple(tensor.shape) for tensor in saved]
     if own != other:
         raise StateMismatchError(
@@ -108,7 +109,7 @@ def restore_layers(engine: CurvatureEngine, saved: dict[str, Any]) -> None:
             stack.weights[slot], stack.ready[slot] = entry["weight"], entry["ready"]
             with torch.no_grad():
                 for tensor, value in zip(_tensors(stack), entry["tensors"], strict=True):
-                    tensor[slot].copy_(value)
+                    tensor[slot].copy_(local(value).view_as(tensor[slot]))
 
 
 def _geometry(layer: TrackedLayer) -> list[int]:
@@ -125,6 +126,14 @@ def saved_split(engine: CurvatureEngine, saved: Any) -> SplitRule:
         if layer.name in layers
     }
     return lambda geometry: blocks.get(geometry, (None, None))
+
+
+def _saved(stack: LayerStack, slot: int, tensor: Tensor) -> Tensor:
+    """A layer's part of a tensor of the stack, distributed as its weight's rows are."""
+    part = tensor[slot].clone()
+    by_rows = tensor is stack.g.blocks or tensor is stack.inverses.g
+    sharded = by_rows and stack.shard is not None
+    return as_shards(part, stack.layers[slot].weight) if sharded else part
 
 
 def _tensors(stack: LayerStack) -> tuple[Tensor, ...]:

@@ -45,6 +45,12 @@ def test_the_example_trains_on_two_ranks(tmp_path: Path) -> None:
     assert (tmp_path / "digits.pt").exists()
 
 
+def test_the_sharded_example_trains_and_goes_on(tmp_path: Path) -> None:
+    for printed in (torchrun(ROOT / "examples" / "fsdp.py", tmp_path / "digits") for _ in range(2)):
+        accuracy = float(printed.partition("accuracy ")[2].partition("%")[0])
+        assert accuracy > 90
+
+
 def test_a_run_that_loses_a_rank_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
     lossy, calm = tmp_path / "lossy", tmp_path / "calm"
     lossy.mkdir()

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from torch_thor.distributed.wire import Traffic
 from torch_thor.errors import StateMismatchError
-from torch_thor.inverses import Inverses, Solutions, solve
+from torch_thor.inverses import Inverses, Solutions, solve_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -65,6 +65,10 @@ class Communicator(ABC):
         """Returns whether the flag is set on any rank."""
 
     @abstractmethod
+    def all(self, flags: list[bool]) -> list[bool]:
+        """Returns of each flag whether it is set on all ranks."""
+
+    @abstractmethod
     def adopt(self, name: str, value: T, *, valid: bool) -> T:
         """Returns the value of the first rank whose own is valid."""
 
@@ -109,6 +113,10 @@ class Local(Communicator):
         """Returns the flag."""
         return flag
 
+    def all(self, flags: list[bool]) -> list[bool]:
+        """Returns the flags."""
+        return flags
+
     def adopt(self, name: str, value: T, *, valid: bool) -> T:  # noqa: ARG002
         """Returns the value."""
         return value
@@ -132,7 +140,7 @@ class Local(Communicator):
 
     def solve(self, stacks: Sequence[Tensor], inverses: Inverses) -> Solutions:
         """Factorizes every stack."""
-        return [solve(stack, inverses.kernel) for stack in stacks]
+        return solve_all(stacks, inverses)
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Leaves them alone."""

@@ -70,6 +70,11 @@ class DataParallel(Communicator):
         """Sums the flags."""
         return bool(self._wire.sum("flag of all ranks", self._wire.numbers(flag)).item())
 
+    def all(self, flags: list[bool]) -> list[bool]:
+        """Sums the flags."""
+        counts = self._wire.sum("success of all ranks", self._wire.numbers(*flags)).tolist()
+        return [count == self.size for count in counts]
+
     def adopt(self, name: str, value: T, *, valid: bool) -> T:
         """Sends the first valid value to all."""
         owner = self._first_with(f"rank with {name}", valid)

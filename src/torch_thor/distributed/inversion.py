@@ -12,7 +12,7 @@ import torch
 from torch_thor.distributed.packing import pack_triangles, packed_size, unpack_triangles
 from torch_thor.distributed.placement import longest_load, place
 from torch_thor.hardware import inversion_times
-from torch_thor.inverses import solve
+from torch_thor.inverses import solve, solve_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,7 +84,7 @@ class Inverter:
             owners = _by_stack(place(costs, self._wire.size), stacks)
             if self._choice == "owners" or self._pays(stacks, inverses, costs, owners):
                 return self._share(stacks, inverses, owners)
-        return [solve(stack, inverses.kernel) for stack in stacks]
+        return solve_all(stacks, inverses)
 
     def _pays(
         self,

@@ -19,6 +19,7 @@ from torch_thor.layers.norms import (
     LayerNormAdapter,
     RMSNormAdapter,
 )
+from torch_thor.shards import unsharded_type
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,7 +79,7 @@ def adapter_for(module: nn.Module) -> LayerAdapter[Any] | None:
     A subclass may change what its forward does with the weight, so it has to be
     registered by itself.
     """
-    kind = type(module)
+    kind = unsharded_type(module)
     return _ADAPTERS.get(kind) or _ADAPTERS_BY_NAME.get(f"{kind.__module__}.{kind.__qualname__}")
 
 
