@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor, nn
 
-from torch_thor.base import Base, adamw_step, allocate_state, sgd_step
 from torch_thor.coverage import sparse_parameters
 from torch_thor.directions import GroupPlan, ParameterGroup, all_finite, plan_groups, precondition
 from torch_thor.distributed import Distributed, UnevenInputs
 from torch_thor.distributed.description import describe
 from torch_thor.errors import InvalidOptionError, NonFiniteGradientError, require
+from torch_thor.motion import Motion
 from torch_thor.options import (
     NormControl,
     NormControlKind,
-    Update,
     as_norm_control,
     check_norm_control,
 )
@@ -25,8 +24,10 @@ from torch_thor.schedules import ScheduledFloat, value_at
 from torch_thor.shards import local
 
 if TYPE_CHECKING:
+    from torch_thor.base import Base
     from torch_thor.coverage import Coverage
     from torch_thor.fisher import Likelihood
+    from torch_thor.options import Update
     from torch_thor.policies import LayerDecision
     from torch_thor.preconditioner import Preconditioner
 
@@ -67,8 +68,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         require("weight_decay", weight_decay, weight_decay >= 0, ">= 0")
         self.preconditioner = preconditioner
         self.norm_control = as_norm_control(norm_control)
-        self.update_order = update
-        self.base = base
+        self._motion = Motion(update, base)
         self._lr_schedule = lr if callable(lr) else None
         defaults = {
             "lr": value_at(lr, 0),
@@ -89,7 +89,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         groups = [
             {k: len(v) if k == "params" else v for k, v in g.items()} for g in self.param_groups
         ]
-        options = (type(self), self._lr_schedule, self.norm_control, self.update_order, self.base)
+        options = (type(self), self._lr_schedule, self.norm_control, self._motion)
         ranks = self.preconditioner.communicator
         ranks.agree("options of the optimizer", describe([*options, groups]))
 
@@ -208,10 +208,13 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         self._follow_schedules(plans)
         self.preconditioner.update(scale)
         stacks = self.preconditioner.stacks
-        directions = precondition(stacks, self._sources(plans), self.norm_control, plans)
+        sources: dict[nn.Parameter, Tensor] = {}
         for plan in plans:
-            self._step_layers(plan, directions)
-            self._step_base(plan)
+            sources |= self._motion.sources(plan, self.state)
+        directions = precondition(stacks, sources, self.norm_control, plans)
+        for plan in plans:
+            self._motion.step_layers(plan, directions, self.state)
+            self._motion.step_base(plan, self.state)
 
     def _gradients(self) -> list[Tensor]:
         """All gradients, averaged over ranks where the user asked for that."""
@@ -270,82 +273,6 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
             for layer in plan.layers:
                 layer.damping = group["damping"]
 
-    def _sources(self, plans: list[GroupPlan]) -> dict[nn.Parameter, Tensor]:
-        """What is preconditioned: gradients, or their momentum."""
-        sources: dict[nn.Parameter, Tensor] = {}
-        for plan in plans:
-            parameters = [p for p in plan.curved if p.grad is not None]
-            gradients = [local(p.grad) for p in parameters if p.grad is not None]
-            momentum = plan.group["momentum"]
-            if gradients and self.update_order.momentum_first and momentum:
-                buffers = self._momentum_buffers(parameters)
-                torch._foreach_mul_(buffers, momentum)
-                torch._foreach_add_(buffers, gradients)
-                if self.update_order.nesterov:
-                    gradients = list(torch._foreach_add(gradients, buffers, alpha=momentum))
-                else:
-                    gradients = buffers
-            sources.update(zip(parameters, gradients, strict=True))
-        return sources
-
-    def _step_layers(self, plan: GroupPlan, directions: dict[nn.Parameter, Tensor]) -> None:
-        """Adds decay and momentum to the directions and moves the weights."""
-        pairs = [(p, directions[p]) for p in plan.curved if p in directions]
-        if not pairs:
-            return
-        parameters, steps = [p for p, _ in pairs], [step for _, step in pairs]
-        weights = [local(parameter) for parameter in parameters]
-        order, lr, decay = self.update_order, float(plan.group["lr"]), plan.group["weight_decay"]
-        if decay and (order.decoupled_decay or order.momentum_first):
-            # Without momentum after it, decay added to the direction is decay of the weight.
-            torch._foreach_mul_(weights, 1.0 - lr * decay)
-        if order.momentum_first:
-            torch._foreach_add_(weights, steps, alpha=-lr)
-        else:
-            coupled = 0.0 if order.decoupled_decay else decay
-            self._sgd(plan.group, parameters, steps, lr=lr, weight_decay=coupled)
-
-    def _step_base(self, plan: GroupPlan) -> None:
-        """Steps every other parameter by the base rule."""
-        parameters = [p for p in plan.plain if p.grad is not None]
-        if not parameters:
-            return
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        base, group = self.base, plan.group
-        lr = group["lr"] * base.lr_scale
-        decay = group["weight_decay"] if base.weight_decay is None else base.weight_decay
-        states = [self.state[p] for p in parameters]
-        if base.rule == "adamw":
-            adamw_step(base, parameters, gradients, states, lr=lr, weight_decay=decay)
-        else:
-            self._sgd(group, parameters, gradients, lr=lr, weight_decay=decay)
-
-    def _sgd(
-        self,
-        group: ParameterGroup,
-        parameters: list[nn.Parameter],
-        steps: list[Tensor],
-        *,
-        lr: float,
-        weight_decay: float,
-    ) -> None:
-        sgd_step(
-            parameters,
-            steps,
-            [self.state[p] for p in parameters],
-            lr=lr,
-            weight_decay=weight_decay,
-            momentum=group["momentum"],
-            nesterov=self.update_order.nesterov,
-            fused=self.base.fused,
-        )
-
-    def _momentum_buffers(self, parameters: list[nn.Parameter]) -> list[Tensor]:
-        for parameter in parameters:
-            if "momentum_buffer" not in self.state[parameter]:
-                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        return [local(self.state[p]["momentum_buffer"]) for p in parameters]
-
     def shadow_step(self) -> None:
         """Takes part in a step of the other ranks, without samples.
 
@@ -380,11 +307,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         """
         self.preconditioner.allocate()
         for plan in self._plans():
-            for parameter in plan.curved:
-                allocate_state(Base(), parameter, self.state[parameter], plan.group["momentum"])
-            for parameter in plan.plain:
-                momentum = plan.group["momentum"]
-                allocate_state(self.base, parameter, self.state[parameter], momentum)
+            self._motion.allocate(plan, self.state)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns torch's state plus ``"curvature"``: all that the next steps depend on."""
