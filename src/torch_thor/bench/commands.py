@@ -34,6 +34,7 @@ from torch_thor.bench.ranks import open_ranks, speaks
 from torch_thor.bench.recipes import RunOptions, plan_run
 from torch_thor.bench.report import write_report
 from torch_thor.bench.rundir import make_directory
+from torch_thor.bench.scaling.command import scale
 from torch_thor.bench.splitting import measure, measured, report_split
 from torch_thor.bench.tables import optimizers_table, workloads_table
 from torch_thor.bench.train import train as train_run
@@ -50,6 +51,7 @@ app = typer.Typer(
     help="Train real workloads, compare optimizers by time to target, report.",
 )
 
+app.command()(scale)
 
 @app.command()
 def workloads() -> None:
