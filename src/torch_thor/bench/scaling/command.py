@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from torch_thor.bench.errors import BenchError
 from torch_thor.bench.ranks import open_device
 from torch_thor.bench.rundir import make_directory
 from torch_thor.bench.scaling.check import check_table, network_lines, run_check
@@ -65,6 +66,8 @@ def scale(
     )
     link, numbers = find_network(network, changes), parse_ranks(ranks)
     assumptions = Assumptions(interval=interval, overlap=overlap)
+    if step_ms is not None and step_ms <= 0:
+        raise BenchError(f"--step-ms {step_ms:g} must be > 0 milliseconds; leave it out")
     make_directory(out)
     profiles = [_profile(task, device, out, cycles, again=measure) for task in tasks]
     _print_profiles(profiles, out)
@@ -96,8 +99,6 @@ def _profile(task: Task, device: str, out: Path, cycles: int, *, again: bool) ->
 
 def _of_speed(profile: Profile, step_ms: float) -> Profile:
     """Returns the profile of a device whose forward and backward take so long."""
-    if step_ms <= 0:
-        raise typer.BadParameter(f"{step_ms:g} must be > 0 milliseconds", param_hint="--step-ms")
     return profile.times(1e-3 * step_ms / (profile.forward + profile.backward))
 
 
