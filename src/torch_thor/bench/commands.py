@@ -53,6 +53,7 @@ app = typer.Typer(
 
 app.command()(scale)
 
+
 @app.command()
 def workloads() -> None:
     """List the workloads and their targets."""
