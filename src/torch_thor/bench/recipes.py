@@ -93,10 +93,10 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("fashion-autoencoder", "sgd"): Recipe(SGDSettings(lr=0.01, weight_decay=0.0), 10),
     ("fashion-autoencoder", "adamw"): Recipe(AdamWSettings(lr=0.002, weight_decay=0.0), 10),
     ("fashion-autoencoder", "muon"): Recipe(_MUON_AUTOENCODER, 3),
-    ("text-gpt", "thor"): Recipe(_THOR_TEXT, 4),
+    ("text-gpt", "thor"): Recipe(_THOR_TEXT, 5),
     ("text-gpt", "sgd"): Recipe(SGDSettings(lr=0.2), 6),
     ("text-gpt", "adamw"): Recipe(AdamWSettings(lr=0.003), 6),
-    ("text-gpt", "muon"): Recipe(_MUON_TEXT, 4),
+    ("text-gpt", "muon"): Recipe(_MUON_TEXT, 3),
 }
 for _variant in VARIANTS:
     # Eq. 6 at λ = 0.03 diverges on digits: the smallest eigenvalues of one batch are near zero.
