@@ -145,6 +145,8 @@ def test_a_study_finds_winners_and_reports_them(tiny: Workload, tmp_path: Path) 
     assert [row["optimizer"] for row in rows] == ["thor", "sgd", "adamw"]
     thor = next(row for row in tuned(result) if row.optimizer == "thor")
     assert float(rows[0]["seconds_value"]) == thor.seconds.value
+    ratios = [float(row["ratio_value"]) for row in rows[1:] if row["ratio_low"] == "nan"]
+    assert ratios == [1.0]  # the best first-order optimizer, against itself
     assert len((tmp_path / "tiny" / "trials.md").read_text().splitlines()) == 2 + 9
 
 

@@ -173,7 +173,7 @@ def draw_times(theme: Theme, *, result: StudyResult, rows: Sequence[Tuned], goal
         axes.axvline(right, color=theme.faint, linestyle=(0, (4, 3)))
         axes.annotate(" missed", (right, -0.55), fontsize=8, ha="right", color=theme.ink)
     axes.set_yticks(range(len(rows)), [row.optimizer for row in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.5, -0.7)
     axes.set_xlim(0, 1.02 * right)
     axes.set(xlabel="training time, s (dots: seeds; bar: 95 % interval of the median)")
     return figure

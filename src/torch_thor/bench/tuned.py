@@ -103,7 +103,8 @@ class Tuned:
         winner: The trial that won.
         seconds: Training time to the target.
         steps: Steps to the target.
-        ratio: Time ÷ that of the best first-order optimizer; None where there is none.
+        ratio: Time ÷ that of the best first-order optimizer (without interval in its own row);
+            None where there is none.
         misses: Seeds that never reached the target.
         runs: Seeds.
     """
@@ -145,12 +146,13 @@ def _baseline(found: Mapping[str, Sequence[Reached]]) -> str | None:
 
 def _row(winner: Finished, hits: Sequence[Reached], others: Sequence[Reached] | None) -> Tuned:
     seconds = [one.seconds for one in hits]
+    ratio = None if others is None else ratio_of(seconds, [one.seconds for one in others])
     return Tuned(
         optimizer=winner.trial.config.optimizer,
         winner=winner,
         seconds=median_of(seconds),
         steps=median_of([one.steps for one in hits]),
-        ratio=None if others is None else ratio_of(seconds, [one.seconds for one in others]),
+        ratio=Estimate(1.0) if hits is others else ratio,
         misses=sum(map(math.isinf, seconds)),
         runs=len(hits),
     )
