@@ -3,6 +3,7 @@
 from torch_thor.base import Base
 from torch_thor.coverage import Coverage, ParameterCoverage, Treatment
 from torch_thor.distributed import Distributed
+from torch_thor.divergence import LayerSplit, SplitMeasurement, measure_split
 from torch_thor.errors import (
     CollectiveError,
     CurvatureError,
@@ -25,7 +26,7 @@ from torch_thor.schedules import (
     PolynomialDecay,
     WarmupPolynomialDecay,
 )
-from torch_thor.split import LayerSplit, SplitCurves, SplitMeasurement, measure_split
+from torch_thor.split import SplitCurves
 
 __all__ = [
     "EKFAC",

@@ -6,6 +6,11 @@ import csv
 import json
 import re
 import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +24,7 @@ from torch_thor.bench.splitting import PAPER_CURVES
 from torch_thor.bench.train import train as train_run
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
     from typing import Any
 
 STEMS = [f"figure-{n}" for n in (1, 2, 3, 4, 5, 6, 8, 9)]
@@ -115,6 +120,99 @@ def _check_files(out: Path) -> None:
         best = max(record.test_metric for record in run.evaluations)
         assert float(row["best_metric_median"]) == best
         assert f"{row['optimizer']}-seed0" in page
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_paper_is_killed_at_any_moment_and_goes_on_with_nothing_lost(tmp_path: Path) -> None:
+    out = tmp_path / "paper"
+    moments = (
+        lambda: len(list(out.rglob("checkpoint.pt"))) >= 5,  # in a run or between two
+        (out / "figure-1.png").exists,  # while tables and figures are written
+    )
+    kept: dict[Path, bytes] = {}
+    for moment in moments:
+        with _paper_process(out) as process:
+            while not moment():
+                assert process.poll() is None, "it ended before it could be killed"
+                time.sleep(0.002)
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
+        assert all(path.read_bytes() == content for path, content in kept.items())
+        records = [path for path in out.rglob(RECORDS_FILE) if path.stat().st_size]
+        kept = {path: path.read_bytes() for path in records if read_run(path.parent).end}
+        assert len(kept) >= 4
+    with _paper_process(out) as process:
+        assert process.wait() == 0
+    assert len(kept) == 16
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    _check_files(out)
+
+
+@contextmanager
+def _paper_process(out: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of its own that makes the paper of the tiny workload; gone afterwards."""
+    script = (
+        "import runpy; from torch_thor.bench import cli, workloads\n"
+        f"tiny = runpy.run_path({str(Path(__file__).with_name('conftest.py'))!r})['TINY']\n"
+        "workloads.WORKLOADS['tiny'] = tiny\n"
+        "cli.main()"
+    )
+    words = ["paper", "tiny", "--seeds", "1", "--epochs", "8", "--out", str(out)]
+    command = [sys.executable, "-c", script, *words]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:  # noqa: S603
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_paper_writes_what_is_there_and_says_how_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "paper"
+    words = ("paper", "tiny", "--seeds", 2, "--epochs", 2, "--out", out)
+    empty = run(*words, "--write-only")
+    assert empty.exit_code == 2
+    assert "no run that has ended; make them with: thor paper tiny --seeds 2" in empty.stderr
+    made = 0
+
+    def stop_in_the_third(config: Any, directory: Path, **options: Any) -> Any:
+        nonlocal made
+        made += 1
+        if made == 3:
+            options["observers"] = [*options["observers"], _StopsAtOnce()]
+        return train_run(config, directory, **options)
+
+    monkeypatch.setattr("torch_thor.bench.paper_runs.train", stop_in_the_third)
+    run(*words)
+    partial = run(*words, "--write-only")
+    assert partial.exit_code == 0, partial.output
+    text = (out / "paper.md").read_text()
+    assert "2 of 26 runs are made so far" in text
+    assert [
+        line.split("|")[1].strip()
+        for line in text.splitlines()
+        if " 0/1 " in line or " 1/1 " in line
+    ] == ["sgd", "paper-kfac"]
+    assert not (out / "figure-9.png").exists()
+
+
+def test_claims_are_answered_in_both_directions(tmp_path: Path) -> None:
+    out = tmp_path / "paper"
+    run("paper", "tiny", "--seeds", 1, "--epochs", 1, "--out", out)
+    rows = {
+        row["claim"]: row for row in csv.DictReader((out / "claims.csv").read_text().splitlines())
+    }
+    assert len(rows) == 10
+    seconds = {}
+    for name in ("paper-kfac", "paper-thor-sp"):
+        seconds[name] = read_run(out / "runs" / f"{name}-seed0").epochs[0].epoch_seconds
+    saved = 100 * (1 - seconds["paper-thor-sp"] / seconds["paper-kfac"])
+    row = rows["The split alone saves time"]
+    assert float(row["here"]) == pytest.approx(saved, abs=0.006)
+    assert row["verdict"] == ("holds" if saved > 0 else "does not hold")
+    assert float(rows["THOR is there before K-FAC"]["paper"]) == 0.39  # 656.8 s and 1704.3 s
 
 
 class _StopsAtOnce:

@@ -29,7 +29,7 @@ from torch_thor.bench.config import DataSource, RunConfig
 from torch_thor.bench.observers import Observer
 from torch_thor.bench.one_line import OneLineErrors
 from torch_thor.bench.paper import PaperWriter
-from torch_thor.bench.paper_runs import Job, make_runs, plan_paper
+from torch_thor.bench.paper_runs import Job, ended_runs, make_runs, plan_paper
 from torch_thor.bench.ranks import open_ranks, speaks
 from torch_thor.bench.recipes import RunOptions, plan_run
 from torch_thor.bench.report import write_report
@@ -210,17 +210,22 @@ def paper(
     seeds: Annotated[int, typer.Option(help="Seeds of each optimizer.")] = 3,
     out: Annotated[Path | None, typer.Option(help="Folder of runs, tables and figures.")] = None,
     epochs: EpochsOption = None,
+    evals_per_epoch: EvaluationsOption = 1,
     device: DeviceOption = "cpu",
     data_dir: DataDirOption = None,
     download: DownloadOption = False,
     workers: WorkersOption = None,
+    write_only: Annotated[
+        bool, typer.Option("--write-only", help="Train nothing: write from the runs on disk.")
+    ] = False,
 ) -> None:
     """Make the paper's tables and figures for a workload, from runs made here.
 
     Runs that are on disk already are not repeated: a stopped command goes on where it was.
     """
     task = find_workload(workload)
-    plan = plan_paper(task, seeds=seeds, options=RunOptions(epochs=epochs, device=device))
+    options = RunOptions(epochs=epochs, evals_per_epoch=evals_per_epoch, device=device)
+    plan = plan_paper(task, seeds=seeds, options=options)
     directory = out or Path("runs") / f"paper-{workload}"
     source = DataSource(data_dir, download, workers)
 
@@ -228,7 +233,10 @@ def paper(
         return observers_of(task, directory / job.folder, f"{told} {job.folder.name}")
 
     split = measured(task, directory, source, device=device, seed=0)
-    runs = make_runs(plan, directory, source=source, observe=observe)
+    if write_only:
+        runs = ended_runs(plan, directory)
+    else:
+        runs = make_runs(plan, directory, source=source, observe=observe)
     page = PaperWriter(task, plan, runs, split, directory).write()
     typer.echo(f"page: {page}")
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from torch_thor import SplitMeasurement
 from torch_thor.bench import published
+from torch_thor.bench.claims import ablation_table, claims_table
 from torch_thor.bench.errors import BenchError, reason
 from torch_thor.bench.figures import (
     FigureFile,
@@ -26,7 +27,7 @@ from torch_thor.bench.report import render, run_list
 from torch_thor.bench.settings import THORSettings, from_values
 from torch_thor.bench.splitting import report_split
 from torch_thor.bench.style import Theme
-from torch_thor.bench.summary import Summary, summarize
+from torch_thor.bench.summary import summarize
 from torch_thor.bench.tables import TextTable, comparison_csv, comparison_table
 from torch_thor.bench.workloads import Workload
 
@@ -64,7 +65,7 @@ class PaperWriter:
     Args:
         workload: What was trained.
         plan: The runs.
-        runs: Their records, by folder.
+        runs: Records of those that have ended, by folder; at least one.
         split: Measurement of the split.
         directory: Where the files go.
     """
@@ -93,7 +94,7 @@ class PaperWriter:
             BenchError: The folder cannot be written.
         """
         page = self._directory / PAGE
-        everything = [self._runs[job.folder] for job in self._plan.jobs]
+        everything = [self._runs[job.folder] for job in self._plan.jobs if job.folder in self._runs]
         try:
             sections = tuple(self._sections())
             html = render(
@@ -119,15 +120,14 @@ class PaperWriter:
 
     def _compared(self, names: Sequence[str]) -> list[Run]:
         jobs = [job for name in names for job in self._plan.compared if job.label == name]
-        return [self._runs[job.folder] for job in jobs]
+        return [self._runs[job.folder] for job in jobs if job.folder in self._runs]
 
-    def _first(self, name: str) -> Run:
-        return self._compared([name])[0]
+    def _first(self, name: str) -> Run | None:
+        return next(iter(self._compared([name])), None)
 
     def _sections(self) -> Iterator[Section]:
         yield self._table_1()
-        yield self._table_2()
-        yield self._ablation()
+        yield from self._answers()
         yield Section(
             "Tables 4 and 5: ImageNet, as the paper reports them",
             ("Not run here: thor compare imagenet-resnet50 --preset paper-256 makes them.",),
@@ -135,7 +135,8 @@ class PaperWriter:
         )
         yield self._curvature()
         yield self._schedules()
-        yield self._training()
+        if self._compared(TABLE_2):
+            yield self._training()
 
     def _table_1(self) -> Section:
         split = report_split(self._split, self._workload.name, self._directory)
@@ -151,6 +152,18 @@ class PaperWriter:
                 self._figure("figure-4", "One layer's block, whole and split", draw_factors),
             ),
         )
+
+    def _answers(self) -> Iterator[Section]:
+        """Yields the tables that compare optimizers, as far as there are runs of them."""
+        if self._compared(TABLE_2):
+            yield self._table_2()
+        if self._compared(["paper-kfac"]):
+            yield self._ablation()
+        rows = summarize(self._compared((*TABLE_2, *ABLATIONS)), self._workload.target)
+        table = claims_table({row.optimizer: row for row in rows})
+        if table.rows:
+            self._save_table("claims", table, table.to_csv())
+            yield Section("The paper's claims, answered here", (), (table,))
 
     def _table_2(self) -> Section:
         rows = summarize(self._compared(TABLE_2), self._workload.target)
@@ -168,26 +181,32 @@ class PaperWriter:
     def _curvature(self) -> Section:
         quiet, rule = self._first("paper-thor-nt"), self._first("paper-thor")
         stop = self._first("paper-thor-stop")
-        figures = [
-            ("figure-1", "Frobenius norm per layer", partial(draw_norms, run=quiet), quiet),
-            ("figure-2", "Δ per layer", partial(draw_changes, run=rule), rule),
-            ("figure-3", "Δ per layer, with freezing", partial(draw_changes, run=stop), stop),
-        ]
+        figures = (
+            ("figure-1", "Frobenius norm per layer", draw_norms, quiet),
+            ("figure-2", "Δ per layer", draw_changes, rule),
+            ("figure-3", "Δ per layer, with freezing", draw_changes, stop),
+        )
+        made = [_decisions(run) for run in (rule, stop) if run is not None]
         return Section(
             "Figures 1, 2 and 3: how the curvature changes",
-            (f"Decisions of the trace rule, all layers: {_decisions(rule)}; {_decisions(stop)}.",),
+            (f"Decisions of the trace rule, all layers: {'; '.join(made)}.",) if made else (),
             (),
-            tuple(self._figure(stem, title, d) for stem, title, d, run in figures if _changed(run)),
+            tuple(
+                self._figure(stem, title, partial(draw, run=run))
+                for stem, title, draw, run in figures
+                if run is not None and _changed(run)
+            ),
         )
 
     def _schedules(self) -> Section:
-        run = self._first("paper-thor")
-        mine = from_values(THORSettings, dict(run.config.settings))
+        steps = next(iter(self._runs.values())).started.steps_per_epoch
+        job = next(job for job in self._plan.compared if job.label == "paper-thor")
+        mine = from_values(THORSettings, dict(job.config.settings))
         here = partial(
             draw_schedules,
             settings={"paper-thor": mine},
-            epochs=run.config.epochs,
-            steps=run.started.steps_per_epoch,
+            epochs=job.config.epochs,
+            steps=steps,
             title=f"Schedules on {self._workload.name}",
         )
         imagenet = {
@@ -203,17 +222,23 @@ class PaperWriter:
             steps=_IMAGENET_STEPS["paper-256"],
             title="Schedules of the paper on ImageNet (eq. 13, 14, 15)",
         )
-        effects = {job.label: self._runs[job.folder] for job in self._plan.effects}
-        draw = partial(draw_effects, runs=effects, metric=self._workload.metric)
+        effects = {
+            job.label: self._runs[job.folder]
+            for job in self._plan.effects
+            if job.folder in self._runs
+        }
+        figures = [
+            self._figure("figure-6", "Schedules here", here),
+            self._figure("figure-8", "The paper's schedules", published_ones),
+        ]
+        if effects:
+            draw = partial(draw_effects, runs=effects, metric=self._workload.metric)
+            figures.append(self._figure("figure-9", "Effect of α_target and p", draw))
         return Section(
             "Figures 6, 8 and 9: schedules and their effect",
             (),
             (),
-            (
-                self._figure("figure-6", "Schedules here", here),
-                self._figure("figure-8", "The paper's schedules", published_ones),
-                self._figure("figure-9", "Effect of α_target and p", draw),
-            ),
+            tuple(figures),
         )
 
     def _training(self) -> Section:
@@ -238,32 +263,19 @@ class PaperWriter:
         (self._directory / f"{stem}.csv").write_text(numbers, encoding="utf-8")
 
     def _lead(self) -> str:
-        rows = {
-            row.optimizer: row for row in summarize(self._compared(TABLE_2), self._workload.target)
-        }
+        compared = self._compared(TABLE_2)
+        found = summarize(compared, self._workload.target) if compared else []
+        rows = {row.optimizer: row for row in found}
         goal = f"{self._workload.metric.name} {self._workload.metric.goal(self._workload.target)}"
         parts = [
             f"{name} {rows[name].seconds.median:.1f} s ({rows[name].misses} of "
             f"{rows[name].runs} missed)"
             for name in ("sgd", "paper-kfac", "paper-thor", "thor")
+            if name in rows
         ]
-        return f"To {goal}, median of {self._plan.seeds}: {', '.join(parts)}."
-
-
-def ablation_table(rows: Sequence[Summary]) -> TextTable:
-    """Returns the time of an epoch of each ablation, and what it saves against K-FAC.
-
-    Args:
-        rows: Summaries, K-FAC's first.
-    """
-    whole = rows[0].epoch_seconds.median * rows[0].horizon
-    cells = []
-    for row in rows:
-        total = row.epoch_seconds.median * row.horizon
-        saved = 100 * (1 - total / whole)
-        best = row.best_metric.median
-        cells.append((row.optimizer, f"{total:.2f}", f"{saved:.1f}", f"{best:.2f}"))
-    return TextTable(("optimizer", "s to horizon", "time saved, %", "best"), tuple(cells))
+        made, asked = len(self._runs), len(self._plan.jobs)
+        partly = f" {made} of {asked} runs are made so far." if made < asked else ""
+        return f"To {goal}, median over seeds: {', '.join(parts) or 'no run yet'}.{partly}"
 
 
 def _changed(run: Run) -> bool:

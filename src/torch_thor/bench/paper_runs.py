@@ -82,6 +82,8 @@ def plan_paper(workload: Workload, *, seeds: int, options: RunOptions) -> PaperR
     command = ["thor", "paper", workload.name, "--seeds", str(seeds)]
     if options.epochs is not None:
         command += ["--epochs", str(options.epochs)]
+    if options.evals_per_epoch != 1:
+        command += ["--evals-per-epoch", str(options.evals_per_epoch)]
     if options.device != "cpu":
         command += ["--device", options.device]
     effects = tuple(_effects(workload, options))
@@ -152,7 +154,20 @@ def make_runs(
             raise RunInterruptedError(f"{message}; go on with: {again}") from stopped
         except RunDivergedError:
             continue  # on record as failed; the tables count the miss
-    return {job.folder: read_run(directory / job.folder) for job in plan.jobs}
+    return ended_runs(plan, directory)
+
+
+def ended_runs(plan: PaperRuns, directory: Path) -> dict[Path, Run]:
+    """Reads the runs on disk that have ended, by their folder below ``directory``.
+
+    Raises:
+        BenchError: None has, or a folder holds another run.
+    """
+    ended = [job.folder for job in plan.jobs if not _is_pending(job, directory)]
+    if not ended:
+        message = f"--out {directory} holds no run that has ended"
+        raise BenchError(f"{message}; make them with: {plan.command} --out {directory}")
+    return {folder: read_run(directory / folder) for folder in ended}
 
 
 def _progress(made: int, number: int, pending: int, begun: float) -> str:

@@ -21,7 +21,7 @@ _FIXED = {
     "muon": "#CC79A7",
     "kfac": "#E69F00",
     "ekfac": "#56B4E9",
-    "paper-thor": "#D55E00",
+    "paper-thor": "#7F3C8D",
     "paper-thor-stop": "#CC79A7",
     "paper-thor-nt": "#009E73",
     "paper-kfac": "#E69F00",

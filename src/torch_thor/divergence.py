@@ -1,0 +1,188 @@
+"""What each block size loses of a model's factors and costs, layer by layer, by two criteria."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from torch_thor import linalg
+from torch_thor.capture import Capture
+from torch_thor.coverage import survey
+from torch_thor.errors import InvalidOptionError
+from torch_thor.hardware import inversion_times
+from torch_thor.options import Statistics
+from torch_thor.partition import Partition
+from torch_thor.split import (
+    TOLERATED_LOSS,
+    SplitCurves,
+    candidate_sizes,
+    information_losses,
+    input_rows,
+    kept_and_speed,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class LayerSplit:
+    """What cutting one layer's input factor A costs and saves at each candidate size.
+
+    Args:
+        layer: Qualified name of the module.
+        columns: Rows of A.
+        loss: L of eq. 11.
+        divergence: log det of the cut factor − log det of the whole one, both damped: twice
+            the Kullback–Leibler divergence between zero-mean Gaussians of these covariances,
+            in nats. Unlike eq. 11 it sees every eigenvalue. 0 for a factor left whole.
+        seconds: Time to invert all blocks of A, by the measured time of one.
+    """
+
+    layer: str
+    columns: int
+    loss: tuple[float, ...]
+    divergence: tuple[float, ...]
+    seconds: tuple[float, ...]
+
+    def choice(self, sizes: Sequence[int]) -> int:
+        """Returns the size whose kept information most exceeds its share of the time.
+
+        Information is the divergence that a diagonal factor would have; larger blocks are
+        worth their time as long as they bring more of it per microsecond than the whole
+        factor does on average.
+        """
+        worst, longest = max(self.divergence), max(self.seconds)
+        if worst <= 0.0:
+            return sizes[0]
+        gains = [
+            (1.0 - lost / worst) - time / longest
+            for lost, time in zip(self.divergence, self.seconds, strict=True)
+        ]
+        return sizes[max(range(len(gains)), key=gains.__getitem__)]
+
+
+@dataclass(frozen=True)
+class SplitMeasurement:
+    """What ``measure_split`` found.
+
+    Args:
+        sizes: Candidate block sizes.
+        seconds: Measured time to invert one matrix of each size.
+        layers: One entry per layer whose A can be cut.
+    """
+
+    sizes: tuple[int, ...]
+    seconds: tuple[float, ...]
+    layers: tuple[LayerSplit, ...]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many factors lose less than 1 % at each size (Table 1)."""
+        return tuple(
+            sum(layer.loss[n] < TOLERATED_LOSS for layer in self.layers)
+            for n in range(len(self.sizes))
+        )
+
+    @property
+    def curves(self) -> SplitCurves:
+        """The paper's two curves."""
+        return kept_and_speed(self.sizes, [layer.loss for layer in self.layers], self.seconds)
+
+
+def measure_split(
+    model: nn.Module,
+    backward: Callable[[], object],
+    *,
+    damping: float = 3e-4,
+    rows: int | None = 4096,
+    power: float = 1.0,
+) -> SplitMeasurement:
+    """Measures what each block size loses of a model's factors and costs on its device.
+
+    Times are kept in the cache that ``split="auto"`` reads.
+
+    Args:
+        model: The model; its hooks are gone when this returns.
+        backward: Runs one forward and backward of the model.
+        damping: λ of the divergence, times the factor's mean eigenvalue.
+        rows: Rows taken per layer; ``None`` takes all.
+        power: 1 measures inverses (eq. 12), 1/2 inverse square roots.
+
+    Raises:
+        InvalidOptionError: Where the backward reached no layer that can be split.
+    """
+    layers, _ = survey(model, ())
+    capture = Capture(Statistics(rows=rows))
+    capture.attach(layers)
+    try:
+        capture.arm(layers, set(layers), seed=0)
+        backward()
+        found = input_rows(layers, capture)
+    finally:
+        capture.remove()
+    if not found:
+        raise InvalidOptionError("model", type(model).__name__, "one with a layer to split")
+    sizes = candidate_sizes([layer.geometry for layer in layers])
+    times = inversion_times(sizes, found[0][0].weight.device, power)
+    seconds = tuple(time.seconds for time in times)
+    return SplitMeasurement(
+        sizes,
+        seconds,
+        tuple(_layer_split(layer.name, table, sizes, seconds, damping) for layer, table in found),
+    )
+
+
+def _layer_split(
+    name: str, rows: Tensor, sizes: tuple[int, ...], seconds: tuple[float, ...], damping: float
+) -> LayerSplit:
+    columns = rows.shape[-1]
+    blocks = [min(size, columns) for size in sizes]
+    counts = [-(-columns // block) for block in blocks]
+    time_of = dict(zip(sizes, seconds, strict=True))
+    nearest = [min(sizes, key=lambda size, b=block: abs(size - b)) for block in blocks]  # type: ignore[misc]
+    return LayerSplit(
+        name,
+        columns,
+        information_losses(rows, sizes),
+        tuple(log_det_divergence(rows, block, damping) for block in blocks),
+        tuple(count * time_of[size] for count, size in zip(counts, nearest, strict=True)),
+    )
+
+
+def log_det_divergence(rows: Tensor, block: int, damping: float) -> float:
+    """Log det of the cut factor − log det of the whole one, mean over the matrices.
+
+    Both are damped by λ times the mean eigenvalue. tr(Â⁻¹A) = d, because Â holds A's own
+    blocks, so this is the whole of the log-det (Burg) divergence.
+
+    Args:
+        rows: ``[k, r, d]``.
+        block: Block size.
+        damping: λ.
+    """
+    table = rows.double()
+    width = table.shape[-1]
+    mean = table.square().sum((1, 2)) / width
+    mean = torch.where(mean > 0, mean, 1.0)
+    whole = _log_det(linalg.diagonal_blocks(table, width), mean * damping)
+    cut = Partition.of(width, block)
+    padded = pad(table, (0, cut.padding))
+    parts = _log_det(linalg.diagonal_blocks(padded, cut.block), mean * damping)
+    # Columns of padding are zeros: each adds log λ.
+    parts = parts - cut.padding * (mean * damping).log()
+    return float((parts - whole).clamp_min(0.0).mean())
+
+
+def _log_det(blocks: Tensor, shift: Tensor) -> Tensor:
+    """Log det of block-diagonal ``[k, n, s, s]`` plus shift · I: ``[k]``."""
+    eye = torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device)
+    damped = blocks + shift[:, None, None, None] * eye
+    parts: Tensor = torch.linalg.slogdet(damped).logabsdet
+    return parts.sum(-1)
