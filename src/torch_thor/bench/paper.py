@@ -10,15 +10,10 @@ from matplotlib.figure import Figure
 from torch_thor import SplitMeasurement
 from torch_thor.bench import published
 from torch_thor.bench.claims import ablation_table, claims_table
+from torch_thor.bench.curves import curves, draw_curve
 from torch_thor.bench.errors import BenchError, reason
-from torch_thor.bench.figures import (
-    FigureFile,
-    curves,
-    draw_changes,
-    draw_curve,
-    draw_norms,
-    write_figure,
-)
+from torch_thor.bench.figures import FigureFile, write_figure
+from torch_thor.bench.layer_figures import draw_changes, draw_norms
 from torch_thor.bench.paper_figures import draw_effects, draw_factors, draw_schedules
 from torch_thor.bench.paper_runs import ABLATIONS, TABLE_2, PaperRuns
 from torch_thor.bench.presets import PRESETS

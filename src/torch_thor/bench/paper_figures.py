@@ -10,11 +10,10 @@ from torch.nn import functional
 
 from torch_thor import GrowingInterval
 from torch_thor.bench.config import DataSource
-from torch_thor.bench.figures import legend, new_figure
 from torch_thor.bench.learning_rates import factor
 from torch_thor.bench.records import Run
 from torch_thor.bench.settings import THORSettings
-from torch_thor.bench.style import Theme
+from torch_thor.bench.style import Theme, legend, new_figure
 from torch_thor.bench.workloads import Metric
 from torch_thor.bench.workloads.digits import load
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import matplotlib as mpl
 from cycler import cycler
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 DPI = 160
 
@@ -94,3 +96,27 @@ def themed(theme: Theme) -> Iterator[None]:
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure as PNG."""
     figure.savefig(path, dpi=DPI)
+
+
+def new_figure(title: str, *, height: float = 3.8) -> tuple[Figure, Axes]:
+    """Returns a figure with one pair of axes under a title."""
+    figure = Figure(figsize=(6.4, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title)
+    return figure, axes
+
+
+def legend(figure: Figure, *, handles: Sequence[Patch] | None = None) -> None:
+    """Puts the legend under the axes, away from the data."""
+    axes = figure.axes[0]
+    chosen = handles or axes.get_legend_handles_labels()[0]
+    # More text than one line holds is set smaller, in columns.
+    many = sum(len(str(handle.get_label())) + 5 for handle in chosen) > 75
+    figure.legend(
+        handles=chosen,
+        loc="outside lower center",
+        ncols=min(4, len(chosen)) if many else len(chosen),
+        fontsize=7.5 if many else 8.5,
+        columnspacing=1.2,
+        handlelength=1.5,
+    )
