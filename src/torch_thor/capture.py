@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from torch_thor.autograd import base_of, inside_backward, is_transformed, receives_gradient
+from torch_thor.calls import Call, inverse_rows, joined, loss_terms, make_call, rows_of
 from torch_thor.factors import FactorBatch, OneHotBatch
 from torch_thor.hooks import EnterHook, ForwardHook, LeaveHook, Watches
-from torch_thor.sampling import RowPlan, plan_rows
+from torch_thor.sampling import plan_rows
 from torch_thor.shards import shard_of
 
 if TYPE_CHECKING:
@@ -31,25 +32,6 @@ if TYPE_CHECKING:
     from torch_thor.layers import Geometry, LayerAdapter
     from torch_thor.options import Statistics
     from torch_thor.shards import Shard
-
-
-@dataclass(frozen=True)
-class Call:
-    """One forward call of a layer whose output gradient has arrived.
-
-    Args:
-        inputs: ``[k, r, columns]``, or ``[k, r]`` where the geometry is one-hot.
-        gradients: ``[k, r, out]``.
-        plan: Rows that were taken.
-        group: Calls of one forward pass share a number, micro-batches differ.
-        covers: Matrices that took part, where not all did; the others' rows are zeros.
-    """
-
-    inputs: Tensor
-    gradients: Tensor
-    plan: RowPlan
-    group: int
-    covers: range | None = None
 
 
 @dataclass(eq=False)
@@ -108,11 +90,14 @@ class Capture:
 
     Args:
         options: Row budget, weight sharing, loss reduction.
+        matched: Take the gradients of all rows that a one-hot layer counts, whatever the
+            budget: EKFAC needs both sides of each row.
     """
 
-    def __init__(self, options: Statistics) -> None:
+    def __init__(self, options: Statistics, *, matched: bool = False) -> None:
         """Starts without hooks."""
         self.options = options
+        self._matched = matched
         self.seed = 0
         self._sampled_backward = False
         self._handles: list[RemovableHandle] = []
@@ -182,14 +167,15 @@ class Capture:
         _begin_call(layer)
         if not (weight.requires_grad and output.requires_grad and output.numel()):
             return
-        options, module, one_hot = self.options, layer.module, layer.geometry.one_hot
+        options, module, geometry = self.options, layer.module, layer.geometry
         # Means of one-hot rows are no longer one-hot, so these are always expanded.
-        reduce = options.weight_sharing == "reduce" and not one_hot
+        reduce = geometry.unit_wise or (options.weight_sharing == "reduce" and not geometry.one_hot)
         with torch.no_grad():
             samples, positions = layer.adapter.call_shape(module, inputs, output)
-            chosen = plan_rows(samples, positions, options.rows, reduce=reduce, seed=self.seed)
+            budget = None if geometry.one_hot and self._matched else options.rows
+            chosen = plan_rows(samples, positions, budget, reduce=reduce, seed=self.seed)
             plan = replace(chosen, output_shape=tuple(output.shape))
-            rows = layer.adapter.input_rows(module, inputs.detach(), plan, bias=layer.geometry.bias)
+            rows = layer.adapter.input_rows(module, inputs.detach(), plan, bias=geometry.bias)
         group = layer.group
         base = base_of(output)
         watched, is_view = (output, False) if base is None else (base, True)
@@ -205,7 +191,7 @@ class Capture:
                 if is_view:
                     gradient = gradient.contiguous().as_strided(*place)
                 gradients = layer.adapter.output_rows(module, gradient.detach(), plan)
-                layer.calls.append(_call(layer, rows, gradients, plan, first, group))
+                layer.calls.append(make_call(geometry, rows, gradients, plan, first, group))
             layer.group_has_gradient = True
 
         watched.register_hook(on_gradient)  # type: ignore[no-untyped-call]
@@ -222,12 +208,13 @@ class Capture:
         calls, one_hot = layer.calls, layer.geometry.one_hot
         if not calls:
             return None
+        if layer.geometry.unit_wise:
+            calls = joined(calls)
         samples: dict[int, int] = {}
         for call in calls:
             samples[call.group] = max(samples.get(call.group, 0), call.plan.samples)
         count = sum(samples.values())
-        # Losses stand at the positions of an attention's queries, its first matrix.
-        terms = sum(c.plan.samples * c.plan.positions for c in calls if _covers(c, 0))
+        terms = loss_terms(calls)
         scale = {"mean": count, "positions_mean": terms, "sum": 1.0 / count}
         # A sampled loss is not multiplied by anything.
         scaled_by = 1.0 if self.options.fisher == "mc" else gradient_scale
@@ -237,8 +224,8 @@ class Capture:
             kind(
                 tuple(call.inputs for call in calls),
                 (1.0,) * len(calls) if one_hot else weights,
-                _inverse_rows(layer),
-                _rows(layer),
+                inverse_rows(calls, layer.weight),
+                rows_of(calls),
             ),
             FactorBatch(
                 tuple(call.gradients for call in calls),
@@ -256,44 +243,3 @@ def _begin_call(layer: TrackedLayer) -> None:
         # A forward after a backward belongs to the next micro-batch, unless a
         # checkpointed segment is being recomputed.
         layer.group, layer.group_has_gradient = layer.group + 1, False
-
-
-def _call(
-    layer: TrackedLayer, inputs: Tensor, gradients: Tensor, plan: RowPlan, first: int, group: int
-) -> Call:
-    """Spreads the rows of the matrices that took part over all matrices of the layer."""
-    total, present = layer.geometry.matrices, gradients.shape[0]
-    inputs = inputs.expand(present, *inputs.shape[1:])
-    if present == total:
-        return Call(inputs, gradients, plan, group)
-    covers = range(first, first + present)
-    spread = []
-    for rows in (inputs, gradients):
-        spread.append(rows.new_zeros(total, *rows.shape[1:]))
-        spread[-1][covers.start : covers.stop] = rows
-    return Call(spread[0], spread[1], plan, group, covers)
-
-
-def _covers(call: Call, matrix: int) -> bool:
-    return call.covers is None or matrix in call.covers
-
-
-def _rows(layer: TrackedLayer) -> float | tuple[float, ...]:
-    """R, rows that the taken ones stand for; one a matrix where calls cover different ones."""
-    calls = layer.calls
-    if all(call.covers is None for call in calls):
-        return sum(call.plan.rows for call in calls)
-    return tuple(
-        sum(call.plan.rows for call in calls if _covers(call, matrix))
-        for matrix in range(layer.geometry.matrices)
-    )
-
-
-def _inverse_rows(layer: TrackedLayer) -> float | Tensor:
-    """1/R."""
-    rows = _rows(layer)
-    if not isinstance(rows, tuple):
-        return 1.0 / rows
-    dtype = torch.promote_types(layer.weight.dtype, torch.float32)
-    shares = [1.0 / max(count, 1) for count in rows]
-    return torch.tensor(shares, dtype=dtype, device=layer.weight.device)

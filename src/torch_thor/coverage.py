@@ -215,7 +215,9 @@ def _reason_against_shards(model: nn.Module, module: nn.Module, part: Part) -> s
     if part.weight is None:
         return ""
     shape = part.adapter.geometry(module, bias=False)
-    by_rows = shape.matrices == 1 and not (shape.transposed or shape.one_hot or part.name)
+    by_rows = shape.matrices == 1 and not (
+        shape.transposed or shape.one_hot or shape.unit_wise or part.name
+    )
     return reason_against_shards(model, part.weight, by_rows=by_rows)
 
 

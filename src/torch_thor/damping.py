@@ -41,5 +41,13 @@ def diagonal_shifts(
     return root * balance, root / balance
 
 
+def unit_shifts(
+    mode: DampingMode, damping: Tensor, trace_g: Tensor, size: int
+) -> tuple[Tensor, Tensor]:
+    """The same where A is 1 and G the whole Fisher block: λ is added to it once."""
+    shift = damping * _mean(trace_g, size) if mode == "relative" else damping.expand_as(trace_g)
+    return torch.zeros_like(trace_g), shift
+
+
 def _mean(trace: Tensor, size: int) -> Tensor:
     return torch.where(trace > 0, trace / size, 1.0)

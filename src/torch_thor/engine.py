@@ -104,8 +104,9 @@ class CurvatureEngine:
             options.statistics.decay,
             options.eigenvalue_correction,
             options.refresh.inverse_dtype,
+            options.statistics.norm_fisher == "diagonal",
         )
-        self._capture = Capture(options.statistics)
+        self._capture = Capture(options.statistics, matched=options.eigenvalue_correction)
         self._split_rule: SplitRule | None = None
         self.layers: list[TrackedLayer] = []
         self.surveys = 0

@@ -86,6 +86,15 @@ class OneHotBatch(FactorBatch):
         return (total * scale)[..., None, None]
 
 
+def add_to_columns(total: Tensor, columns: Tensor, rows: Tensor) -> None:
+    """Adds rows ``[k, r, d]`` to the columns ``[k, r]`` of ``total`` ``[k, d, c]``.
+
+    A negative number of a column leaves its row out.
+    """
+    kept = torch.where((columns >= 0).unsqueeze(-1), rows, 0.0).mT
+    total.scatter_add_(2, columns.clamp_min(0).unsqueeze(1).expand_as(kept), kept)
+
+
 class FactorStack:
     """One factor (A or G) of all layers in a stack: a running average that knows its weight.
 

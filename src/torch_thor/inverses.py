@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from torch_thor import linalg
+from torch_thor.factors import OneHotBatch, add_to_columns
 from torch_thor.partition import Partition
 
 if TYPE_CHECKING:
@@ -249,8 +250,11 @@ class EigenBasis:
         (cut_a, cut_g), (pad_a, pad_g) = self._partitions, self._padding
         basis_a, basis_g = self.a[slot].to(dtype), self.g[slot].to(dtype)
         for rows_a, rows_g, weight in zip(a.rows, g.rows, a.weights, strict=True):
-            side_a = multiply_right(pad(rows_a.to(dtype), (0, pad_a)), cut_a, basis_a)
             side_g = multiply_right(pad(rows_g.to(dtype), (0, pad_g)), cut_g, basis_g)
+            if isinstance(a, OneHotBatch):
+                add_to_columns(total, rows_a, side_g.square())
+                continue
+            side_a = multiply_right(pad(rows_a.to(dtype), (0, pad_a)), cut_a, basis_a)
             total += side_g.square().mT @ side_a.square() * weight
         return total * g.scale
 

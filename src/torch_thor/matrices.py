@@ -28,15 +28,16 @@ class Matrices:
         geometry: Shape of each layer's matrices.
         weights: The layers' weights.
         dtype: Type of the matrices.
-
-    A rank's share of a weight may have fewer rows than its matrices; the last ones are zero then.
+        missing: Rows that a rank's share of a weight has less than its matrices; zeros there.
     """
 
-    def __init__(self, geometry: Geometry, weights: Sequence[Tensor], dtype: torch.dtype) -> None:
+    def __init__(
+        self, geometry: Geometry, weights: Sequence[Tensor], dtype: torch.dtype, missing: int
+    ) -> None:
         """Allocates what is kept."""
         self.geometry = geometry
         self.dtype = dtype
-        self._missing = 0 if geometry.transposed else _missing_rows(geometry, weights[0])
+        self._missing = missing
         self._weights = [_with_rows(weight, self._missing) for weight in weights]
         self._kept: Tensor | None = None
         self._views: list[Pair] = []
@@ -63,11 +64,12 @@ class Matrices:
         biases = [bias for _, bias in sources if bias is not None]
         whole = len(sources) == len(self._views)
         if self._kept is not None and whole and len(biases) in (0, len(sources)):
-            if self.geometry.bias and not biases:
-                self._kept[..., -1] = 0
             views = [view for view, _ in self._views]
+            of_biases = [view for _, view in self._views if view is not None]
             if biases:
-                views += [view for _, view in self._views if view is not None]
+                views += of_biases
+            elif of_biases:
+                torch._foreach_zero_(of_biases)
             torch._foreach_copy_(views, [weight for weight, _ in sources] + biases)
             return self._kept
         packed = self._room(len(sources))
@@ -88,10 +90,6 @@ class Matrices:
             return pairs
         rows = self.geometry.outputs - self._missing
         return [(w[:rows], None if b is None else b[:rows]) for w, b in pairs]
-
-
-def _missing_rows(geometry: Geometry, weight: Tensor) -> int:
-    return geometry.matrices * geometry.outputs - weight.shape[0]
 
 
 def _with_rows(tensor: Tensor, missing: int) -> Tensor:

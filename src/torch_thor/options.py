@@ -16,6 +16,7 @@ DampingMode = Literal["both", "sqrt", "pi", "relative"]
 LossReduction = Literal["mean", "positions_mean", "sum"]
 WeightSharing = Literal["expand", "reduce"]
 FisherKind = Literal["empirical", "mc"]
+NormFisher = Literal["unit_wise", "diagonal"]
 NormControlKind = Literal["kl_clip", "graft", "rms"]
 OnNonFinite = Literal["skip", "raise", "ignore"]
 
@@ -35,7 +36,9 @@ class Damping:
         mode: ``"both"``: A + λI and G + λI (paper, eq. 6). ``"sqrt"``: √λ on each (the
             authors' code). ``"pi"``: π√λ on A and √λ/π on G, π² = (tr A/d_A)/(tr G/d_G)
             (Martens and Grosse 2015, sec. 6.3). ``"relative"``: λ times the mean
-            eigenvalue of each factor, so that no scale of loss or data matters.
+            eigenvalue of each factor, so that no scale of loss or data matters. The
+            unit-wise Fisher of a norm is one factor and takes λ (times its mean
+            eigenvalue where ``"relative"``) itself.
 
     Raises:
         InvalidOptionError: For a negative value or an unknown mode.
@@ -62,6 +65,9 @@ class Statistics:
             labels that ``optimizer.sample_fisher(outputs)`` draws from the model.
         weight_sharing: ``"expand"`` treats positions as further samples, ``"reduce"``
             averages inputs and sums gradients over them (Eschenhagen et al. 2023).
+        norm_fisher: Fisher of the norms that ``include`` names, exact over the samples:
+            ``"unit_wise"`` is a 2×2 block for each channel's scale and shift (SP-NGD),
+            ``"diagonal"`` leaves out what they share.
         loss_reduction: How the loss reduces over the samples of a step: ``"mean"``,
             ``"positions_mean"`` (over samples and positions, language models) or ``"sum"``.
         seed: Seed of the row choice.
@@ -74,6 +80,7 @@ class Statistics:
     rows: int | None = 1024
     fisher: FisherKind = "empirical"
     weight_sharing: WeightSharing = "expand"
+    norm_fisher: NormFisher = "unit_wise"
     loss_reduction: LossReduction = "mean"
     seed: int = 0
 
@@ -83,6 +90,7 @@ class Statistics:
         require("rows", self.rows, self.rows is None or self.rows >= 1, ">= 1, or None for all")
         _require_choice("fisher", self.fisher, FisherKind)
         _require_choice("weight_sharing", self.weight_sharing, WeightSharing)
+        _require_choice("norm_fisher", self.norm_fisher, NormFisher)
         _require_choice("loss_reduction", self.loss_reduction, LossReduction)
 
 

@@ -13,8 +13,6 @@ from torch_thor.inverses import factorize, solve_all
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from torch import Tensor
-
     from torch_thor.candidates import Candidate
     from torch_thor.inverses import Factorization, Inverses
     from torch_thor.stacks import LayerStack
@@ -125,10 +123,8 @@ def correct(candidates: list[Candidate], renewed: list[Candidate], ranks: Commun
         for c in candidates
         if c.stack.is_corrected and (id(c) in new or (c.fold and not c.refresh and c.is_ready))
     ]
-    needed = [c for c in changed if c.stack.needs_moments]
     summed = ranks.reduce(
-        Part(partial(c.stack.moments, c.slot, c.evidence.batch), symmetric=False) for c in needed
+        Part(partial(c.stack.moments, c.slot, c.evidence.batch), symmetric=False) for c in changed
     )
-    for c in changed:
-        moments: Tensor | None = next(summed) if c.stack.needs_moments else None
+    for c, moments in zip(changed, summed, strict=True):
         c.stack.correct(c.slot, moments, new=id(c) in new)

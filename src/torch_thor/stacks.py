@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from torch_thor.damping import diagonal_shifts
+from torch_thor.damping import diagonal_shifts, unit_shifts
 from torch_thor.errors import InvalidOptionError
 from torch_thor.factors import FactorBatch, FactorStack, kept_share
 from torch_thor.hardware import multiplies_bfloat16
@@ -37,6 +37,7 @@ class StackOptions:
         decay: ρ of the running average.
         eigen: EKFAC's eigenvalue-corrected basis in place of inverse roots.
         inverse_dtype: Type of inverses and products, see ``Refresh``.
+        diagonal_norms: Whether norms have a diagonal Fisher in place of the unit-wise one.
     """
 
     power: float
@@ -44,6 +45,7 @@ class StackOptions:
     decay: float
     eigen: bool
     inverse_dtype: torch.dtype | Literal["auto"] | None
+    diagonal_norms: bool = False
 
 
 class LayerStack:
@@ -70,14 +72,17 @@ class LayerStack:
         self.outputs = layers[0].geometry.outputs
         self.dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         cut_a = Partition.of(geometry.columns, 1 if geometry.one_hot else split[0])
-        cut_g = Partition.of(geometry.outputs, split[1])
+        split_g = (1 if options.diagonal_norms else None) if geometry.unit_wise else split[1]
+        cut_g = Partition.of(geometry.outputs, split_g)
         count, matrices = len(layers), geometry.matrices
         self.a = FactorStack(count, matrices, cut_a, dtype=self.dtype, device=weight.device)
         self.g = FactorStack(count, matrices, cut_g, dtype=self.dtype, device=weight.device)
         kind = EigenBasis if options.eigen else InverseRoots
         stored = self._inverse_dtype()
         self.inverses: Inverses = kind(self.a, self.g, options.power, stored)
-        self.matrices = Matrices(geometry, [local(layer.weight) for layer in layers], stored)
+        missing = 0 if self.shard is None else self.shard.chunk - self.shard.own
+        weights = [local(layer.weight) for layer in layers]
+        self.matrices = Matrices(geometry, weights, stored, missing)
         self.weights = [0.0] * count
         self.ready = [False] * count
 
@@ -122,6 +127,8 @@ class LayerStack:
     def shifts(self, slots: list[int], trace_a: Tensor, trace_g: Tensor) -> tuple[Tensor, Tensor]:
         """Diagonal shifts of A and G of some layers, given their traces ``[l, k]``."""
         sizes = (self.geometry.columns, self.outputs)
+        if self.geometry.unit_wise:
+            return unit_shifts(self.options.mode, self.damping(slots), trace_g, sizes[1])
         return diagonal_shifts(self.options.mode, self.damping(slots), trace_a, trace_g, sizes)
 
     def jobs(self, slots: list[int]) -> list[Factorization]:
@@ -136,11 +143,6 @@ class LayerStack:
         return self.options.eigen
 
     @property
-    def needs_moments(self) -> bool:
-        """Whether those follow the data; with one-hot inputs, where A is diagonal, they don't."""
-        return self.options.eigen and not self.geometry.one_hot
-
-    @property
     def _basis(self) -> EigenBasis:
         if not isinstance(self.inverses, EigenBasis):
             raise InvalidOptionError("eigenvalue_correction", self.options.eigen, "True")
@@ -150,13 +152,12 @@ class LayerStack:
         """EKFAC: second moments of a batch's gradients, in the basis of a layer."""
         return self._basis.moments(slot, *batch)
 
-    def correct(self, slot: int, moments: Tensor | None, *, new: bool) -> None:
+    def correct(self, slot: int, moments: Tensor, *, new: bool) -> None:
         """EKFAC: renews the scalings of a layer after its statistics or its basis changed."""
         basis = self._basis
         if new:
             basis.reset_scalings(slot)
-        if moments is not None:
-            basis.fold_scalings(slot, moments, self.keep(slot))
+        basis.fold_scalings(slot, moments, self.keep(slot))
         shift = self.product_shift(slot, self.a.traces[slot], self.g.traces[slot])
         basis.damp(slot, shift)
 

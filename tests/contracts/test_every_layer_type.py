@@ -13,8 +13,15 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from foreign import Conv1D
 from helpers import EXACT, half_square
 from models import Transformer, batch_for, included
-from oracle import direction, factors
-from oracle.layers import LiteralAttention, observe_matrices
+from oracle import (
+    Observed,
+    dense_fisher,
+    direction,
+    ekfac_direction,
+    factors,
+    inverse_power,
+)
+from oracle.layers import LiteralAttention, Norm, observe_matrices
 from oracle.samples import observe
 from peek import factors_of
 from torch_thor import EKFAC, THOR, Damping, InvalidOptionError, Preconditioner, Statistics
@@ -98,9 +105,27 @@ def gradient_matrices(engine: Preconditioner) -> Tensor:
     return stack.matrices.write([(layer.weight.grad, bias)])[0].clone()
 
 
+def expected_factors(
+    layer: nn.Module, seen: Observed, sharing: Any, losses_per_sample: int = 1
+) -> tuple[Tensor, Tensor]:
+    """(A, G) of one matrix; a norm's G is the Fisher block itself and its A is 1."""
+    if isinstance(layer, Norm):
+        return torch.ones(1, 1).double(), dense_fisher(seen) / losses_per_sample
+    # a mean of one-hot rows is no one-hot row: embeddings are always expanded
+    used = "expand" if isinstance(layer, nn.Embedding) else sharing
+    return factors(seen, used, losses_per_sample=losses_per_sample)
+
+
+def expected_direction(layer: nn.Module, gradient: Tensor, A: Tensor, G: Tensor) -> Tensor:
+    if isinstance(layer, Norm):
+        shifted = G + 0.1 * torch.eye(len(G)).double()
+        return inverse_power(shifted, 1.0) @ gradient.T
+    return direction(gradient, A, G, damping=0.1)
+
+
 @ALL
 @pytest.mark.parametrize("sharing", ["expand", "reduce"])
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "positions_mean"])
 def test_factors_and_direction_are_those_of_the_definition(
     case: Case, sharing: Any, reduction: Any
 ) -> None:
@@ -111,14 +136,14 @@ def test_factors_and_direction_are_those_of_the_definition(
         Statistics(decay=0, rows=None, weight_sharing=sharing, loss_reduction=reduction),
     )
     assert len(preconditioner.layers) == 1, str(preconditioner.coverage())
-    loss = half_square(layer(inputs), targets)
-    (loss / SAMPLES if reduction == "mean" else loss).backward()
-    preconditioner.step()
-    scale = 1 if reduction == "mean" else SAMPLES
     seen = observe_matrices(layer, "", inputs, targets, half_square)
-    # a mean of one-hot rows is no one-hot row: embeddings are always expanded
-    used = "expand" if isinstance(layer, nn.Embedding) else sharing
-    expected = [factors(matrix, used) for matrix in seen]
+    positions = len(seen[0].inputs[0])
+    terms = {"mean": SAMPLES, "sum": 1, "positions_mean": SAMPLES * positions}[reduction]
+    (half_square(layer(inputs), targets) / terms).backward()
+    preconditioner.step()
+    scale = SAMPLES / terms
+    per_sample = positions if reduction == "positions_mean" else 1
+    expected = [expected_factors(layer, matrix, sharing, per_sample) for matrix in seen]
     if isinstance(layer, nn.Embedding):
         assert all(torch.equal(A, torch.diag(A.diagonal())) for A, _ in expected)
     for matrix in seen:
@@ -128,7 +153,94 @@ def test_factors_and_direction_are_those_of_the_definition(
     torch.testing.assert_close(factors_of(preconditioner), expected)
     moved = gradient_matrices(preconditioner) / scale
     for found, matrix, (A, G) in zip(moved, seen, expected, strict=True):
-        torch.testing.assert_close(found, direction(matrix.mean_gradient, A, G, damping=0.1))
+        wanted = expected_direction(layer, matrix.mean_gradient, A, G)
+        torch.testing.assert_close(found, wanted)
+
+
+# Every tap of "transposed 3d" sees the same inputs: equal eigenvalues have no basis of their own.
+EKFAC_CASES = [
+    pytest.param(case, rows, id=f"{name}, {rows or 'all'} rows")
+    for name, case in CASES.items()
+    for rows in ((None, 3) if "norm" in name or "embedding" in name else (None,))
+    if name != "transposed 3d"
+]
+
+
+@pytest.mark.parametrize(("case", "rows"), EKFAC_CASES)
+def test_ekfac_scalings_are_those_of_the_definition(case: Case, rows: int | None) -> None:
+    """Case 21: a row budget leaves alone what is exact, tokens and norms."""
+    layer, inputs, targets = case.draw()
+    statistics = Statistics(decay=0, rows=rows)
+    preconditioner = engine(layer, statistics, eigenvalue_correction=True)
+    (half_square(layer(inputs), targets) / SAMPLES).backward()
+    preconditioner.step()
+    seen = observe_matrices(layer, "", inputs, targets, half_square)
+    moved = gradient_matrices(preconditioner)
+    for found, matrix in zip(moved, seen, strict=True):
+        A, G = expected_factors(layer, matrix, "expand")
+        gradient = matrix.mean_gradient
+        gradient, apart = (gradient.T, False) if isinstance(layer, Norm) else (gradient, True)
+        wanted = ekfac_direction(matrix, gradient, A, G, damping=0.1, positions_apart=apart)
+        torch.testing.assert_close(found, wanted)
+
+
+NORMS = pytest.mark.parametrize(
+    "case",
+    [case for name, case in CASES.items() if "norm" in name],
+    ids=[name for name in CASES if "norm" in name],
+)
+
+
+@NORMS
+@pytest.mark.parametrize("mode", ["both", "sqrt", "pi", "relative"])
+@pytest.mark.parametrize("fisher", ["unit_wise", "diagonal"])
+def test_the_fisher_of_a_norm_is_exact_and_damped_once(case: Case, mode: Any, fisher: Any) -> None:
+    """Case 17, 18: from per-sample gradients, whatever the row budget and weight sharing."""
+    layer, inputs, targets = case.draw()
+    statistics = Statistics(decay=0, rows=2, norm_fisher=fisher)
+    options = {**EXACT, "power": 0.5, "statistics": statistics}
+    preconditioner = Preconditioner(
+        layer, damping=Damping(0.1, mode), include=(type(layer),), **options
+    )
+    (half_square(layer(inputs), targets) / SAMPLES).backward()
+    preconditioner.step()
+    seen = observe_matrices(layer, "", inputs, targets, half_square)
+    moved = gradient_matrices(preconditioner)
+    for found, (A, G), matrix in zip(moved, factors_of(preconditioner), seen, strict=True):
+        F = dense_fisher(matrix)
+        F = torch.diag(F.diagonal()) if fisher == "diagonal" else F
+        assert A.item() == 1.0
+        torch.testing.assert_close(G, F)
+        shift = 0.1 * float(F.trace()) / len(F) if mode == "relative" else 0.1
+        root = inverse_power(F + shift * torch.eye(len(F)).double(), 0.5)
+        torch.testing.assert_close(found, root @ matrix.mean_gradient.T)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "positions_mean"])
+@pytest.mark.parametrize("kind", [nn.LayerNorm, nn.Linear])
+def test_a_layer_called_twice_counts_the_losses_once(kind: Any, reduction: Any) -> None:
+    """Case 4, 15: a norm's per-sample gradient is the sum over both calls."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.LayerNorm(4) if kind is nn.LayerNorm else nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.layer(torch.tanh(self.layer(x)))
+            return found
+
+    model = Twice().double()
+    inputs, targets = torch.randn(SAMPLES, 3, 4).double(), torch.randn(SAMPLES, 3, 4).double()
+    statistics = Statistics(decay=0, rows=None, loss_reduction=reduction)
+    options = {**EXACT, "split": None, "statistics": statistics}
+    preconditioner = Preconditioner(model, damping=0.1, include=("layer",), **options)
+    per_sample = 3 if reduction == "positions_mean" else 1
+    (half_square(model(inputs), targets) / (SAMPLES * per_sample)).backward()
+    preconditioner.step()
+    seen = observe_matrices(model, "layer", inputs, targets, half_square)
+    expected = [expected_factors(model.layer, one, "expand", per_sample) for one in seen]
+    torch.testing.assert_close(factors_of(preconditioner, "layer"), expected)
 
 
 @ALL
@@ -231,8 +343,11 @@ def test_attention_projections_are_preconditioned_for_real(
         found = [*factors_of(preconditioner, "in_proj")]
     else:
         found = [factors_of(preconditioner, f"{one}_proj")[0] for one in "qkv"]
-        # their common bias trains by the base rule
-        for seen in observed[:3]:
+        # their common bias has the same G's, and A = 1
+        common = factors_of(preconditioner, "in_proj_bias")
+        for seen, (A, G) in zip(observed, common, strict=False):
+            assert A.item() == 1.0
+            torch.testing.assert_close(G, factors(seen, sharing)[1])
             seen.inputs[:] = [rows[:, :-1] for rows in seen.inputs]
     found += factors_of(preconditioner, "out_proj")
     for one, seen in zip(found, observed, strict=True):
@@ -293,9 +408,10 @@ def test_batch_norm_rows_are_what_scale_and_shift_work_on(training: bool) -> Non
     assert torch.equal(running, layer.running_mean)
     assert before is None or torch.equal(before, running)
     hat = (outputs.detach() - layer.bias.view(1, -1, 1, 1)) / layer.weight.view(1, -1, 1, 1)
-    for channel, (A, _) in enumerate(factors_of(preconditioner)):
-        rows = torch.stack([hat[:, channel].flatten(), torch.ones(16).double()], dim=1).detach()
-        torch.testing.assert_close(A, rows.T @ rows / 16)
+    # every output has the gradient 1 (of the sum, a mean loss times 4)
+    for channel, (_, G) in enumerate(factors_of(preconditioner)):
+        own = torch.stack([hat[:, channel].sum((1, 2)), torch.full((4,), 4.0).double()], dim=1)
+        torch.testing.assert_close(G, (own.T @ own * 4).detach())
 
 
 def test_embedding_factors_are_a_vector_of_frequencies() -> None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from foreign import Conv1D
 from helpers import EXACT, half_square
-from oracle import blocks_only, direction, factors
-from oracle.layers import observe_matrices, weight_gradients
+from oracle import Observed, blocks_only, dense_fisher, direction, factors, inverse_power
+from oracle.layers import Norm, observe_matrices, weight_gradients
 from peek import factors_of
 from torch_thor import Damping, Preconditioner, Statistics
 
@@ -156,6 +156,23 @@ def engine_for(drawn: Drawn) -> Preconditioner:
     return Preconditioner(drawn.model, **options)
 
 
+def check_norm(
+    engine: Preconditioner, name: str, module: Norm, seen: list[Observed], drawn: Drawn
+) -> None:
+    """A norm's Fisher is not factored, not cut, and damped once."""
+    stepped = weight_gradients(module)
+    scale = 1 if drawn.reduction == "mean" else len(drawn.inputs)
+    found = factors_of(engine, name)
+    for (A, G), matrix, moved in zip(found, seen, stepped, strict=True):
+        F = dense_fisher(matrix)
+        torch.testing.assert_close((A, G), (torch.ones(1, 1).double(), F))
+        if float(F.trace()) < 1e-16:
+            continue  # as below
+        shift = 0.3 * (float(F.trace()) / len(F) if drawn.mode == "relative" else 1)
+        root = inverse_power(F + shift * torch.eye(len(F)).double(), drawn.power)
+        torch.testing.assert_close(moved.T, root @ matrix.mean_gradient.T * scale)
+
+
 @settings(max_examples=60)
 @given(models())
 def test_factors_and_directions_of_random_models_are_the_oracles(drawn: Drawn) -> None:
@@ -169,6 +186,9 @@ def test_factors_and_directions_of_random_models_are_the_oracles(drawn: Drawn) -
     engine.step()
     for layer in engine.layers:
         seen = observe_matrices(model, layer.name, inputs, targets, half_square)
+        if isinstance(layer.module, Norm):
+            check_norm(engine, layer.name, layer.module, seen, drawn)
+            continue
         used = "expand" if isinstance(layer.module, nn.Embedding) else drawn.sharing
         expected = [factors(matrix, used) for matrix in seen]
         # an embedding's A is cut into single rows, and stays as it is: it is diagonal

@@ -80,14 +80,20 @@ def ekfac_direction(
     *,
     damping: float,
     power: float = 1.0,
+    positions_apart: bool = False,
 ) -> Tensor:
     """EKFAC: the exact diagonal of the Fisher in the eigenbasis of A ⊗ G, damped by λ.
 
-    The full basis ``kron(Q_G, Q_A)`` is formed; scaling k is (1/N) Σ_n (q_kᵀ vec(∇W_n))².
+    The full basis ``kron(Q_G, Q_A)`` is formed; scaling k is (1/N) Σ_n (q_kᵀ vec(∇W_n))². With
+    ``positions_apart`` the sum goes over every g aᵀ of a sample's positions on its own.
     """
     basis = torch.kron(torch.linalg.eigh(G)[1], torch.linalg.eigh(A)[1])
     scalings = torch.zeros(basis.shape[1], dtype=torch.float64)
-    for one in seen.weight_gradients:
+    gradients = seen.weight_gradients
+    if positions_apart:
+        pairs = zip(seen.output_gradients, seen.inputs, strict=True)
+        gradients = [torch.outer(g, a) for gs, rows in pairs for g, a in zip(gs, rows, strict=True)]
+    for one in gradients:
         scalings += (basis.T @ one.reshape(-1)) ** 2
     scalings /= len(seen.weight_gradients)
     rotated = basis.T @ gradient.reshape(-1)

@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 
 from torch_thor.bench.compare import read_comparison
 from torch_thor.bench.errors import BenchError, reason
-from torch_thor.bench.figures import FigureFile, legend, new_figure, write_figure
+from torch_thor.bench.figures import FigureFile, write_figure
 from torch_thor.bench.records import RunFailed, RunFinished, find_runs
 from torch_thor.bench.report import write_report
 from torch_thor.bench.search import search_space, searched
 from torch_thor.bench.study import STUDY_FILE, WINNERS_FOLDER
-from torch_thor.bench.style import Theme, colours
+from torch_thor.bench.style import Theme, colours, legend, new_figure
 from torch_thor.bench.summary import group_by_optimizer, reached
 from torch_thor.bench.tables import TextTable, number_text
 from torch_thor.bench.trials import Finished

@@ -63,6 +63,20 @@ class ProjectionAdapter(LayerAdapter[nn.MultiheadAttention]):
         return rows.view(len(rows), -1, width).transpose(0, 1)
 
 
+class CommonBiasAdapter(ProjectionAdapter):
+    """The bias ``[3·E]`` of separate projections: three columns that meet the input 1."""
+
+    def geometry(self, module: nn.MultiheadAttention, *, bias: bool) -> Geometry:
+        """Matrices below each other, one column each."""
+        return Geometry(3, module.embed_dim, 1, bias=False)
+
+    def input_rows(
+        self, module: nn.MultiheadAttention, inputs: Tensor, plan: RowPlan, *, bias: bool
+    ) -> Tensor:
+        """Rows are ones."""
+        return plan.take_inputs(_table(inputs, plan)[..., :1]).fill_(1.0).unsqueeze(0)
+
+
 def _table(maps: Tensor, plan: RowPlan) -> Tensor:
     """``[T, N, d]`` or ``[T·N, d]`` as ``[N, T, d]``."""
     return maps.reshape(plan.positions, plan.samples, -1).transpose(0, 1)
@@ -73,8 +87,10 @@ def attention_parts(module: nn.MultiheadAttention) -> tuple[Part, ...]:
     if module._qkv_same_embed_dim:
         parts = [_part(module, "in_proj", "in_proj_weight", "in_proj_bias", matrices=3)]
     else:
-        # Their common bias has no matrix of its own and trains by the base rule.
         parts = [_part(module, f"{one}_proj", f"{one}_proj_weight") for one in ("q", "k", "v")]
+        if module.in_proj_bias is not None:
+            shared = CommonBiasAdapter("in_proj_bias", 3)
+            parts.append(Part("in_proj_bias", shared, module.in_proj_bias, None))
     parts.append(_part(module, "out_proj", "out_proj.weight", "out_proj.bias"))
     return tuple(parts)
 
@@ -90,7 +106,8 @@ class ProjectionWatch(TorchFunctionMode):
     """Sees the linear maps inside ``multi_head_attention_forward`` while it is entered.
 
     Args:
-        on_projection: Called with (weight, inputs ``[T, N, in]``, output) of each.
+        on_projection: Called with (parameter, inputs ``[T, N, in]``, output) of each, for its
+            weight and for its bias.
     """
 
     def __init__(self, on_projection: Callable[[Tensor, Tensor, Tensor], None]) -> None:
@@ -113,7 +130,8 @@ class ProjectionWatch(TorchFunctionMode):
 
         def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             output = F.linear(inputs, weight, bias)
-            self._on_projection(weight, inputs.reshape(-1, samples, inputs.shape[-1]), output)
+            for used in (weight,) if bias is None else (weight, bias):
+                self._on_projection(used, inputs.reshape(-1, samples, inputs.shape[-1]), output)
             return output
 
         return _over(linear)(*args, **(kwargs or {}))

@@ -28,6 +28,10 @@ class Geometry:
         transposed: The weight is stored ``[k·in, out, ...]``, in place of ``[k·out, in, ...]``.
         one_hot: Input rows are one-hot: the adapter returns them as numbers of columns
             ``[k, r]`` (-1: a row of zeros), and only the diagonal of A exists.
+        unit_wise: A matrix is the scale and shift of one channel, one below the other
+            (``outputs`` 1 or 2, ``inputs`` 1, no bias column). G is the Fisher of its per-sample
+            gradients, and A is 1. The adapter returns rows ``[k, N·T, 1]`` of all positions:
+            a meets the scale, g is the gradient of the channel.
     """
 
     matrices: int
@@ -37,6 +41,7 @@ class Geometry:
     taps: int = 1
     transposed: bool = False
     one_hot: bool = False
+    unit_wise: bool = False
 
     @property
     def columns(self) -> int:
@@ -115,6 +120,13 @@ def write_matrices(geometry: Geometry, out: Tensor, weight: Tensor, bias: Tensor
     Any memory format of the weight and any type of ``out`` will do. A missing bias counts
     as zero.
     """
+    if geometry.unit_wise:
+        for row, values in zip(out.unbind(1), (weight, bias), strict=False):
+            if values is None:
+                row.zero_()
+            else:
+                row.copy_(values.unsqueeze(1))
+        return
     # A cast that keeps the strides and then a permuting copy beat one pass that does both.
     canonical = _canonical(geometry, weight.to(out.dtype))
     inputs = out[..., : geometry.inputs]
@@ -131,6 +143,9 @@ def read_matrices(
 
     Returns views where ``matrices`` has both already.
     """
+    if geometry.unit_wise:
+        scale, *shift = (row.to(weight.dtype) for row in matrices[..., 0].unbind(1))
+        return scale.contiguous(), shift[0] if shift else None
     values = matrices[..., : geometry.inputs]
     values = values.view(_canonical(geometry, weight).shape)
     values = values.transpose(1, 2) if geometry.transposed else values
@@ -156,6 +171,9 @@ def views_of(
         ``None`` where a group's rows don't lie evenly in the weight (grouped transposed
         convolutions).
     """
+    if geometry.unit_wise:
+        scale, *shift = matrices[..., 0].unbind(1)
+        return scale, shift[0] if shift else None
     if geometry.transposed and geometry.matrices > 1:
         return None
     inputs = matrices[..., : geometry.inputs]

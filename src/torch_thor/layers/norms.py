@@ -1,7 +1,7 @@
-"""Scale and shift of normalization layers: one 1×2 matrix [γ, β] a channel.
+"""Scale and shift of normalization layers: the unit-wise Fisher of SP-NGD, channel by channel.
 
-Channel c computes γ·x̂ + β, a linear map of the row [x̂, 1]. Its Fisher block of two rows
-and columns is approximated by A ⊗ G with A ``[2, 2]`` and G a number, channel by channel.
+Channel c computes γ·x̂ + β. Its Fisher block of two rows and columns is taken as it is, from
+the gradients of γ and β of every sample (Osawa et al. 2020, sec. 4.2); nothing is factored.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
-from torch_thor.layers.base import Geometry, LayerAdapter, ModuleT, with_ones
+from torch_thor.layers.base import Geometry, LayerAdapter, ModuleT
 from torch_thor.layers.linear import leading_shape
 
 if TYPE_CHECKING:
@@ -37,28 +37,29 @@ class ScaleShiftAdapter(LayerAdapter[ModuleT]):
         """Returns x̂, the output before scale and shift."""
 
     def geometry(self, module: ModuleT, *, bias: bool) -> Geometry:
-        """One matrix a channel."""
-        return Geometry(module.get_parameter("weight").numel(), 1, 1, bias)
+        """One column [γ, β] a channel."""
+        channels = module.get_parameter("weight").numel()
+        return Geometry(channels, 1 + int(bias), 1, bias=False, unit_wise=True)
 
     def call_shape(self, module: ModuleT, inputs: Tensor, output: Tensor) -> tuple[int, int]:
         """The first dimension counts samples, all others but the channels' positions."""
         return leading_shape(inputs.movedim(self.axis, -1).shape[:-1])
 
     def input_rows(self, module: ModuleT, inputs: Tensor, plan: RowPlan, *, bias: bool) -> Tensor:
-        """Rows are [x̂, 1], channel by channel."""
-        rows = plan.take_inputs(self._table(self.normalized(module, inputs), plan))
-        return with_ones(rows.T.unsqueeze(-1), bias=bias)
+        """x̂ of every position, channel by channel."""
+        return self._rows(self.normalized(module, inputs), plan)
 
     def output_rows(self, module: ModuleT, gradient: Tensor, plan: RowPlan) -> Tensor:
-        """Rows are the output gradients, channel by channel."""
-        return plan.take_gradients(self._table(gradient, plan)).T.unsqueeze(-1)
+        """Output gradients of every position, channel by channel."""
+        return self._rows(gradient, plan)
 
     def refusal(self, module: ModuleT) -> str:
         """Several normalized dimensions are no list of channels."""
         return "" if module.get_parameter("weight").dim() == 1 else "weight has several dimensions"
 
-    def _table(self, maps: Tensor, plan: RowPlan) -> Tensor:
-        return maps.movedim(self.axis, -1).reshape(plan.samples, plan.positions, -1)
+    def _rows(self, maps: Tensor, plan: RowPlan) -> Tensor:
+        table = maps.movedim(self.axis, -1).reshape(plan.samples * plan.positions, -1)
+        return table.T.unsqueeze(-1)
 
 
 class BatchNormAdapter(ScaleShiftAdapter[BatchNorm]):

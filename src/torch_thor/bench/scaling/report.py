@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from torch_thor.bench.figures import FigureFile, legend, new_figure, write_figure
+from torch_thor.bench.figures import FigureFile, write_figure
 from torch_thor.bench.scaling.model import (
     Assumptions,
     Network,
@@ -16,7 +16,7 @@ from torch_thor.bench.scaling.model import (
     efficiency,
     step_time,
 )
-from torch_thor.bench.style import Theme, colours
+from torch_thor.bench.style import Theme, colours, legend, new_figure
 from torch_thor.bench.tables import TextTable
 
 
