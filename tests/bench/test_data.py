@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from torch_thor.bench.data import FlipAndCrop, InMemoryData, TensorSplit, TrainTest
+from torch_thor.bench.data import FlipAndCrop, InMemoryData, Share, TensorSplit, TrainTest
 
 
 def splits(samples: int = 10) -> TrainTest:
@@ -82,3 +82,29 @@ def test_flip_and_crop_gives_one_of_the_possible_views() -> None:
         assert len(matching) == 1
         used.add(matching[0])
     assert len(used) > 12  # of 18: shifts and flips are drawn independently for each image
+
+
+def test_the_ranks_shares_make_up_the_batch_of_one_process_with_its_augmentation() -> None:
+    images = torch.randn(12, 3, 5, 4)
+    pair = TrainTest(
+        TensorSplit(images, torch.arange(12)), TensorSplit(torch.randn(600, 3), torch.arange(600))
+    )
+
+    def data(rank: int, ranks: int) -> InMemoryData:
+        augment = FlipAndCrop(padding=1, background=0.0)
+        share = Share(rank, ranks)
+        return InMemoryData(pair, batch_size=6, seed=0, augment=augment, share=share)
+
+    shares = [list(data(rank, 3).batches(1)) for rank in range(3)]
+    for number, (inputs, labels) in enumerate(data(0, 1).batches(1)):
+        parts = [batches[number] for batches in shares]
+        assert [len(y) for _, y in parts] == [2, 2, 2]
+        assert torch.equal(torch.cat([x for x, _ in parts]), inputs)
+        assert torch.equal(torch.cat([y for _, y in parts]), labels)
+    shown = [y.tolist() for rank in range(2) for _, y in data(rank, 2).test_batches()]
+    assert sorted(number for labels in shown for number in labels) == list(range(600))
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"batch_size=5 must be a multiple of 2 \(ranks\)"):
+        InMemoryData(splits(), batch_size=5, seed=0, share=Share(0, 2))

@@ -14,6 +14,7 @@ from torch_thor.bench.scaling.worker import ADAPTER, INTERVAL, Measured
 from torch_thor.bench.tables import TextTable
 
 CHECKED = (2, 4)
+CYCLES = 8
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def _measure(ranks: int, tell: Callable[[str], None]) -> Measured:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     with TemporaryDirectory() as folder:
         path = Path(folder) / "measured.json"
-        command += ["-m", "torch_thor.bench.scaling.worker", str(path)]
+        command += ["-m", "torch_thor.bench.scaling.worker", str(path), str(CYCLES)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(  # noqa: S603 - our own module
             command, env=environment, capture_output=True, text=True, check=False

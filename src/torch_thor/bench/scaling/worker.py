@@ -1,6 +1,6 @@
 """One process of ``thor scale --check``: really trains the small model, alone or among ranks.
 
-``python -m torch_thor.bench.scaling.worker FILE``, under torchrun for several ranks.
+``python -m torch_thor.bench.scaling.worker FILE CYCLES``, under torchrun for several ranks.
 """
 
 import statistics
@@ -20,7 +20,6 @@ from torch_thor.bench.scaling.model import Profile
 from torch_thor.bench.scaling.tasks import CHECK, RULES
 
 INTERVAL = 4
-_CYCLES = 8
 _PROBES = (1 << 10, 1 << 23)
 _REPEATS = 15
 
@@ -60,7 +59,7 @@ def _messages(size: int) -> float:
     return statistics.median(times)
 
 
-def _steps(name: str, *, many: bool) -> tuple[float, float]:
+def _steps(name: str, cycles: int, *, many: bool) -> tuple[float, float]:
     """Returns mean seconds of a step over whole cycles, and bytes sent in a refresh."""
     shared = Distributed(inversion="replicate")
     intervals = Intervals(INTERVAL, INTERVAL)
@@ -69,15 +68,15 @@ def _steps(name: str, *, many: bool) -> tuple[float, float]:
     for _ in range(INTERVAL):
         trainer.step()
     before = _sent(trainer)
-    cycles = []
-    for _ in range(_CYCLES):
+    times = []
+    for _ in range(cycles):
         if many:
             dist.barrier()
         begun = time.perf_counter()
         for _ in range(INTERVAL):
             trainer.step()
-        cycles.append(time.perf_counter() - begun)
-    return statistics.median(cycles) / INTERVAL, (_sent(trainer) - before) / _CYCLES
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times) / INTERVAL, (_sent(trainer) - before) / cycles
 
 
 def _sent(trainer: Trainer) -> int:
@@ -87,23 +86,23 @@ def _sent(trainer: Trainer) -> int:
     return optimizer.preconditioner.communicator.traffic.bytes
 
 
-def main(path: Path) -> None:
-    """Measures, and lets the first rank write."""
+def main(path: Path, cycles: int) -> None:
+    """Measures over some cycles of refreshes, and lets the first rank write."""
     with open_ranks("cpu") as ranks:
         many = ranks.size > 1
         probes = tuple(_messages(size) for size in _PROBES) if many else ()
-        found = {name: _steps(name, many=many) for name in RULES}
+        found = {name: _steps(name, cycles, many=many) for name in RULES}
         measured = Measured(
             ranks=ranks.size,
             sizes=_PROBES if many else (),
             messages=probes,
             steps={name: seconds for name, (seconds, _) in found.items()},
             sent={name: sent for name, (_, sent) in found.items()},
-            profile=None if many else measure_profile(CHECK, torch.device("cpu"), cycles=_CYCLES),
+            profile=None if many else measure_profile(CHECK, torch.device("cpu"), cycles=cycles),
         )
         if ranks.is_first:
             path.write_bytes(ADAPTER.dump_json(measured))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))
