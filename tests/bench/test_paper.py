@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -101,6 +102,7 @@ def test_paper_writes_everything_and_goes_on_after_a_stop(
     assert all(path.read_bytes() == before[path] for path in finished)
     assert len(trained) == 4 + 13  # 10 optimizers and 6 runs of Figure 9, three of them done
     _check_files(out)
+    _check_claims(out)
 
 
 def _check_files(out: Path) -> None:
@@ -198,17 +200,17 @@ def test_paper_writes_what_is_there_and_says_how_much(
     assert not (out / "figure-9.png").exists()
 
 
-def test_claims_are_answered_in_both_directions(tmp_path: Path) -> None:
-    out = tmp_path / "paper"
-    run("paper", "tiny", "--seeds", 1, "--epochs", 1, "--out", out)
+def _check_claims(out: Path) -> None:
+    """Each claim is answered from the records, whichever way."""
     rows = {
-        row["claim"]: row for row in csv.DictReader((out / "claims.csv").read_text().splitlines())
+        one["claim"]: one for one in csv.DictReader((out / "claims.csv").read_text().splitlines())
     }
     assert len(rows) == 10
-    seconds = {}
-    for name in ("paper-kfac", "paper-thor-sp"):
-        seconds[name] = read_run(out / "runs" / f"{name}-seed0").epochs[0].epoch_seconds
-    saved = 100 * (1 - seconds["paper-thor-sp"] / seconds["paper-kfac"])
+    medians = []
+    for name in ("paper-thor-sp", "paper-kfac"):
+        epochs = read_run(out / "runs" / f"{name}-seed0").epochs
+        medians.append(statistics.median(one.epoch_seconds for one in epochs))
+    saved = 100 * (1 - medians[0] / medians[1])
     row = rows["The split alone saves time"]
     assert float(row["here"]) == pytest.approx(saved, abs=0.006)
     assert row["verdict"] == ("holds" if saved > 0 else "does not hold")
