@@ -307,6 +307,39 @@ def test_kept_layers_keep_their_inverse_and_frozen_ones_never_refresh_again() ->
     assert not torch.allclose(frozen[2], fresh[2])
 
 
+def test_the_frobenius_rule_measures_how_far_the_averages_move() -> None:
+    model, decay, threshold = nn.Linear(5, 3).double(), 0.8, 0.3
+    rule = TraceRule(threshold, 0.0, compare="distance")
+    exact = {**EXACT, "trace_rule": rule, "statistics": Statistics(decay=decay, rows=None)}
+    preconditioner = Preconditioner(model, **exact, **PAPER)
+    average: tuple[Tensor, Tensor] | None = None
+    weight, said = 0.0, set()
+    for _ in range(8):
+        inputs, targets = data(8, dtype=torch.float64)
+        now = factors(observe(model, "", inputs, targets, half_square)[0])
+        model.zero_grad()
+        mean_half_square(model(inputs), targets).backward()
+        preconditioner.step()
+        (decision,) = preconditioner.last_decisions
+        following = decay * weight + 1.0 - decay
+        share = (1.0 - decay) / following
+        if average is None:
+            average, weight = now, following
+            continue
+        moved = [(1 - share) * old + share * new for old, new in zip(average, now, strict=True)]
+        gaps = [
+            torch.linalg.matrix_norm(new - old) / torch.linalg.matrix_norm(old)
+            for old, new in zip(average, moved, strict=True)
+        ]
+        assert decision.change == pytest.approx(float(max(gaps)))
+        updated = decision.change > threshold
+        assert decision.decision is (Decision.UPDATE if updated else Decision.KEEP)
+        said.add(decision.decision)
+        if updated:
+            average, weight = (moved[0], moved[1]), following
+    assert said == {Decision.UPDATE, Decision.KEEP}
+
+
 def test_a_kept_layer_pays_for_no_covariance(monkeypatch: pytest.MonkeyPatch) -> None:
     model = mlp()
     preconditioner = Preconditioner(

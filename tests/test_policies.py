@@ -65,6 +65,7 @@ def test_change_from_nothing_is_infinite() -> None:
     [
         ({"update_above": 0.001, "freeze_below": 0.01}, ["update_above=0.001", "0.01"]),
         ({"freeze_below": -1.0}, ["freeze_below=-1.0", ">= 0"]),
+        ({"compare": "norm"}, ["compare='norm'", "'distance'"]),
         ({"damped_trace": "both"}, ["damped_trace='both'", "'factors'"]),
     ],
 )

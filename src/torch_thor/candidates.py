@@ -52,6 +52,7 @@ class Candidate:
         decision: Verdict of the trace rule.
         change: Δ of eq. 8.
         fold: Whether the batch enters the running average.
+        blocks: Blocks (A, G) of the batch of all ranks, where the rule has asked for them.
     """
 
     stack: LayerStack
@@ -63,6 +64,7 @@ class Candidate:
     decision: Decision = Decision.UPDATE
     change: float = math.inf
     fold: bool = True
+    blocks: tuple[Tensor, Tensor] | None = None
 
     @property
     def layer(self) -> TrackedLayer:
@@ -126,12 +128,16 @@ def decide(candidates: list[Candidate], rule: TraceRule | None) -> None:
     if not candidates:
         return
     traces = torch.stack([damped_trace(c, rule) for c in candidates]).tolist()
+    asked = [c for c in candidates if c.blocks is not None]
+    distances = torch.stack([distance(c) for c in asked]).tolist() if asked else []
+    distance_of = {id(c): value for c, value in zip(asked, distances, strict=True)}
     for candidate, trace in zip(candidates, traces, strict=True):
         candidate.trace, record = trace, candidate.record
         if not math.isfinite(trace):
             candidate.fold, candidate.decision = False, Decision.KEEP
         elif candidate.refresh and record.trace is not None:
-            candidate.change = relative_change(trace, record.trace)
+            change = relative_change(trace, record.trace)
+            candidate.change = distance_of.get(id(candidate), change)
             if rule is not None:
                 candidate.decision = rule.decide(candidate.change)
                 candidate.fold = candidate.decision is Decision.UPDATE
@@ -152,3 +158,18 @@ def damped_trace(candidate: Candidate, rule: TraceRule | None) -> Tensor:
     damped_a = trace_a + shift_a[0] * stack.geometry.columns
     damped_g = trace_g + shift_g[0] * stack.geometry.outputs
     return (damped_a * damped_g).sum()
+
+
+def distance(candidate: Candidate) -> Tensor:
+    """How far this batch moves the running averages: the larger of ‖X − X'‖ / ‖X'‖ over A, G.
+
+    A scalar tensor; a factor that was all zeros and stays so has not moved.
+    """
+    stack, slot = candidate.stack, candidate.slot
+    share = 1.0 - stack.keep(slot)
+    ratios = []
+    for factor, blocks in zip((stack.a, stack.g), candidate.blocks or (), strict=True):
+        old = factor.blocks[slot]
+        gap = share * (blocks - old).norm()
+        ratios.append(torch.where(gap > 0, gap / old.norm(), 0.0))
+    return torch.stack(ratios).max()

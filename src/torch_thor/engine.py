@@ -16,7 +16,7 @@ from torch_thor.distributed import Distributed, communicator_for
 from torch_thor.distributed.description import describe, describe_model
 from torch_thor.errors import InvalidOptionError, require
 from torch_thor.policies import Decision, LayerDecision, RefreshClock, TraceRule
-from torch_thor.refresh import correct, fold, refresh
+from torch_thor.refresh import correct, fold, gather, refresh
 from torch_thor.schedules import value_at
 from torch_thor.shards import is_dtensor
 from torch_thor.split import choose_split
@@ -173,7 +173,10 @@ class CurvatureEngine:
             self._build_stacks()
         ranks = self.communicator
         candidates = self._candidates(gradient_scale)
-        decide(candidates, self.options.trace_rule)
+        rule = self.options.trace_rule
+        if rule is not None and rule.compare == "distance":
+            gather([c for c in candidates if c.refresh and c.is_ready], ranks)
+        decide(candidates, rule)
         fold([c for c in candidates if c.fold], ranks)
         due = [c for c in candidates if c.refresh and c.decision is Decision.UPDATE]
         renewed = refresh(self.stacks, due, ranks, self.options.refresh.tolerated_failures)

@@ -48,14 +48,19 @@ class TraceRule:
         damped_trace: How tr(F + λI) is read. ``"factors"``: (tr A + λ n_A)(tr G + λ n_G),
             the trace of what is inverted; ``"product"``: tr A · tr G + λ n_A n_G,
             the letter of eq. 8.
+        compare: ``"trace"`` (eq. 8), or ``"distance"``, the rule that the trace replaces:
+            the larger of ‖X − X'‖ / ‖X'‖ (Frobenius) over X = A, G, where X' is the running
+            average in use and X the same with this batch (Osawa et al. 2019; thresholds of
+            0.1 are usual). It needs the matrices, so a layer that is kept pays for them.
 
     Raises:
-        InvalidOptionError: Unless ``update_above >= freeze_below >= 0``.
+        InvalidOptionError: Unless ``update_above >= freeze_below >= 0``, and for unknown names.
     """
 
     update_above: float = 0.01
     freeze_below: float = 0.001
     damped_trace: Literal["factors", "product"] = "factors"
+    compare: Literal["trace", "distance"] = "trace"
 
     def __post_init__(self) -> None:
         """Validates the thresholds."""
@@ -68,6 +73,8 @@ class TraceRule:
         )
         if self.damped_trace not in ("factors", "product"):
             raise InvalidOptionError("damped_trace", self.damped_trace, "'factors' or 'product'")
+        if self.compare not in ("trace", "distance"):
+            raise InvalidOptionError("compare", self.compare, "'trace' or 'distance'")
 
     def decide(self, change: float) -> Decision:
         """Returns the decision for a relative change Δ (eq. 9)."""

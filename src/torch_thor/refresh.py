@@ -26,9 +26,17 @@ def fold(candidates: Iterable[Candidate], ranks: Communicator) -> None:
         ranks: Where the other ranks are reached.
     """
     chosen = list(candidates)
+    summed = ranks.reduce(_blocks(c for c in chosen if c.blocks is None))
+    for c in chosen:
+        c.stack.fold(c.slot, c.blocks or (next(summed), next(summed)), c.evidence.traces)
+
+
+def gather(candidates: Iterable[Candidate], ranks: Communicator) -> None:
+    """Forms the blocks of all ranks' statistics, for a rule that compares matrices."""
+    chosen = list(candidates)
     summed = ranks.reduce(_blocks(chosen))
     for c in chosen:
-        c.stack.fold(c.slot, (next(summed), next(summed)), c.evidence.traces)
+        c.blocks = (next(summed), next(summed))
 
 
 def _blocks(candidates: Iterable[Candidate]) -> Iterator[Part]:

@@ -140,7 +140,12 @@ def build_thor(training: Training, settings: THORSettings) -> Sequence[Optimizer
     """Builds THOR with the settings' split, power, intervals and trace rule."""
     rule = None
     if settings.update_above is not None:
-        rule = TraceRule(settings.update_above, settings.freeze_below, settings.damped_trace)
+        rule = TraceRule(
+            settings.update_above,
+            settings.freeze_below,
+            settings.damped_trace,
+            settings.rule_compares,
+        )
     return [
         THOR(
             training.model,

@@ -113,6 +113,7 @@ class THORSettings(Settings):
         update_above: ω1 of the trace rule, or None for no rule.
         freeze_below: ω2 of the trace rule.
         damped_trace: How the trace rule reads tr(F + λI).
+        rule_compares: ``trace``, or ``distance``: the Frobenius rule that the trace replaces.
         norm_control: Length of each layer's step.
         decay: Running average of the factors.
         rows: Rows sampled per layer and refresh, or None for all.
@@ -139,6 +140,7 @@ class THORSettings(Settings):
     update_above: NonNegative | None = None
     freeze_below: NonNegative = 0.0
     damped_trace: Literal["factors", "product"] = "factors"
+    rule_compares: Literal["trace", "distance"] = "trace"
     norm_control: NormControl = "graft"
     decay: Fraction = 0.8
     rows: Count | None = 1024

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from torch_thor.bench.settings import THORSettings
 
 OMEGA1, OMEGA2 = 0.01, 0.001  # the thresholds that the paper recommends
+STALE = 0.1  # α of Osawa et al. 2019: statistics that moved by less are stale
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,14 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("paper-kfac", "the paper's baseline: K-FAC, interval 20", PLAIN),
     Variant(
         "sp-ngd",
-        "SP-NGD, but for its stale-statistics rule",
-        replace(PLAIN, damping_mode="pi", decay=0.9, include_norms=True),
+        "SP-NGD: stale statistics by Frobenius distance, norms included",
+        replace(
+            PLAIN,
+            damping_mode="pi",
+            decay=0.9,
+            include_norms=True,
+            update_above=STALE,
+            rule_compares="distance",
+        ),
     ),
 )
