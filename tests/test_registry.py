@@ -138,7 +138,7 @@ def reasons() -> dict[str, str]:
         ("normed.parametrizations.weight.original0", ("parametrized",)),
         ("mixed.weight", ("Bilinear",)),
         ("attention.bias_k", ("MultiheadAttention",)),
-        ("attention.in_proj_bias", ("MultiheadAttention",)),
+        ("attention.in_proj_bias", ("Kronecker",)),
         ("attention.k_proj_weight", ("Kronecker",)),
         ("attention.out_proj.bias", ("Kronecker",)),
     ],
