@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch_thor.capture import TrackedLayer
 from torch_thor.errors import InvalidOptionError, require
 from torch_thor.layers import Part, parts_of, reason_against
-from torch_thor.shards import reason_against_shards
+from torch_thor.shards import reason_against_shards, unsharded_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -140,7 +140,7 @@ def survey(
             treatment, why = Treatment.FROZEN, "requires_grad is False"
         elif id(parameter) in covered:
             treatment, why = Treatment.PRECONDITIONED, "Kronecker factors"
-        shape, kind = tuple(parameter.shape), type(module).__name__
+        shape, kind = tuple(parameter.shape), unsharded_type(module).__name__
         entries.append(ParameterCoverage(name, shape, kind, treatment, why))
     return layers, Coverage(tuple(entries))
 

@@ -52,7 +52,8 @@ def check_layers(engine: CurvatureEngine, saved: Any) -> None:
     if not isinstance(saved, dict) or saved.get("format") != FORMAT:
         raise StateMismatchError(
             "The checkpoint holds no curvature state that this version can read. "
-            "Load one that this optimizer saved."
+            "Load what this optimizer's state_dict() returned; torch's get_optimizer_state_dict "
+            "drops the curvature."
         )
     own = (engine.options.power, engine.options.eigenvalue_correction)
     if (saved["power"], saved["eigen"]) != own:
