@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import nn
 
+import torch_thor
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -68,3 +70,9 @@ def test_relative_links_lead_to_files(page: Path) -> None:
 
 def test_the_readme_shows_how_to_use_the_optimizer() -> None:
     assert any("from torch_thor import" in block for block in blocks_of(ROOT / "README.md"))
+
+
+def test_the_reference_lists_every_public_name() -> None:
+    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^::: torch_thor\.(\w+)$", page, re.MULTILINE)
+    assert sorted(listed) == sorted(torch_thor.__all__)

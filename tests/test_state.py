@@ -171,16 +171,26 @@ def test_a_saved_state_does_not_change_when_training_goes_on() -> None:
     torch.testing.assert_close(state, before, rtol=0, atol=0)
 
 
-def test_map_location_moves_the_state_and_the_next_step_works() -> None:
-    """Case 34."""
-    model = mlp()
+NEEDS_CUDA = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="a second device needs a CUDA build and a GPU"
+)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
+def test_map_location_moves_the_state_and_the_next_step_works(device: str) -> None:
+    """Case 34: saved on a device, loaded through the CPU, and gone on with on the CPU."""
+    model, batches = mlp().to(device), [data(8) for _ in range(3)]
     optimizer = THOR(model, interval=1)
-    train(model, optimizer, [data(8)])
+    train(model, optimizer, [(x.to(device), y.to(device)) for x, y in batches[:2]])
     state = through_a_file(optimizer.state_dict(), map_location=torch.device("cpu"))
-    resumed = THOR(model, interval=1)
+    twin = mlp()
+    twin.load_state_dict(model.state_dict())
+    resumed = THOR(twin, interval=1)
     resumed.load_state_dict(state)
-    train(model, resumed, [data(8)])
-    assert all(one.isfinite().all() for one in weights(model))
+    train(twin, resumed, batches[2:])
+    train(model, optimizer, [(x.to(device), y.to(device)) for x, y in batches[2:]])
+    for moved, stayed in zip(weights(twin), weights(model), strict=True):
+        torch.testing.assert_close(moved, stayed.cpu())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from helpers import data, train
-from torch_thor import EKFAC, KFAC, THOR
+from torch_thor import EKFAC, KFAC, THOR, Treatment
 
 
 @pytest.mark.parametrize("kind", [THOR, KFAC, EKFAC])
@@ -18,7 +18,9 @@ def test_a_bare_linear_trains_and_resumes(kind: type[THOR]) -> None:
     model = nn.Linear(5, 3)
     optimizer = kind(model, lr=0.1)
     inputs, targets = data(32)
+    assert optimizer.coverage().share(Treatment.PRECONDITIONED) == 1
     losses = train(model, optimizer, [(inputs, targets)] * 20)
+    assert all(optimizer.preconditioner.stacks[0].ready)
     assert losses[-1] < losses[0]
     twin = nn.Linear(5, 3)
     twin.load_state_dict(model.state_dict())
