@@ -129,7 +129,7 @@ def survey(
                 continue
             hit = (part.weight, part.bias) if part.name else module.parameters(recurse=False)
             reasons.update((id(p), reason) for p in hit)
-    covered = {id(p) for layer in layers for p in layer.parameters}
+    covered = {id(p): _curvature(layer) for layer in layers for p in layer.parameters}
     entries = []
     for name, parameter in model.named_parameters():
         module = model.get_submodule(name.rpartition(".")[0])
@@ -139,7 +139,7 @@ def survey(
         if not parameter.requires_grad:
             treatment, why = Treatment.FROZEN, "requires_grad is False"
         elif id(parameter) in covered:
-            treatment, why = Treatment.PRECONDITIONED, "Kronecker factors"
+            treatment, why = Treatment.PRECONDITIONED, covered[id(parameter)]
         shape, kind = tuple(parameter.shape), unsharded_type(module).__name__
         entries.append(ParameterCoverage(name, shape, kind, treatment, why))
     return layers, Coverage(tuple(entries))
@@ -152,6 +152,10 @@ def sparse_parameters(model: nn.Module) -> dict[Tensor, str]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse
     }
+
+
+def _curvature(layer: TrackedLayer) -> str:
+    return "Fisher of each channel" if layer.geometry.unit_wise else "Kronecker factors"
 
 
 def _owners(model: nn.Module) -> dict[int, list[str]]:
