@@ -101,6 +101,7 @@ class Capture:
         self.seed = 0
         self._sampled_backward = False
         self._handles: list[RemovableHandle] = []
+        self._watches: list[Watches] = []
 
     def attach(self, layers: Iterable[TrackedLayer]) -> None:
         """Registers one forward hook a layer, or a pair of hooks around a hidden function."""
@@ -120,6 +121,7 @@ class Capture:
             )
         for module, inside in hidden.items():
             watches = Watches(self, inside)
+            self._watches.append(watches)
             enter, leave = EnterHook(watches), LeaveHook(watches)
             self._handles.append(module.register_forward_pre_hook(enter))
             self._handles.append(module.register_forward_hook(leave, always_call=True))
@@ -129,6 +131,7 @@ class Capture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._watches.clear()
 
     def arm(self, layers: Iterable[TrackedLayer], wanted: set[TrackedLayer], seed: int) -> None:
         """Drops what was collected and says which layers count until the next step."""
@@ -138,6 +141,8 @@ class Capture:
             layer.calls.clear()
             layer.called = False
             layer.group, layer.group_has_gradient = 0, False
+        for watches in self._watches:
+            watches.arm()
 
     @contextmanager
     def sampled_backward(self) -> Iterator[None]:

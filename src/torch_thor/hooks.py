@@ -79,23 +79,33 @@ class Watches:
         self._capture = weakref.ref(capture)
         self._layers = [weakref.ref(layer) for layer in layers]
         self._entered: list[ProjectionWatch] = []
+        self._wanted = False
+
+    def arm(self) -> None:
+        """Notes whether any of its layers counts now."""
+        self._wanted = any(layer.armed for one in self._layers if (layer := one()) is not None)
 
     def enter(self) -> None:
         """Begins to watch, where that is wanted."""
-        # A compiler can't trace a mode that outlives a hook; the missing calls are reported.
-        if torch.compiler.is_compiling():
-            return
-        layers = [layer for reference in self._layers if (layer := reference()) is not None]
-        wanted = any(layer.armed for layer in layers) and torch.is_grad_enabled()
-        if self._capture() is not None and wanted:
-            watch = ProjectionWatch(self._on_projection)
-            watch.__enter__()  # type: ignore[no-untyped-call]
-            self._entered.append(watch)
+        if self._wanted and torch.is_grad_enabled():
+            self._push()
 
     def leave(self) -> None:
         """Ends the latest watch."""
-        if self._entered and not torch.compiler.is_compiling():
-            self._entered.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        if self._entered:
+            self._pop()
+
+    # A compiled model breaks its graph here in steps with statistics, and runs the attention
+    # between the two breaks as it is written.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _push(self) -> None:
+        watch = ProjectionWatch(self._on_projection)
+        watch.__enter__()  # type: ignore[no-untyped-call]
+        self._entered.append(watch)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _pop(self) -> None:
+        self._entered.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def _on_projection(self, used: Tensor, inputs: Tensor, output: Tensor) -> None:
         capture = self._capture()
