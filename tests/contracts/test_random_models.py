@@ -200,8 +200,6 @@ def test_factors_and_directions_of_random_models_are_the_oracles(drawn: Drawn) -
         for matrix, (A, G), found in zip(seen, expected, stepped, strict=True):
             if min(float(A.trace()), float(G.trace())) < 1e-16:
                 continue  # zeros but for rounding, whose inverse is noise; see test_numerics
-            if max(float(A.trace()), float(G.trace())) > 1e12:
-                continue  # behind a norm of zeros gradients are 1/√eps; damping drowns in rounding
             total = matrix.mean_gradient * (len(inputs) / divisor)
             wanted = direction(
                 total, A, G, damping=0.3, mode=drawn.mode, power=drawn.power, split=drawn.split
