@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from torch import nn
 
 from digits import Curve, train_on_digits
 from torch_thor import EKFAC, KFAC, THOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from torch import nn
 
 SEEDS = (0, 1, 2)
 
@@ -50,3 +49,12 @@ def test_no_preset_diverges_with_its_defaults(kind: type[THOR]) -> None:
         assert math.isfinite(curve.final)
         assert curve.losses[-1] < 0.5 * curve.losses[0]
         assert curve.accuracy > 0.9
+
+
+def test_curvature_is_what_helps_out_of_the_box() -> None:
+    """Case 43: the same optimizer without any preconditioned layer does worse."""
+
+    def mean(build: Callable[[nn.Module], torch.optim.Optimizer]) -> float:
+        return sum(train_on_digits(build, seed).final for seed in SEEDS) / len(SEEDS)
+
+    assert mean(THOR) < 0.95 * mean(lambda model: THOR(model, exclude=(nn.Linear,)))
