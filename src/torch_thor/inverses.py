@@ -180,6 +180,19 @@ class InverseRoots:
         flat = multiply_right(flat, self._partitions[0], a.flatten(0, 1))
         return flat.reshape(shape)
 
+    def band(self, matrices: Tensor, slot: int, blocks: slice) -> Tensor:
+        """Preconditions the rows of some blocks of G of one layer that is one matrix.
+
+        Args:
+            matrices: ``[1, rows, columns]``, padded to whole blocks both ways.
+            slot: The layer.
+            blocks: The blocks of G.
+        """
+        a, g = self.a[slot], self.g[slot, :, blocks]
+        rows = Partition(matrices.shape[1], g.shape[-1])
+        columns = Partition(matrices.shape[2], a.shape[-1])
+        return multiply_right(multiply_left(g, rows, matrices), columns, a)
+
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """What a checkpoint has to hold."""

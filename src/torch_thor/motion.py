@@ -9,15 +9,70 @@ import torch
 from torch import Tensor, nn
 
 from torch_thor.base import Base, adamw_step, allocate_state, sgd_step
+from torch_thor.directions import precondition
 from torch_thor.shards import local
+from torch_thor.sweeps import ready_sweeps
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Mapping, Sequence
 
     from torch_thor.directions import GroupPlan, ParameterGroup
-    from torch_thor.options import Update
+    from torch_thor.options import NormControl, Update
+    from torch_thor.stacks import LayerStack
 
 States: TypeAlias = "Mapping[Any, Any]"
+
+
+@dataclass(frozen=True)
+class RowMotion:
+    """The rules of preconditioned layers, some rows of a parameter at a time.
+
+    Args:
+        order: Order of preconditioning, momentum and decay.
+        groups: The group of each parameter.
+        states: The optimizer's state.
+    """
+
+    order: Update
+    groups: Mapping[nn.Parameter, ParameterGroup]
+    states: States
+
+    def moves(self, parameter: nn.Parameter) -> bool:
+        """Says whether a parameter is the optimizer's and has a gradient."""
+        return parameter in self.groups and parameter.grad is not None
+
+    def source(self, parameter: nn.Parameter, rows: slice) -> Tensor:
+        """Returns the rows of the gradient, or of its momentum, renewed."""
+        assert parameter.grad is not None  # noqa: S101 - only parameters that move get here
+        gradient, momentum = parameter.grad[rows], self.groups[parameter]["momentum"]
+        if not (self.order.momentum_first and momentum):
+            return gradient
+        buffer = self._momentum(parameter, momentum)[rows]
+        torch.add(gradient, buffer, alpha=momentum, out=buffer)
+        return torch.add(gradient, buffer, alpha=momentum) if self.order.nesterov else buffer
+
+    def move(self, parameter: nn.Parameter, rows: slice, direction: Tensor, scale: float) -> None:
+        """Adds decay and momentum to ``scale`` times a direction and moves the weights."""
+        order, group, weight = self.order, self.groups[parameter], parameter[rows]
+        lr, decay, momentum = float(group["lr"]), group["weight_decay"], group["momentum"]
+        if decay and (order.decoupled_decay or order.momentum_first):
+            weight.mul_(1.0 - lr * decay)
+        if order.momentum_first:
+            weight.add_(direction, alpha=-lr * scale)
+            return
+        direction = direction * scale
+        if decay and not order.decoupled_decay:
+            direction.add_(weight, alpha=decay)
+        if momentum:
+            buffer = self._momentum(parameter, momentum)[rows]
+            torch.add(direction, buffer, alpha=momentum, out=buffer)
+            direction = direction.add_(buffer, alpha=momentum) if order.nesterov else buffer
+        weight.add_(direction, alpha=-lr)
+
+    def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
+        allocate_state(Base(), parameter, self.states[parameter], momentum)
+        buffer: Tensor = self.states[parameter]["momentum_buffer"]
+        return buffer
 
 
 @dataclass(frozen=True)
@@ -32,9 +87,40 @@ class Motion:
     order: Update
     base: Base
 
-    def sources(self, plan: GroupPlan, states: States) -> dict[nn.Parameter, Tensor]:
+    def step(
+        self,
+        plans: Sequence[GroupPlan],
+        stacks: Sequence[LayerStack],
+        control: NormControl | None,
+        states: States,
+    ) -> None:
+        """Moves all parameters: large layers one by one, all others together.
+
+        Args:
+            plans: The groups.
+            stacks: The model's curvature.
+            control: Length of each layer's step.
+            states: The optimizer's state.
+        """
+        groups = {parameter: plan.group for plan in plans for parameter in plan.curved}
+        rule = RowMotion(self.order, groups, states)
+        sweeps = ready_sweeps(stacks, rule, control)
+        swept = {parameter for sweep in sweeps for parameter in sweep.layer.parameters}
+        sources: dict[nn.Parameter, Tensor] = {}
+        for plan in plans:
+            sources |= self._sources(plan, states, swept)
+        directions = precondition(stacks, sources, control, plans)
+        for plan in plans:
+            self._step_layers(plan, directions, states)
+            self._step_base(plan, states)
+        for sweep in sweeps:
+            sweep.run(rule, control)
+
+    def _sources(
+        self, plan: GroupPlan, states: States, swept: Container[nn.Parameter]
+    ) -> dict[nn.Parameter, Tensor]:
         """What is preconditioned of a group: gradients, or their momentum."""
-        parameters = [p for p in plan.curved if p.grad is not None]
+        parameters = [p for p in plan.curved if p.grad is not None and p not in swept]
         gradients = [local(p.grad) for p in parameters if p.grad is not None]
         momentum = plan.group["momentum"]
         if gradients and self.order.momentum_first and momentum:
@@ -49,7 +135,7 @@ class Motion:
                 gradients = buffers
         return dict(zip(parameters, gradients, strict=True))
 
-    def step_layers(
+    def _step_layers(
         self, plan: GroupPlan, directions: Mapping[nn.Parameter, Tensor], states: States
     ) -> None:
         """Adds decay and momentum to the directions of a group and moves the weights."""
@@ -68,7 +154,7 @@ class Motion:
             coupled = 0.0 if order.decoupled_decay else decay
             self._sgd(plan.group, parameters, steps, states, lr=lr, weight_decay=coupled)
 
-    def step_base(self, plan: GroupPlan, states: States) -> None:
+    def _step_base(self, plan: GroupPlan, states: States) -> None:
         """Steps the parameters of a group that have no curvature."""
         parameters = [p for p in plan.plain if p.grad is not None]
         if not parameters:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_thor.coverage import sparse_parameters
-from torch_thor.directions import GroupPlan, ParameterGroup, all_finite, plan_groups, precondition
+from torch_thor.directions import GroupPlan, ParameterGroup, all_finite, plan_groups
 from torch_thor.distributed import Distributed, UnevenInputs
 from torch_thor.distributed.description import describe
 from torch_thor.errors import InvalidOptionError, NonFiniteGradientError, require
@@ -207,14 +207,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         plans = self._plans()
         self._follow_schedules(plans)
         self.preconditioner.update(scale)
-        stacks = self.preconditioner.stacks
-        sources: dict[nn.Parameter, Tensor] = {}
-        for plan in plans:
-            sources |= self._motion.sources(plan, self.state)
-        directions = precondition(stacks, sources, self.norm_control, plans)
-        for plan in plans:
-            self._motion.step_layers(plan, directions, self.state)
-            self._motion.step_base(plan, self.state)
+        self._motion.step(plans, self.preconditioner.stacks, self.norm_control, self.state)
 
     def _gradients(self) -> list[Tensor]:
         """All gradients, averaged over ranks where the user asked for that."""

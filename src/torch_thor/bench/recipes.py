@@ -84,8 +84,8 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("tabular", "adamw"): Recipe(AdamWSettings(lr=0.005), 8),
     ("tabular", "muon"): Recipe(MuonSettings(lr=0.02), 5),
     ("fashion", "thor"): Recipe(THORSettings(lr=0.3), 4),
-    ("fashion", "kfac"): Recipe(_KFAC_FASHION, 3),
-    ("fashion", "ekfac"): Recipe(_KFAC_FASHION, 3),
+    ("fashion", "kfac"): Recipe(_KFAC_FASHION, 4),
+    ("fashion", "ekfac"): Recipe(_KFAC_FASHION, 4),
     ("fashion", "sgd"): Recipe(SGDSettings(lr=0.4), 6),
     ("fashion", "adamw"): Recipe(AdamWSettings(lr=0.01), 6),
     ("fashion", "muon"): Recipe(MuonSettings(lr=0.02), 3),
@@ -103,7 +103,7 @@ for _variant in VARIANTS:
     _damped = replace(_variant.settings, lr=0.05, damping=1.0)
     # An epoch of digits has 16 steps: at the paper's 20 a run would refresh four times.
     RECIPES["digits", _variant.name] = Recipe(replace(_damped, interval=5.0), 5)
-    RECIPES["fashion", _variant.name] = Recipe(replace(_damped, lr=0.1), 6)
+    RECIPES["fashion", _variant.name] = Recipe(replace(_damped, lr=0.15, damping=0.1), 4)
 
 
 def find_recipe(workload: Workload, optimizer: str, preset: str | None = None) -> Recipe:

@@ -1,0 +1,176 @@
+"""Large layers on the CPU, some rows at a time, so that what arises on the way stays in the cache.
+
+Preconditioning a layer of millions of weights as a whole writes and reads each intermediate result
+through main memory, into pages that are new every time. A band of rows is read once, goes through
+momentum, cast, both products and norms while it is in the cache, and leaves one half-precision copy
+behind until the layer's length is known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from torch_thor.inverses import InverseRoots
+from torch_thor.layers import read_matrices, write_matrices
+from torch_thor.matrices import SMALL_LAYER
+from torch_thor.shards import is_dtensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from torch_thor.capture import TrackedLayer
+    from torch_thor.layers import Geometry
+    from torch_thor.options import NormControl
+    from torch_thor.stacks import LayerStack
+
+# Entries of a band: two megabytes of float32. Fewer cost calls, more fall out of the cache.
+BAND = 1 << 19
+
+
+class RowRule(Protocol):
+    """What is preconditioned of a parameter, and what its direction does, some rows at a time."""
+
+    def moves(self, parameter: nn.Parameter) -> bool:
+        """Says whether a parameter takes part in this step."""
+
+    def source(self, parameter: nn.Parameter, rows: slice) -> Tensor:
+        """Returns the rows of what is preconditioned."""
+
+    def move(self, parameter: nn.Parameter, rows: slice, direction: Tensor, scale: float) -> None:
+        """Takes a step along ``scale`` times the rows of a direction, whose memory it may use."""
+
+
+@dataclass(frozen=True)
+class Band:
+    """Rows of a layer that are taken together: whole blocks of G.
+
+    Args:
+        blocks: The blocks.
+        rows: The rows.
+        geometry: Shape of the rows as a matrix.
+        padded: Rows of the blocks, padding included.
+    """
+
+    blocks: slice
+    rows: slice
+    geometry: Geometry
+    padded: int
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A way through one layer, band by band.
+
+    Args:
+        stack: The layer's stack.
+        slot: Its place there.
+    """
+
+    stack: LayerStack
+    slot: int
+
+    @property
+    def layer(self) -> TrackedLayer:
+        """The layer."""
+        return self.stack.layers[self.slot]
+
+    @cached_property
+    def bands(self) -> tuple[Band, ...]:
+        """All rows of the layer."""
+        cut, columns = self.stack.g.partition, self.stack.a.partition.padded
+        count = max(1, BAND // (cut.block * columns))
+        bands = []
+        for first in range(0, cut.count, count):
+            last = min(first + count, cut.count)
+            rows = slice(first * cut.block, min(last * cut.block, cut.size))
+            inside = replace(self.stack.geometry, outputs=rows.stop - rows.start)
+            bands.append(Band(slice(first, last), rows, inside, (last - first) * cut.block))
+        return tuple(bands)
+
+    def run(self, rule: RowRule, control: NormControl | None) -> None:
+        """Preconditions the layer, gives its direction the length that is asked for, and moves it.
+
+        Args:
+            rule: What is preconditioned, and what becomes of the direction.
+            control: Norm control: graft, rms or none.
+        """
+        geometry, layer = self.stack.geometry, self.layer
+        bias = layer.bias if layer.bias is not None and rule.moves(layer.bias) else None
+        bias_source = None if bias is None else rule.source(bias, slice(None))
+        stored = self.stack.inverses.a.dtype
+        directions = torch.empty(1, geometry.outputs, geometry.columns, dtype=stored)
+        lengths = [
+            self._precondition(band, rule.source(layer.weight, band.rows), bias_source, directions)
+            for band in self.bands
+        ]
+        scale = self._scale(control, torch.tensor(lengths, dtype=torch.float64))
+        for band in self.bands:
+            weight = layer.weight[band.rows]
+            step, _ = read_matrices(band.geometry, directions[:, band.rows], weight)
+            rule.move(layer.weight, band.rows, step, scale)
+        if bias is not None:
+            rule.move(bias, slice(None), directions[0, :, -1].to(bias.dtype), scale)
+
+    def _precondition(
+        self, band: Band, weight: Tensor, bias: Tensor | None, directions: Tensor
+    ) -> tuple[float, float]:
+        """Writes the directions of a band; returns the lengths of its source and of these."""
+        rows, columns = band.geometry.outputs, band.geometry.columns
+        source = directions.new_empty(1, band.padded, self.stack.a.partition.padded)
+        if rows < band.padded:
+            source[:, rows:].zero_()
+        if columns < source.shape[2]:
+            source[..., columns:].zero_()
+        inside = source[:, :rows, :columns]
+        write_matrices(band.geometry, inside, weight, None if bias is None else bias[band.rows])
+        found = self.stack.inverses.band(source, self.slot, band.blocks)
+        directions[:, band.rows] = found[:, :rows, :columns]
+        return float(torch.linalg.vector_norm(source)), float(torch.linalg.vector_norm(found))
+
+    def _scale(self, control: NormControl | None, lengths: Tensor) -> float:
+        if control is None:
+            return 1.0
+        source, direction = torch.linalg.vector_norm(lengths, dim=0).tolist()
+        if control.kind == "rms":
+            source = control.limit * self.stack.geometry.outputs**0.5
+        return source / direction if direction > 0 else 1.0
+
+
+def can_sweep(stack: LayerStack) -> bool:
+    """Says whether a stack's layers are large ones on the CPU whose rows lie in order."""
+    geometry, weight = stack.geometry, stack.layers[0].weight
+    plain = not (geometry.transposed or geometry.one_hot or geometry.unit_wise)
+    if not plain or geometry.matrices > 1 or is_dtensor(weight):
+        return False
+    large = weight.numel() >= SMALL_LAYER and weight.device.type == "cpu"
+    return large and isinstance(stack.inverses, InverseRoots)
+
+
+def ready_sweeps(
+    stacks: Sequence[LayerStack], rule: RowRule, control: NormControl | None
+) -> list[Sweep]:
+    """Returns the ways through all layers that can be swept in this step.
+
+    Not swept are layers without an inverse, and all layers where a length needs more than one
+    layer (the KL clip) or less (lengths of blocks of rows).
+
+    Args:
+        stacks: The model's curvature.
+        rule: Who moves the parameters.
+        control: Norm control.
+    """
+    if control is not None and (control.kind == "kl_clip" or control.per == "rows"):
+        return []
+    return [
+        sweep
+        for stack in stacks
+        for sweep in stack.sweeps
+        if stack.ready[sweep.slot] and rule.moves(sweep.layer.weight)
+    ]
