@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch_thor.base import Base, adamw_step, allocate_state, sgd_step
 from torch_thor.directions import precondition
 from torch_thor.shards import local
-from torch_thor.sweeps import ready_sweeps
+from torch_thor.sweeps import gradient_of, ready_sweeps
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping, Sequence
@@ -43,8 +43,7 @@ class RowMotion:
 
     def source(self, parameter: nn.Parameter, rows: slice) -> Tensor:
         """Returns the rows of the gradient, or of its momentum, renewed."""
-        assert parameter.grad is not None  # noqa: S101 - only parameters that move get here
-        gradient, momentum = parameter.grad[rows], self.groups[parameter]["momentum"]
+        gradient, momentum = gradient_of(parameter)[rows], self.groups[parameter]["momentum"]
         if not (self.order.momentum_first and momentum):
             return gradient
         buffer = self._momentum(parameter, momentum)[rows]

@@ -24,6 +24,7 @@ from torch_thor.options import (
 )
 from torch_thor.schedules import GrowingInterval, ScheduledFloat, value_at
 from torch_thor.shards import local
+from torch_thor.sweeps import GradientRows, ready_sweeps
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -131,8 +132,20 @@ class Preconditioner(CurvatureEngine, UnevenInputs):
         return self.options.distributed, self.device
 
     def _rewrite(self) -> None:
+        rule = GradientRows()
+        sweeps = ready_sweeps(self.stacks, rule, self._norm_control)
+        swept = {sweep.layer for sweep in sweeps}
+        for sweep in sweeps:
+            sweep.run(rule, self._norm_control)
         live = [
-            (stack, [n for n, layer in enumerate(stack.layers) if layer.weight.grad is not None])
+            (
+                stack,
+                [
+                    slot
+                    for slot, layer in enumerate(stack.layers)
+                    if rule.moves(layer.weight) and layer not in swept
+                ],
+            )
             for stack in self.stacks
         ]
         chosen = [(stack, slots) for stack, slots in live if slots]

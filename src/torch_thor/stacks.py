@@ -19,7 +19,7 @@ from torch_thor.layers import Geometry
 from torch_thor.matrices import SMALL_LAYER, Matrices
 from torch_thor.partition import Partition
 from torch_thor.shards import local
-from torch_thor.sweeps import Sweep, can_sweep
+from torch_thor.sweeps import sweeps_of
 
 if TYPE_CHECKING:
     from torch_thor.capture import TrackedLayer
@@ -86,7 +86,7 @@ class LayerStack:
         self.matrices = Matrices(geometry, weights, stored, missing)
         self.weights = [0.0] * count
         self.ready = [False] * count
-        self.sweeps = [Sweep(self, slot) for slot in range(count)] if can_sweep(self) else []
+        self.sweeps = sweeps_of(self)
 
     def _inverse_dtype(self) -> torch.dtype:
         chosen = self.options.inverse_dtype

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from torch_thor.errors import InvalidOptionError
 from torch_thor.inverses import InverseRoots
 from torch_thor.layers import read_matrices, write_matrices
 from torch_thor.matrices import SMALL_LAYER
@@ -47,6 +48,29 @@ class RowRule(Protocol):
         """Takes a step along ``scale`` times the rows of a direction, whose memory it may use."""
 
 
+class GradientRows:
+    """A row rule that writes directions into ``.grad``, in the place of the gradients."""
+
+    def moves(self, parameter: nn.Parameter) -> bool:
+        """Says whether a parameter has a gradient."""
+        return parameter.grad is not None
+
+    def source(self, parameter: nn.Parameter, rows: slice) -> Tensor:
+        """Returns the rows of the gradient."""
+        return gradient_of(parameter)[rows]
+
+    def move(self, parameter: nn.Parameter, rows: slice, direction: Tensor, scale: float) -> None:
+        """Writes ``scale`` times the rows of a direction over those of the gradient."""
+        torch.mul(direction, scale, out=gradient_of(parameter)[rows])
+
+
+def gradient_of(parameter: nn.Parameter) -> Tensor:
+    """Returns the gradient of a parameter that has one."""
+    if parameter.grad is None:
+        raise InvalidOptionError("gradient", None, "that of a backward() since zero_grad()")
+    return parameter.grad
+
+
 @dataclass(frozen=True)
 class Band:
     """Rows of a layer that are taken together: whole blocks of G.
@@ -71,10 +95,12 @@ class Sweep:
     Args:
         stack: The layer's stack.
         slot: Its place there.
+        roots: The stack's inverse roots.
     """
 
     stack: LayerStack
     slot: int
+    roots: InverseRoots
 
     @property
     def layer(self) -> TrackedLayer:
@@ -104,8 +130,8 @@ class Sweep:
         geometry, layer = self.stack.geometry, self.layer
         bias = layer.bias if layer.bias is not None and rule.moves(layer.bias) else None
         bias_source = None if bias is None else rule.source(bias, slice(None))
-        stored = self.stack.inverses.a.dtype
-        directions = torch.empty(1, geometry.outputs, geometry.columns, dtype=stored)
+        shape = (1, geometry.outputs, geometry.columns)
+        directions = torch.empty(shape, dtype=self.roots.a.dtype)
         lengths = [
             self._precondition(band, rule.source(layer.weight, band.rows), bias_source, directions)
             for band in self.bands
@@ -130,7 +156,7 @@ class Sweep:
             source[..., columns:].zero_()
         inside = source[:, :rows, :columns]
         write_matrices(band.geometry, inside, weight, None if bias is None else bias[band.rows])
-        found = self.stack.inverses.band(source, self.slot, band.blocks)
+        found = self.roots.band(source, self.slot, band.blocks)
         directions[:, band.rows] = found[:, :rows, :columns]
         return float(torch.linalg.vector_norm(source)), float(torch.linalg.vector_norm(found))
 
@@ -143,14 +169,16 @@ class Sweep:
         return source / direction if direction > 0 else 1.0
 
 
-def can_sweep(stack: LayerStack) -> bool:
-    """Says whether a stack's layers are large ones on the CPU whose rows lie in order."""
-    geometry, weight = stack.geometry, stack.layers[0].weight
+def sweeps_of(stack: LayerStack) -> list[Sweep]:
+    """Returns the ways through a stack's layers, if these are large ones on the CPU."""
+    geometry, weight, roots = stack.geometry, stack.layers[0].weight, stack.inverses
     plain = not (geometry.transposed or geometry.one_hot or geometry.unit_wise)
     if not plain or geometry.matrices > 1 or is_dtensor(weight):
-        return False
+        return []
     large = weight.numel() >= SMALL_LAYER and weight.device.type == "cpu"
-    return large and isinstance(stack.inverses, InverseRoots)
+    if not (large and isinstance(roots, InverseRoots)):
+        return []
+    return [Sweep(stack, slot, roots) for slot in range(len(stack.layers))]
 
 
 def ready_sweeps(
