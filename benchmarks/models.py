@@ -78,12 +78,12 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """GPT-2 small's shape: 12 blocks, width 768, tied head left to the base rule."""
+    """GPT-2 small's shape by default, its head tied and left to the base rule."""
 
     def __init__(self, blocks: int = 12, width: int = 768, vocabulary: int = 50257) -> None:
         super().__init__()
         self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(1024, width)
-        self.blocks = nn.Sequential(*(Block(width, 12) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(Block(width, width // 64) for _ in range(blocks)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=False)
         self.head.weight = self.tokens.weight
@@ -104,10 +104,21 @@ def _fashion_resnet() -> nn.Module:
     return small_resnet(channels_in=1, widths=(16, 32, 64), blocks=1, classes=10)
 
 
+def _gpt(blocks: int, width: int) -> Task:
+    """A small vocabulary, so that the blocks are most of the work."""
+
+    def build() -> nn.Module:
+        return GPT(blocks, width, vocabulary=512)
+
+    return Task(build, (4, 256), 512, tokens=True)
+
+
 TASKS = {
     "small-resnet": Task(_fashion_resnet, (128, 1, 28, 28), 10),
     "resnet18": Task(_cifar_resnet18, (128, 3, 32, 32), 10),
     "resnet50": Task(resnet50, (8, 3, 224, 224), 1000),
     "vit-b16": Task(vit_b_16, (8, 3, 224, 224), 1000),
     "gpt2-small": Task(GPT, (2, 1024), 50257, tokens=True),
+    **{f"gpt-width-{width}": _gpt(4, width) for width in (128, 256, 512, 1024)},
+    **{f"gpt-depth-{blocks}": _gpt(blocks, 256) for blocks in (2, 4, 8, 16)},
 }

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytorch_optimizer
 import torch
+from singd.optim.optimizer import SINGD
 from torch import nn
 from torch.optim import Optimizer
 
@@ -88,6 +89,19 @@ def _shampoo(model: nn.Module, _task: Task, interval: int | None) -> list[Optimi
     ]
 
 
+def _singd(model: nn.Module, _task: Task, interval: int | None) -> list[Optimizer]:
+    tracked = [
+        parameter
+        for module in model.modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+        for parameter in module.parameters()
+    ]
+    chosen = {id(parameter) for parameter in tracked}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    singd = SINGD(model, tracked, lr=_LR, momentum=0.9, T=interval or 20, normalize_lr_cov=True)
+    return [singd, torch.optim.SGD(rest, lr=_LR, momentum=0.9, nesterov=True)]
+
+
 OPTIMIZERS: dict[str, Build] = {
     "sgd": _sgd,
     "sgd-fused": _sgd_fused,
@@ -98,4 +112,5 @@ OPTIMIZERS: dict[str, Build] = {
     "ekfac": _full(EKFAC),
     "soap": _soap,
     "shampoo": _shampoo,
+    "singd": _singd,
 }

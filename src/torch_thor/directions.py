@@ -113,6 +113,8 @@ def precondition_stacks(
         stack.direction(slots, source)
         for (stack, slots), source in zip(chosen, packed, strict=True)
     ]
+    if control is not None and control.kind == "spectral":
+        raw = [norms.orthogonalize(direction, control.iterations) for direction in raw]
     if control is None:
         factors: Sequence[Tensor | float] = [1.0] * len(raw)
     elif rates is not None:

@@ -8,11 +8,41 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from torch_thor.hardware import multiplies_bfloat16
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch_thor.options import NormControl
     from torch_thor.partition import Partition
+
+
+# Jordan et al. 2024 (Muon): brings singular values in (0, 1] to about 0.7 … 1.2 in five steps.
+_QUINTIC = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalize(matrices: Tensor, iterations: int) -> Tensor:
+    """Makes the nonzero singular values of each matrix about alike, by products alone.
+
+    Newton–Schulz iteration X ← aX + (bXXᵀ + c(XXᵀ)²)X from X / ‖X‖, in bfloat16 where the
+    hardware multiplies it.
+
+    Args:
+        matrices: ``[l, k, out, columns]``.
+        iterations: Steps.
+    """
+    a, b, c = _QUINTIC
+    wide = matrices.shape[2] <= matrices.shape[3]
+    flat = (matrices if wide else matrices.mT).flatten(0, 1)
+    lengths = torch.linalg.vector_norm(flat, dim=(1, 2), keepdim=True)
+    x = flat / lengths.clamp_min(torch.finfo(flat.dtype).tiny)
+    if x.dtype == torch.float32 and multiplies_bfloat16(x.device):
+        x = x.to(torch.bfloat16)
+    for _ in range(iterations):
+        gram = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    result = (x if wide else x.mT).to(matrices.dtype)
+    return result.reshape(matrices.shape)
 
 
 def length_factors(
@@ -24,8 +54,8 @@ def length_factors(
     """What each direction is multiplied by to get the length that ``control`` names.
 
     Args:
-        control: ``"graft"`` takes the source's norm; ``"rms"`` takes √rows · limit, so
-            that an entry's root mean square is limit / √columns.
+        control: ``"graft"`` takes the source's norm; ``"rms"`` and ``"spectral"`` take
+            √rows · limit, so that an entry's root mean square is limit / √columns.
         directions: One ``[l, k, out, columns]`` a stack.
         sources: What was preconditioned, same shapes.
         cuts: Of each stack, blocks of rows with lengths of their own; ``None``: a length a layer.

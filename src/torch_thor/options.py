@@ -17,7 +17,7 @@ LossReduction = Literal["mean", "positions_mean", "sum"]
 WeightSharing = Literal["expand", "reduce"]
 FisherKind = Literal["empirical", "mc"]
 NormFisher = Literal["unit_wise", "diagonal"]
-NormControlKind = Literal["kl_clip", "graft", "rms"]
+NormControlKind = Literal["kl_clip", "graft", "rms", "spectral"]
 OnNonFinite = Literal["skip", "raise", "ignore"]
 
 
@@ -121,11 +121,15 @@ class NormControl:
         kind: ``"kl_clip"``: all layers scaled by min(1, √(limit / (lr² Σ⟨direction,
             gradient⟩))). ``"graft"``: each layer takes the norm of the vector that was
             preconditioned, so an SGD learning rate can be kept. ``"rms"``: each layer's
-            update has root mean square ``limit / √columns``, as Muon's has.
-        limit: κ of the KL clip, or the scale of ``"rms"``; not used by ``"graft"``.
+            update has root mean square ``limit / √columns``, as Muon's has. ``"spectral"``:
+            the same length, after singular values have been made alike as Muon does it,
+            here those of the preconditioned direction.
+        limit: κ of the KL clip, or the scale of ``"rms"`` and ``"spectral"``; not used by
+            ``"graft"``.
         per: What takes a length of its own: ``"layer"``, or ``"rows"``, the rows of each block
             of G (Distributed Shampoo grafts that way), which sharded weights need because no
             rank sees the whole layer. ``None`` takes ``"layer"`` wherever a rank does.
+        iterations: Newton–Schulz iterations of ``"spectral"``.
 
     Raises:
         InvalidOptionError: For an unknown kind or a limit that is not positive.
@@ -134,6 +138,7 @@ class NormControl:
     kind: NormControlKind
     limit: float = 1.0
     per: Literal["layer", "rows"] | None = None
+    iterations: int = 5
 
     def __post_init__(self) -> None:
         """Validates the options."""
@@ -141,8 +146,14 @@ class NormControl:
         require("limit", self.limit, self.limit > 0, "> 0")
         known = self.per in (None, "layer", "rows")
         require("per", self.per, known, "'layer', 'rows' or None")
-        whole = self.kind != "kl_clip" or self.per != "rows"
-        require("per", self.per, whole, "None for the KL clip, which scales all layers alike")
+        whole = self.kind in ("graft", "rms") or self.per != "rows"
+        require("per", self.per, whole, "None for what needs whole layers: KL clip, spectral")
+        require("iterations", self.iterations, self.iterations >= 1, ">= 1")
+
+    @property
+    def needs_layers(self) -> bool:
+        """Whether it needs whole layers, all rows of all blocks."""
+        return self.kind in ("kl_clip", "spectral") or self.per == "layer"
 
 
 def as_norm_control(value: NormControl | NormControlKind | None) -> NormControl | None:
@@ -154,7 +165,7 @@ def as_norm_control(value: NormControl | NormControlKind | None) -> NormControl 
 
 def check_norm_control(control: NormControl | None, *, sharded: bool) -> None:
     """Raises ``InvalidOptionError`` where no rank sees what a norm control needs."""
-    if control is not None and sharded and (control.kind == "kl_clip" or control.per == "layer"):
+    if control is not None and sharded and control.needs_layers:
         allowed = "'graft' or 'rms' per 'rows', or None: no rank has a whole layer of this model"
         raise InvalidOptionError("norm_control", control, allowed)
 

@@ -52,8 +52,8 @@ class Preconditioner(CurvatureEngine, UnevenInputs):
         inverse_interval: Steps between refreshes of the inverses; ``None`` follows
             ``factor_interval``.
         trace_rule: When a due layer is refreshed, kept or frozen; ``None`` always refreshes.
-        norm_control: Length of each layer's direction, ``"graft"`` or ``"rms"`` (or a
-            ``NormControl`` of that kind), or ``None``.
+        norm_control: Length of each layer's direction, ``"graft"``, ``"rms"`` or
+            ``"spectral"`` (or a ``NormControl`` of that kind), or ``None``.
         statistics: How factors are estimated.
         refresh: Staggering, type of the inverses, failure handling.
         exclude: Modules (names, with ``*`` as wildcard, or types) left alone.
@@ -86,7 +86,9 @@ class Preconditioner(CurvatureEngine, UnevenInputs):
         """Finds the layers and hangs the hooks."""
         self._norm_control = as_norm_control(norm_control)
         if self._norm_control is not None and self._norm_control.kind == "kl_clip":
-            allowed = "'graft', 'rms' or None: the KL clip needs a learning rate, so use THOR"
+            allowed = (
+                "'graft', 'rms', 'spectral' or None: the KL clip needs a learning rate, so use THOR"
+            )
             raise InvalidOptionError("norm_control", norm_control, allowed)
         inverses = factor_interval if inverse_interval is None else inverse_interval
         options = CurvatureOptions(

@@ -47,8 +47,8 @@ class THOR(CurvatureOptimizer):
         interval: Steps between refreshes, a number or a schedule, or ``Intervals`` where
             factors and inverses have different ones.
         trace_rule: When a due layer is refreshed, kept or frozen; ``None`` always refreshes.
-        norm_control: Length of each layer's step: ``"rms"``, ``"graft"``, ``"kl_clip"``,
-            a ``NormControl``, or ``None``.
+        norm_control: Length of each layer's step: ``"graft"``, ``"rms"``, ``"spectral"``,
+            ``"kl_clip"``, a ``NormControl``, or ``None``.
         update: Order of preconditioning, momentum and decay.
         statistics: How factors are estimated.
         refresh: Staggering, type of the inverses, failure handling.

@@ -186,15 +186,15 @@ def ready_sweeps(
 ) -> list[Sweep]:
     """Returns the ways through all layers that can be swept in this step.
 
-    Not swept are layers without an inverse, and all layers where a length needs more than one
-    layer (the KL clip) or less (lengths of blocks of rows).
+    Not swept are layers without an inverse, and all layers where a direction needs more than its
+    layer's length: the KL clip, singular values, lengths of blocks of rows.
 
     Args:
         stacks: The model's curvature.
         rule: Who moves the parameters.
         control: Norm control.
     """
-    if control is not None and (control.kind == "kl_clip" or control.per == "rows"):
+    if control is not None and (control.kind in ("kl_clip", "spectral") or control.per == "rows"):
         return []
     return [
         sweep

@@ -79,7 +79,7 @@ def test_paper_writes_everything_and_goes_on_after_a_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "paper"
-    words = ("paper", "tiny", "--seeds", 1, "--epochs", 8, "--out", out)
+    words = ("paper", "tiny", "--seeds", 1, "--target", 90, "--epochs", 8, "--out", out)
     trained: list[Path] = []
 
     def stop_in_the_fourth(config: Any, directory: Path, **options: Any) -> Any:
@@ -91,7 +91,10 @@ def test_paper_writes_everything_and_goes_on_after_a_stop(
     monkeypatch.setattr("torch_thor.bench.paper_runs.train", stop_in_the_fourth)
     stopped = run(*words)
     assert stopped.exit_code == 130
-    assert "go on with: thor paper tiny --seeds 1 --epochs 8" in stopped.stderr
+    assert (
+        f"go on with: thor paper tiny --seeds 1 --target 90 --epochs 8 --out {out}"
+        in stopped.stderr
+    )
     before = {path: path.read_bytes() for path in out.rglob(RECORDS_FILE)}
     assert len(before) == 4
     again = run(*words)

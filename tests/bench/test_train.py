@@ -123,8 +123,10 @@ def test_a_signal_saves_and_resume_is_bit_exact(
 ) -> None:
     config = replace(plan(tiny, optimizer, epochs=4), record_every=1)
     train(config, tmp_path / "whole")
-    with pytest.raises(RunInterruptedError, match=r"go on with: thor train tiny .* --resume"):
-        train(config, tmp_path / "cut", observers=[SignalAt(9, number)])
+    again = rf"go on with: thor train tiny .* --data-dir {tmp_path} --workers 1 --resume"
+    source = DataSource(tmp_path, workers=1)
+    with pytest.raises(RunInterruptedError, match=again):
+        train(config, tmp_path / "cut", source=source, observers=[SignalAt(9, number)])
     cut = read_run(tmp_path / "cut")
     assert 0 < cut.steps[-1].step < 16
     train(config, tmp_path / "cut", resume=True)

@@ -16,6 +16,9 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated."),
 ]
+TargetOption = Annotated[
+    float | None, typer.Option(help="Value of the metric to time, such as 91.5.")
+]
 EpochsOption = Annotated[int | None, typer.Option(help="Horizon in epochs instead of the tuned.")]
 EvaluationsOption = Annotated[int, typer.Option(help="Evaluations of the test set per epoch.")]
 BatchOption = Annotated[int | None, typer.Option(help="Samples per step.")]

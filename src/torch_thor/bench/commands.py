@@ -1,5 +1,6 @@
 """The ``thor`` command line: each command parses, then calls the library."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from torch_thor.bench.arguments import (
     EvaluationsOption,
     PresetOption,
     SetOption,
+    TargetOption,
     WorkersOption,
     WorkloadArgument,
     console,
@@ -21,6 +23,7 @@ from torch_thor.bench.arguments import (
 )
 from torch_thor.bench.compare import (
     CompareOptions,
+    checked_target,
     parse_horizons,
     plan_comparison,
     run_comparison,
@@ -120,9 +123,7 @@ def compare(
     *,
     optimizers: Annotated[str, typer.Option(help="Names, separated by commas.")] = DEFAULT_PEERS,
     seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 3,
-    target: Annotated[
-        float | None, typer.Option(help="Value of the metric to time, such as 91.5.")
-    ] = None,
+    target: TargetOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the comparison.")] = None,
     changes: Annotated[
         list[str] | None,
@@ -208,6 +209,7 @@ def paper(
     workload: WorkloadArgument = "digits",
     *,
     seeds: Annotated[int, typer.Option(help="Seeds of each optimizer.")] = 3,
+    target: TargetOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder of runs, tables and figures.")] = None,
     epochs: EpochsOption = None,
     evals_per_epoch: EvaluationsOption = 1,
@@ -223,9 +225,10 @@ def paper(
 
     Runs that are on disk already are not repeated: a stopped command goes on where it was.
     """
-    task = find_workload(workload)
+    usual = find_workload(workload)
+    task = replace(usual, target=checked_target(usual, target))
     options = RunOptions(epochs=epochs, evals_per_epoch=evals_per_epoch, device=device)
-    plan = plan_paper(task, seeds=seeds, options=options)
+    plan = plan_paper(task, seeds=seeds, options=options, target=target)
     directory = out or Path("runs") / f"paper-{workload}"
     source = DataSource(data_dir, download, workers)
 

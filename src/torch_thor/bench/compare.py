@@ -233,7 +233,7 @@ def run_comparison(
             )
         except RunInterruptedError as stopped:
             message = f"stopped and saved in run {number} of {len(comparison.runs)}"
-            again = f"{comparison.command} --out {shlex.quote(str(directory))}"
+            again = source.again(comparison.command, directory)
             raise RunInterruptedError(f"{message}; go on with: {again}") from stopped
         except RunDivergedError:
             continue  # on record as failed; the table counts the miss

@@ -22,6 +22,17 @@ class DataSource:
     download: bool = False
     workers: int | None = None
 
+    @property
+    def words(self) -> list[str]:
+        """The options of a command line that finds the same files."""
+        words = [] if self.directory is None else ["--data-dir", str(self.directory)]
+        words += ["--download"] if self.download else []
+        return words if self.workers is None else [*words, "--workers", str(self.workers)]
+
+    def again(self, command: str, directory: Path) -> str:
+        """Returns the command line that goes on in a folder with the same files."""
+        return shlex.join([*shlex.split(command), "--out", str(directory), *self.words])
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:

@@ -242,7 +242,8 @@ class Loop:
     def _stop(self) -> None:
         self._save()
         self._ranks.meet()  # no rank ends, and takes all with it, while the first one saves
-        command = self._ranks.launch(resume_command(self._config, self._directory))
+        again = resume_command(self._config, self._directory, self._session.source)
+        command = self._ranks.launch(again)
         message = f"stopped and saved at epoch {self._epochs_done:.2f}, step {self._progress.step}"
         raise RunInterruptedError(f"{message}; go on with: {command}")
 

@@ -60,13 +60,16 @@ class PaperRuns:
         return self.compared + self.effects
 
 
-def plan_paper(workload: Workload, *, seeds: int, options: RunOptions) -> PaperRuns:
+def plan_paper(
+    workload: Workload, *, seeds: int, options: RunOptions, target: float | None = None
+) -> PaperRuns:
     """Settles every run.
 
     Args:
         workload: What is trained.
         seeds: Seeds of each optimizer.
         options: What differs from the recipes.
+        target: What was asked for in the place of the workload's own target.
 
     Raises:
         BenchError: A value is not allowed.
@@ -80,6 +83,8 @@ def plan_paper(workload: Workload, *, seeds: int, options: RunOptions) -> PaperR
         for config in [plan_run(workload, name, seed=seed, options=options)]
     ]
     command = ["thor", "paper", workload.name, "--seeds", str(seeds)]
+    if target is not None:
+        command += ["--target", f"{target:g}"]
     if options.epochs is not None:
         command += ["--epochs", str(options.epochs)]
     if options.evals_per_epoch != 1:
@@ -149,7 +154,7 @@ def make_runs(
                 resume=rundir.has_run(directory / job.folder),
             )
         except RunInterruptedError as stopped:
-            again = f"{plan.command} --out {shlex.quote(str(directory))}"
+            again = source.again(plan.command, directory)
             message = f"stopped and saved in run {number + 1} of {len(pending)}"
             raise RunInterruptedError(f"{message}; go on with: {again}") from stopped
         except RunDivergedError:

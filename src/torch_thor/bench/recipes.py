@@ -1,11 +1,12 @@
 """Tuned settings and horizons: what an optimizer uses on a workload unless the user says else."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch_thor.bench.config import RunConfig
+from torch_thor.bench.config import DataSource, RunConfig
 from torch_thor.bench.errors import BenchError, unknown_choice
 from torch_thor.bench.optimizers import find_optimizer
 from torch_thor.bench.presets import PRESETS
@@ -192,12 +193,13 @@ def plan_run(
     )
 
 
-def resume_command(config: RunConfig, directory: Path) -> str:
+def resume_command(config: RunConfig, directory: Path, source: DataSource) -> str:
     """Returns the command that goes on with a run, without the settings that the recipe has."""
     recipe = find_recipe(find_workload(config.workload), config.optimizer)
     usual = to_values(recipe.settings)
     changed = {key: value for key, value in config.settings.items() if value != usual.get(key)}
-    return f"{replace(config, settings=changed).command(directory)} --resume"
+    command = replace(config, settings=changed).command(directory)
+    return shlex.join([*shlex.split(command), *source.words, "--resume"])
 
 
 def _at_least_one(argument: str, value: int | None, default: int) -> int:

@@ -38,6 +38,7 @@ class Session:
         self.config = config
         self.workload = workload
         self.ranks = ranks
+        self.source = source
         self.device = ranks.device(config.device)
         self.data: Data = self._load(source)
         torch.set_flush_denormal(True)

@@ -17,7 +17,7 @@ Power = Annotated[float, Field(gt=0, le=1)]
 AtLeastOne = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 DampingMode = Literal["both", "sqrt", "pi", "relative"]
 BaseRule = Literal["sgd", "adamw"]
-NormControl = Literal["kl_clip", "graft", "rms"] | None
+NormControl = Literal["kl_clip", "graft", "rms", "spectral"] | None
 
 
 @dataclass(frozen=True, kw_only=True)

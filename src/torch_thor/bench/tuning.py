@@ -1,7 +1,6 @@
 """Making a study: the target first, then the search, then fresh seeds for each winner."""
 
 import math
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -164,7 +163,7 @@ class StudyRunner:
             raise self._interrupted(folder) from stopped
 
     def _interrupted(self, folder: Path) -> RunInterruptedError:
-        again = f"{self._study.command} --out {shlex.quote(str(self._directory.parent))}"
+        again = self._source.again(self._study.command, self._directory.parent)
         return RunInterruptedError(f"stopped and saved in {folder.name}; go on with: {again}")
 
     def _best(self, optimizer: str, target: float) -> Finished:
