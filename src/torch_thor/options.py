@@ -18,6 +18,7 @@ WeightSharing = Literal["expand", "reduce"]
 FisherKind = Literal["empirical", "mc"]
 NormFisher = Literal["unit_wise", "diagonal"]
 NormControlKind = Literal["kl_clip", "graft", "rms"]
+MeasuredSplit = Literal["auto", "per_layer"]
 OnNonFinite = Literal["skip", "raise", "ignore"]
 
 
