@@ -15,7 +15,7 @@ from helpers import assert_same_weights, data, train
 from oracle import blocks_only
 from torch_thor import THOR, InvalidOptionError, Preconditioner, hardware, layer_splits
 from torch_thor.hardware import InversionTime
-from torch_thor.layer_splits import BlockTimes, affordable_pairs, held_entries
+from torch_thor.layer_splits import BlockTimes, _gains, affordable_pairs, held_entries
 from torch_thor.layers import Geometry
 from torch_thor.partition import Partition
 from torch_thor.split import candidate_sizes
@@ -69,8 +69,13 @@ def correlated_rows(width: int, rows: int) -> Tensor:
     return (torch.randn(rows, 8, dtype=torch.float64) @ directions)[None]
 
 
+def silent(rows: int, outputs: int) -> Tensor:
+    """Gradients that are 0: G says nothing, so that A alone decides."""
+    return torch.zeros(1, rows, outputs, dtype=torch.float64)
+
+
 def layer_with(inputs: int, outputs: int, a: Tensor, g: Tensor) -> tuple[nn.Linear, Preconditioner]:
-    """A linear layer that has seen the rows ``[1, r, inputs]`` and gradients ``[1, r, outputs]``."""
+    """A linear layer that has seen rows ``[1, r, inputs]`` and gradients ``[1, r, outputs]``."""
     layer = nn.Linear(inputs, outputs, bias=False, dtype=torch.float64)
     preconditioner = Preconditioner(layer, split="per_layer")
     (layer(a[0]) * g[0]).sum().backward()
@@ -110,8 +115,8 @@ def expected_gains(
 def test_the_choice_is_the_best_pair_by_the_definition(
     costs: list[tuple[int, ...]], kind: str
 ) -> None:
-    inputs, outputs = 400, 1000
-    rows = 150 if kind == "few directions" else 600
+    inputs, outputs = 600, 1600
+    rows = 150 if kind == "few directions" else 700
     a, g = torch.randn(1, rows, inputs).double(), torch.randn(1, rows, outputs).double()
     if kind == "few directions":
         a, g = correlated_rows(inputs, rows), correlated_rows(outputs, rows)
@@ -119,17 +124,17 @@ def test_the_choice_is_the_best_pair_by_the_definition(
     found = blocks_after(preconditioner)
     pairs = [
         (s, t)
-        for s in (72, 128, 256, 400)
-        for t in (72, 128, 256, 512, 1000)
-        if 2 * sum(math.ceil(w / b) * b**2 for w, b in ((400, cut(400, s)), (1000, cut(1000, t))))
+        for s in (72, 128, 256, 512, 600)
+        for t in (72, 128, 256, 512, 1024, 1600)
+        if 2 * sum(math.ceil(w / b) * b**2 for w, b in ((600, cut(600, s)), (1600, cut(1600, t))))
         <= 0.5 * inputs * outputs
     ]
     gains_a = expected_gains(a, sorted({s for s, _ in pairs}), inputs * outputs, inputs)
     gains_g = expected_gains(g, sorted({t for _, t in pairs}), inputs * outputs, outputs)
     s, t = max(pairs, key=lambda pair: gains_a[pair[0]] + gains_g[pair[1]])
     assert len(pairs) > 2
-    assert found == (cut(400, s), cut(1000, t))
-    assert costs == [tuple(size for size in SIZES if size <= 256)]
+    assert found == (cut(600, s), cut(1600, t))
+    assert costs == [(72, 128, 256)]
 
 
 def cut(width: int, split: int) -> int:
@@ -137,10 +142,10 @@ def cut(width: int, split: int) -> int:
 
 
 def test_blocks_that_hold_everything_are_not_exceeded(costs: list[tuple[int, ...]]) -> None:
-    a = rows_of_blocks(576, 64, 9 * 80)
-    _, preconditioner = layer_with(576, 5760, a, torch.randn(1, len(a[0]), 5760).double())
-    assert blocks_after(preconditioner)[0] == 72  # 8 blocks: whole 72s hold 64s but for the seams
-    assert costs
+    a = rows_of_blocks(576, 72, 8 * 90)
+    _, preconditioner = layer_with(576, 5760, a, silent(720, 5760))
+    assert blocks_after(preconditioner)[0] == 72
+    assert costs == [(72, 128, 256, 512, 1024)]
 
 
 def test_cheap_inversions_of_correlated_rows_leave_a_factor_whole(
@@ -152,9 +157,9 @@ def test_cheap_inversions_of_correlated_rows_leave_a_factor_whole(
 
     monkeypatch.setattr(layer_splits, "inversion_times", flat)
     monkeypatch.setattr(layer_splits, "product_times", lambda sizes, _: (1e-9,) * len(sizes))
-    a = correlated_rows(300, 200)
-    _, preconditioner = layer_with(300, 3000, a, torch.randn(1, 200, 3000).double())
-    assert blocks_after(preconditioner)[0] == 300
+    a = correlated_rows(600, 200)
+    _, preconditioner = layer_with(600, 6000, a, silent(200, 6000))
+    assert blocks_after(preconditioner)[0] == 600
 
 
 def test_products_of_every_step_are_part_of_the_price(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,9 +170,9 @@ def test_products_of_every_step_are_part_of_the_price(monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         layer_splits, "product_times", lambda sizes, _: tuple(1e-3 * size for size in sizes)
     )
-    a = torch.randn(1, 900, 300).double()
-    _, preconditioner = layer_with(300, 3000, a, torch.randn(1, 900, 3000).double())
-    assert blocks_after(preconditioner)[0] == 60  # five blocks, as split=72 cuts
+    a = correlated_rows(600, 200)
+    _, preconditioner = layer_with(600, 6000, a, silent(200, 6000))
+    assert blocks_after(preconditioner)[0] == 67  # nine blocks, as split=72 cuts
 
 
 @pytest.mark.parametrize(
@@ -205,12 +210,12 @@ class Mixed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(40, 128)
+        self.tokens = nn.Embedding(1000, 128)
         self.norm = nn.LayerNorm(128)
         self.twins = nn.Sequential(nn.Linear(128, 128), nn.Tanh(), nn.Linear(128, 128))
-        self.wide = nn.Linear(128, 1536)
-        self.head = nn.Linear(1536, 3)
-        self.idle = nn.Linear(1536, 160)
+        self.wide = nn.Sequential(nn.Linear(128, 640), nn.Tanh(), nn.Linear(640, 1280))
+        self.head = nn.Linear(1280, 3)
+        self.idle = nn.Linear(1280, 160)
 
     def forward(self, tokens: Tensor) -> Tensor:
         hidden = self.twins(self.norm(self.tokens(tokens))).mean(1)
@@ -225,7 +230,7 @@ def mixed() -> tuple[Mixed, THOR]:
 
 def test_every_geometry_has_its_own_blocks(costs: list[tuple[int, ...]]) -> None:
     model, optimizer = mixed()
-    train(model, optimizer, [(torch.randint(40, (8, 5)), torch.randn(8, 3)) for _ in range(3)])
+    train(model, optimizer, [(torch.randint(1000, (8, 5)), torch.randn(8, 3)) for _ in range(3)])
     stacks = {s.layers[0].name: s for s in optimizer.preconditioner.stacks}
     cuts = {name: (s.a.partition.block, s.g.partition.block) for name, s in stacks.items()}
     rule = optimizer.preconditioner._split_rule
@@ -236,21 +241,21 @@ def test_every_geometry_has_its_own_blocks(costs: list[tuple[int, ...]]) -> None
     assert cuts["norm"] == (1, 2)
     assert stacks["norm"].geometry not in rule.chosen
     assert cuts["twins.0"] == (65, 64)
-    assert cuts["head"] == (cut(1537, 72), 3)
+    assert cuts["wide.0"] == (65, 72)
+    assert cuts["head"] == (cut(1281, 72), 3)
     assert rule(stacks["idle"].geometry) == (72, 72)
-    for name in ("tokens", "wide"):
-        stack = stacks[name]
-        pair = rule.chosen[stack.layers[0].geometry]
-        assert pair in affordable_pairs(stack.geometry, (72, *SIZES[1:], 2048))
-        assert cuts[name][1] == cut(stack.geometry.outputs, pair[1])
+    assert rule.chosen[stacks["tokens"].geometry] in [(1, 72), (1, 128)]
+    assert rule.chosen[stacks["wide.2"].geometry] in [(72, 72), (128, 72)]
+    for name, pair in ((name, rule(stack.geometry)) for name, stack in stacks.items()):
+        geometry = stacks[name].geometry
+        if not (geometry.one_hot or geometry.unit_wise):
+            assert cuts[name] == (cut(geometry.columns, pair[0]), cut(geometry.outputs, pair[1]))
 
 
 @pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
 def test_rows_that_say_nothing_take_the_blocks_of_72(
     costs: list[tuple[int, ...]], value: float
 ) -> None:
-    from torch_thor.layer_splits import _gains
-
     times = BlockTimes(SIZES, tuple(1e-9 * s**3 for s in SIZES), (1e-9,) * len(SIZES))
     table = torch.full((1, 5, 300), value)
     assert _gains([table], [72, 128, 300], 10**6, times) == {72: 0.0, 128: 0.0, 300: 0.0}
@@ -271,7 +276,7 @@ def test_times_between_and_beyond_the_measured_sizes_follow_power_laws() -> None
 def test_a_run_goes_on_bit_for_bit_with_the_blocks_that_were_chosen(
     costs: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batches = [(torch.randint(40, (8, 5)), torch.randn(8, 3)) for _ in range(6)]
+    batches = [(torch.randint(1000, (8, 5)), torch.randn(8, 3)) for _ in range(6)]
     model, optimizer = mixed()
     train(model, optimizer, batches[:3])
     kept = io.BytesIO()

@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from helpers import mlp
-from torch_thor import Base, Damping, NormControl, Preconditioner, Refresh, Statistics, Update
+from torch_thor import (
+    THOR,
+    Base,
+    Damping,
+    NormControl,
+    Preconditioner,
+    Refresh,
+    Statistics,
+    Update,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
