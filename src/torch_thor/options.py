@@ -12,13 +12,13 @@ from torch_thor.errors import InvalidOptionError, require
 if TYPE_CHECKING:
     from torch_thor.schedules import ScheduledFloat
 
+MeasuredSplit = Literal["auto", "per_layer"]
 DampingMode = Literal["both", "sqrt", "pi", "relative"]
 LossReduction = Literal["mean", "positions_mean", "sum"]
 WeightSharing = Literal["expand", "reduce"]
 FisherKind = Literal["empirical", "mc"]
 NormFisher = Literal["unit_wise", "diagonal"]
 NormControlKind = Literal["kl_clip", "graft", "rms"]
-MeasuredSplit = Literal["auto", "per_layer"]
 OnNonFinite = Literal["skip", "raise", "ignore"]
 
 
