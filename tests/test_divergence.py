@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from helpers import convnet, data, mean_half_square
 from oracle import blocks_only
 from torch_thor import LayerSplit, measure_split
-from torch_thor.divergence import log_det_divergence
+from torch_thor.split import log_det_divergences
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +33,7 @@ def test_log_det_divergence_is_its_definition(size: int, block: int, rows: int) 
     whole, cut = A + shift, blocks_only(A, block) + shift
     product = torch.linalg.solve(cut, whole)
     expected = product.trace() - torch.linalg.slogdet(product).logabsdet - size
-    found = log_det_divergence(table, min(block, size), 0.1)
+    (found,) = log_det_divergences(table, [min(block, size)], 0.1)
     assert found == pytest.approx(float(expected), abs=1e-8)
 
 

@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from helpers import mlp
-from torch_thor import Base, Damping, NormControl, Preconditioner, Refresh, Statistics, Update
+from torch_thor import (
+    THOR,
+    Base,
+    Damping,
+    NormControl,
+    Preconditioner,
+    Refresh,
+    Statistics,
+    Update,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +42,8 @@ if TYPE_CHECKING:
         (lambda: Base(lr_scale=0.0), ["lr_scale=0.0", "> 0"]),
         (lambda: Preconditioner(mlp(), norm_control="kl_clip"), ["norm_control='kl_clip'", "THOR"]),
         (lambda: Preconditioner(mlp(), power=0), ["power=0", "1/2"]),
-        (lambda: Preconditioner(mlp(), split=-1), ["split=-1", "'auto'"]),
+        (lambda: Preconditioner(mlp(), split=-1), ["split=-1", "'auto', 'per_layer' or None"]),
+        (lambda: THOR(mlp(), split="layer"), ["split='layer'", "an int >= 1, 'auto', 'per_layer'"]),
     ],
 )
 def test_bad_values_are_refused_in_one_line(build: Callable[[], object], words: list[str]) -> None:

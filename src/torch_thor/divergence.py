@@ -5,17 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn.functional import pad
-
-from torch_thor import linalg
 from torch_thor.capture import Capture
 from torch_thor.coverage import survey
 from torch_thor.errors import InvalidOptionError
 from torch_thor.hardware import inversion_times
 from torch_thor.options import Statistics
-from torch_thor.partition import Partition
 from torch_thor.split import (
     TOLERATED_LOSS,
     SplitCurves,
@@ -23,12 +17,14 @@ from torch_thor.split import (
     information_losses,
     input_rows,
     kept_and_speed,
+    log_det_divergences,
+    trade_gains,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -52,19 +48,11 @@ class LayerSplit:
     seconds: tuple[float, ...]
 
     def choice(self, sizes: Sequence[int]) -> int:
-        """Returns the size whose kept information most exceeds its share of the time.
-
-        Information is the divergence that a diagonal factor would have; larger blocks are
-        worth their time as long as they bring more of it per microsecond than the whole
-        factor does on average.
-        """
-        worst, longest = max(self.divergence), max(self.seconds)
+        """Returns the size whose kept information most exceeds its share of the time."""
+        worst = max(self.divergence)
         if worst <= 0.0:
             return sizes[0]
-        gains = [
-            (1.0 - lost / worst) - time / longest
-            for lost, time in zip(self.divergence, self.seconds, strict=True)
-        ]
+        gains = trade_gains(self.divergence, self.seconds, worst)
         return sizes[max(range(len(gains)), key=gains.__getitem__)]
 
 
@@ -151,38 +139,6 @@ def _layer_split(
         name,
         columns,
         information_losses(rows, sizes),
-        tuple(log_det_divergence(rows, block, damping) for block in blocks),
+        log_det_divergences(rows, blocks, damping),
         tuple(count * time_of[size] for count, size in zip(counts, nearest, strict=True)),
     )
-
-
-def log_det_divergence(rows: Tensor, block: int, damping: float) -> float:
-    """Log det of the cut factor − log det of the whole one, mean over the matrices.
-
-    Both are damped by λ times the mean eigenvalue. tr(Â⁻¹A) = d, because Â holds A's own
-    blocks, so this is the whole of the log-det (Burg) divergence.
-
-    Args:
-        rows: ``[k, r, d]``.
-        block: Block size.
-        damping: λ.
-    """
-    table = rows.double()
-    width = table.shape[-1]
-    mean = table.square().sum((1, 2)) / width
-    mean = torch.where(mean > 0, mean, 1.0)
-    whole = _log_det(linalg.diagonal_blocks(table, width), mean * damping)
-    cut = Partition.of(width, block)
-    padded = pad(table, (0, cut.padding))
-    parts = _log_det(linalg.diagonal_blocks(padded, cut.block), mean * damping)
-    # Columns of padding are zeros: each adds log λ.
-    parts = parts - cut.padding * (mean * damping).log()
-    return float((parts - whole).clamp_min(0.0).mean())
-
-
-def _log_det(blocks: Tensor, shift: Tensor) -> Tensor:
-    """Log det of block-diagonal ``[k, n, s, s]`` plus shift · I: ``[k]``."""
-    eye = torch.eye(blocks.shape[-1], dtype=blocks.dtype, device=blocks.device)
-    damped = blocks + shift[:, None, None, None] * eye
-    parts: Tensor = torch.linalg.slogdet(damped).logabsdet
-    return parts.sum(-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import nn
@@ -15,11 +15,12 @@ from torch_thor.coverage import Coverage, Selector, survey
 from torch_thor.distributed import Distributed, communicator_for
 from torch_thor.distributed.description import describe, describe_model
 from torch_thor.errors import InvalidOptionError, require
+from torch_thor.layer_splits import split_rule
+from torch_thor.options import MeasuredSplit
 from torch_thor.policies import Decision, LayerDecision, RefreshClock, TraceRule
 from torch_thor.refresh import correct, fold, gather, refresh
 from torch_thor.schedules import value_at
 from torch_thor.shards import is_dtensor
-from torch_thor.split import choose_split
 from torch_thor.stacks import LayerStack, SplitRule, StackOptions, build_stacks
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class CurvatureOptions:
 
     Args:
         damping: λ and how it enters.
-        split: Block size of both factors, ``"auto"`` or ``None``.
+        split: Block size of both factors, ``"auto"``, ``"per_layer"`` or ``None``.
         power: p of the inverse root.
         intervals: Steps between updates of factors and inverses.
         trace_rule: When a due layer is refreshed, kept or frozen.
@@ -51,7 +52,7 @@ class CurvatureOptions:
     """
 
     damping: Damping
-    split: int | Literal["auto"] | None
+    split: int | MeasuredSplit | None
     power: float
     intervals: Intervals
     trace_rule: TraceRule | None
@@ -66,8 +67,8 @@ class CurvatureOptions:
         """Validates what is not validated by the groups themselves."""
         require("power", self.power, self.power in (0.5, 1.0), "1 or 1/2")
         split = self.split
-        if split not in (None, "auto") and not (isinstance(split, int) and split >= 1):
-            raise InvalidOptionError("split", split, "an int >= 1, 'auto' or None")
+        valid = split >= 1 if isinstance(split, int) else split in (None, *get_args(MeasuredSplit))
+        require("split", split, valid, "an int >= 1, 'auto', 'per_layer' or None")
 
 
 class CurvatureEngine:
@@ -195,13 +196,13 @@ class CurvatureEngine:
         """Makes room for the curvature now, so that a distributed checkpoint can be loaded into it.
 
         Raises:
-            InvalidOptionError: Where the split is ``"auto"``, which needs statistics.
+            InvalidOptionError: Where the split is measured, which needs statistics.
         """
         size = self.options.split
-        if size == "auto":
+        if isinstance(size, str):
             raise InvalidOptionError("split", size, "a number or None, to allocate before a step")
         if not self.stacks:
-            self._split_rule = lambda _: (size, size)
+            self._split_rule = SplitRule(size)
             self.stacks = build_stacks(self.layers, self._split_rule, self.stack_options)
 
     @property
@@ -216,13 +217,12 @@ class CurvatureEngine:
     def _build_stacks(self) -> None:
         """Makes room for curvature as soon as a rank has statistics."""
 
-        def chosen() -> int:
-            return choose_split(self.options.split, self.layers, self._capture) or 0
+        def chosen() -> SplitRule:
+            return split_rule(self.options.split, self.layers, self._capture, self.options.power)
 
         some = any(layer.calls for layer in self.layers)
-        size = self.communicator.first(chosen if some else None)
-        if size is not None:
-            self._split_rule = lambda _: (size or None, size or None)
+        self._split_rule = self.communicator.first(chosen if some else None)
+        if self._split_rule is not None:
             self.stacks = build_stacks(self.layers, self._split_rule, self.stack_options)
 
     def _intervals(self) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Measured inversion times of the device at hand, cached on disk (paper, eq. 12)."""
+"""Measured times of inversions (paper, eq. 12) and block products here, cached on disk."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ import torch
 from torch_thor import linalg
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _CACHE_VERSION = 2
 _REPEATS = 5
 _MEASURE_SECONDS = 0.05  # small sizes are repeated for so long
+_PRODUCT_ROWS, _PRODUCT_COLUMNS = 4096, 256
+
+PRODUCT_ENTRIES = _PRODUCT_ROWS * _PRODUCT_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -75,29 +78,61 @@ def inversion_times(
         power: 1 measures inverses, 1/2 inverse square roots.
     """
     key = f"{device_name(device)}-p{power:g}"
+    found = _measured_once(key, sizes, lambda size: measure_inversion(size, device, power))
+    return tuple(InversionTime(size, seconds) for size, seconds in zip(sizes, found, strict=True))
+
+
+def product_times(sizes: Sequence[int], device: torch.device) -> tuple[float, ...]:
+    """Returns the seconds to multiply ``PRODUCT_ENTRIES`` of a weight by blocks of each size.
+
+    Kept as ``inversion_times`` are.
+
+    Args:
+        sizes: Block sizes.
+        device: Where to measure.
+    """
+    key = f"{device_name(device)}-products"
+    return _measured_once(key, sizes, lambda size: measure_product(size, device))
+
+
+def _measured_once(
+    key: str, sizes: Sequence[int], measure: Callable[[int], float]
+) -> tuple[float, ...]:
+    """Reads the times of a key from the cache, and adds those that it lacks."""
     known = _read_cache(key)
     missing = [size for size in sizes if size not in known]
     for size in missing:
-        known[size] = measure_inversion(size, device, power)
+        known[size] = measure(size)
     if missing:
         _write_cache(key, known)
-    return tuple(InversionTime(size, known[size]) for size in sizes)
+    return tuple(known[size] for size in sizes)
 
 
 def measure_inversion(size: int, device: torch.device, power: float) -> float:
-    """Measures the seconds to invert one damped covariance of this size.
-
-    The shortest of the repeats counts: whatever else the machine does only adds time.
-    """
+    """Measures the seconds to invert one damped covariance of this size."""
     generator = torch.Generator().manual_seed(size)
     rows = torch.randn(2 * size, size, generator=generator).to(device)
     matrix = rows.mT @ rows / (2 * size) + 0.1 * torch.eye(size, device=device)
-    linalg.inverse_root(matrix.unsqueeze(0), power)  # pays for libraries that load lazily
+    return _shortest(lambda: linalg.inverse_root(matrix.unsqueeze(0), power), device)
+
+
+def measure_product(size: int, device: torch.device) -> float:
+    """Measures the seconds to multiply ``PRODUCT_ENTRIES`` entries by float32 blocks of a size."""
+    count = -(-_PRODUCT_ROWS // size)
+    blocks = torch.rand(count, size, size, device=device)
+    entries = torch.rand(count, size, _PRODUCT_COLUMNS, device=device)
+    seconds = _shortest(lambda: torch.bmm(blocks, entries), device)
+    return seconds * PRODUCT_ENTRIES / entries.numel()
+
+
+def _shortest(work: Callable[[], object], device: torch.device) -> float:
+    """The shortest of the repeats: whatever else the machine does only adds time."""
+    work()  # pays for libraries that load lazily
     times: list[float] = []
     while len(times) < _REPEATS or sum(times) < _MEASURE_SECONDS:
         _synchronize(device)
         begin = time.perf_counter()
-        linalg.inverse_root(matrix.unsqueeze(0), power)
+        work()
         _synchronize(device)
         times.append(time.perf_counter() - begin)
     return min(times)

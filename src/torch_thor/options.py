@@ -12,6 +12,7 @@ from torch_thor.errors import InvalidOptionError, require
 if TYPE_CHECKING:
     from torch_thor.schedules import ScheduledFloat
 
+MeasuredSplit = Literal["auto", "per_layer"]
 DampingMode = Literal["both", "sqrt", "pi", "relative"]
 LossReduction = Literal["mean", "positions_mean", "sum"]
 WeightSharing = Literal["expand", "reduce"]

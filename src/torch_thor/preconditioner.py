@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,6 +15,7 @@ from torch_thor.fisher import Likelihood, sampled_loss
 from torch_thor.options import (
     Damping,
     Intervals,
+    MeasuredSplit,
     NormControl,
     NormControlKind,
     Refresh,
@@ -45,8 +46,9 @@ class Preconditioner(CurvatureEngine, UnevenInputs):
     Args:
         model: Model whose layers are preconditioned.
         damping: λ (relative to the mean eigenvalue), a schedule, or a ``Damping``.
-        split: Block size of both factors, ``"auto"`` (measured on this device), or
-            ``None`` for whole factors.
+        split: Block size of both factors; ``"auto"``, one size measured on this device;
+            ``"per_layer"``, sizes of A and G for every shape of a layer, see ``layer_splits``;
+            or ``None`` for whole factors.
         power: p of G^-p ∇W A^-p; 1 is the paper's, 1/2 the default.
         factor_interval: Steps between updates of the factors, a number or a schedule.
         inverse_interval: Steps between refreshes of the inverses; ``None`` follows
@@ -70,7 +72,7 @@ class Preconditioner(CurvatureEngine, UnevenInputs):
         model: nn.Module,
         *,
         damping: ScheduledFloat | Damping = 3e-4,
-        split: int | Literal["auto"] | None = 72,
+        split: int | MeasuredSplit | None = 72,
         power: float = 0.5,
         factor_interval: ScheduledFloat = GrowingInterval(),
         inverse_interval: ScheduledFloat | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from torch_thor.base import Base
 from torch_thor.distributed import Distributed
@@ -10,6 +10,7 @@ from torch_thor.optimizer import CurvatureOptimizer, Parameters
 from torch_thor.options import (
     Damping,
     Intervals,
+    MeasuredSplit,
     NormControl,
     NormControlKind,
     Refresh,
@@ -41,8 +42,9 @@ class THOR(CurvatureOptimizer):
         momentum: Momentum factor.
         weight_decay: Weight decay of the preconditioned layers.
         damping: λ (relative to the factors' mean eigenvalues), a schedule, or a ``Damping``.
-        split: Block size of both factors, ``"auto"`` (measured on this device), or
-            ``None`` for whole factors.
+        split: Block size of both factors; ``"auto"``, one size measured on this device;
+            ``"per_layer"``, sizes of A and G for every shape of a layer, see ``layer_splits``;
+            or ``None`` for whole factors.
         power: p of G^-p ∇W A^-p: 1/2, or the paper's 1.
         interval: Steps between refreshes, a number or a schedule, or ``Intervals`` where
             factors and inverses have different ones.
@@ -75,7 +77,7 @@ class THOR(CurvatureOptimizer):
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         damping: ScheduledFloat | Damping = 3e-4,
-        split: int | Literal["auto"] | None = 72,
+        split: int | MeasuredSplit | None = 72,
         power: float = 0.5,
         interval: ScheduledFloat | Intervals = GrowingInterval(20, 1.2),
         trace_rule: TraceRule | None = None,

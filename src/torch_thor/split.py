@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch_thor.layers import Geometry
 
 TOLERATED_LOSS = 0.01
+_ROUNDING = 1e-9  # of a log det, for each row of the factor
 
 
 @dataclass(frozen=True)
@@ -99,25 +100,76 @@ def information_loss(rows: Tensor, block: int) -> Tensor:
         ``[k]``, 0 (nothing lost) to 1; 0 for a factor that is all zeros.
     """
     whole = linalg.largest_eigenvalue(rows)
-    cut = Partition.of(rows.shape[-1], block)
-    padded = pad(rows, (0, cut.padding))
-    tiles = padded.view(*rows.shape[:-1], cut.count, cut.block).transpose(1, 2)
+    tiles = _tiles(rows, Partition.of(rows.shape[-1], block))
     parts = linalg.largest_eigenvalue(tiles).amax(-1)
     # Power iteration ends slightly low; a block can't hold more than the whole.
     return torch.where(whole > 0, 1.0 - (parts / whole), 0.0).clamp(0.0, 1.0)
 
 
-def choose_split(
-    split: int | Literal["auto"] | None, layers: Sequence[TrackedLayer], capture: Capture
-) -> int | None:
-    """Turns the ``split`` argument into a block size; ``"auto"`` measures device and factors.
+def log_det_divergences(rows: Tensor, blocks: Sequence[int], damping: float) -> tuple[float, ...]:
+    """Log det of the cut factor − log det of the whole one, mean over the matrices.
+
+    Both are damped by λ times the mean eigenvalue. tr(Â⁻¹A) = d, because Â holds A's own
+    blocks, so this is the whole of the log-det (Burg) divergence.
 
     Args:
-        split: See ``THOR``.
-        layers: All tracked layers.
-        capture: Holds the first batch's rows, on which ``"auto"`` measures the loss.
+        rows: ``[k, r, d]``.
+        blocks: Block sizes.
+        damping: λ.
+
+    Returns:
+        One value for each block size, in nats.
     """
-    return split_curves(layers, capture, power=1.0).choice() if split == "auto" else split
+    table = rows.double()
+    width = table.shape[-1]
+    mean = linalg.sum_of_squares(table) / width
+    shift = torch.where(mean > 0, mean, 1.0) * damping
+    whole = _log_det(table.unsqueeze(1), shift)
+    found = []
+    for block in blocks:
+        cut = Partition.of(width, block)
+        # Columns of padding are zeros: each adds log λ.
+        parts = _log_det(_tiles(table, cut), shift) - cut.padding * shift.log()
+        gap = parts - whole
+        found.append(float(gap.masked_fill(gap < _ROUNDING * width, 0.0).mean()))
+    return tuple(found)
+
+
+def _log_det(tiles: Tensor, shift: Tensor) -> Tensor:
+    """Log det of the blocks tilesᵀ tiles + shift · I, summed: ``[k, n, r, s]`` to ``[k]``."""
+    count, size = tiles.shape[-2:]
+    # det(λI + XᵀX) = λ^(s−r) det(λI + XXᵀ): the smaller of the two is formed.
+    gram = tiles.mT @ tiles if size <= count else tiles @ tiles.mT
+    damped = linalg.add_to_diagonal(gram, shift[:, None].expand(gram.shape[:2]))
+    parts: Tensor = torch.linalg.slogdet(damped).logabsdet
+    return (parts + max(size - count, 0) * shift.log()[:, None]).sum(-1)
+
+
+def _tiles(rows: Tensor, cut: Partition) -> Tensor:
+    """Rows ``[k, r, d]`` as those of the blocks, padded with zeros: ``[k, n, r, s]``."""
+    padded = pad(rows, (0, cut.padding)) if cut.padding else rows
+    return padded.view(*rows.shape[:-1], cut.count, cut.block).transpose(1, 2)
+
+
+def trade_gains(
+    divergence: Sequence[float], seconds: Sequence[float], diagonal: float
+) -> tuple[float, ...]:
+    """Share of the information that each size keeps − its share of the longest time.
+
+    Information is the divergence that a diagonal factor would have; larger blocks are
+    worth their time as long as they bring more of it per microsecond than the whole
+    factor does on average.
+
+    Args:
+        divergence: Of each size.
+        seconds: Of each size.
+        diagonal: Divergence of the diagonal factor, above 0.
+    """
+    longest = max(seconds)
+    return tuple(
+        (1.0 - lost / diagonal) - time / longest
+        for lost, time in zip(divergence, seconds, strict=True)
+    )
 
 
 def split_curves(layers: Sequence[TrackedLayer], capture: Capture, power: float) -> SplitCurves:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -15,17 +14,34 @@ from torch_thor.errors import InvalidOptionError
 from torch_thor.factors import FactorBatch, FactorStack, kept_share
 from torch_thor.hardware import multiplies_bfloat16
 from torch_thor.inverses import EigenBasis, Factorization, InverseRoots, Inverses
-from torch_thor.layers import Geometry
 from torch_thor.matrices import SMALL_LAYER, Matrices
 from torch_thor.partition import Partition
 from torch_thor.shards import local
 from torch_thor.sweeps import sweeps_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from torch_thor.capture import TrackedLayer
+    from torch_thor.layers import Geometry
     from torch_thor.options import DampingMode, NormControl
 
-SplitRule = Callable[[Geometry], tuple[int | None, int | None]]
+
+@dataclass(frozen=True)
+class SplitRule:
+    """Block sizes of (A, G) for every geometry; ``None`` leaves a factor whole.
+
+    Args:
+        usual: Size of both factors where ``chosen`` has none.
+        chosen: Sizes of the geometries that have their own.
+    """
+
+    usual: int | None
+    chosen: Mapping[Geometry, tuple[int | None, int | None]] = field(default_factory=dict)
+
+    def __call__(self, geometry: Geometry) -> tuple[int | None, int | None]:
+        """Returns the sizes of a geometry."""
+        return self.chosen.get(geometry, (self.usual, self.usual))
 
 
 @dataclass(frozen=True)

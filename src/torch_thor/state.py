@@ -10,11 +10,12 @@ from torch import Tensor
 
 from torch_thor.errors import StateMismatchError
 from torch_thor.shards import as_shards, local
+from torch_thor.stacks import SplitRule
 
 if TYPE_CHECKING:
     from torch_thor.capture import TrackedLayer
     from torch_thor.engine import CurvatureEngine
-    from torch_thor.stacks import LayerStack, SplitRule
+    from torch_thor.stacks import LayerStack
 
 FORMAT = 1
 
@@ -119,14 +120,14 @@ def _geometry(layer: TrackedLayer) -> list[int]:
 
 
 def saved_split(engine: CurvatureEngine, saved: Any) -> SplitRule:
-    """Returns the cut that a checkpoint was made with, so that ``"auto"`` need not measure."""
+    """Returns the cut that a checkpoint was made with, so that nothing is measured."""
     layers = saved["layers"]
     blocks = {
-        layer.geometry: tuple(layers[layer.name]["split"])
+        layer.geometry: (layers[layer.name]["split"][0], layers[layer.name]["split"][1])
         for layer in engine.layers
         if layer.name in layers
     }
-    return lambda geometry: blocks.get(geometry, (None, None))
+    return SplitRule(None, blocks)
 
 
 def _saved(stack: LayerStack, slot: int, tensor: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ def test_compare_counts_a_run_that_diverges_as_a_miss(tmp_path: Path) -> None:
         (("train", "tiny", "--set", "lr=fast"), ("--set lr=fast", "number", "lr=0.1")),
         (("train", "tiny", "--set", "lr=-1"), ("--set lr=-1", "greater than 0")),
         (("train", "tiny", "--set", "lr=nan"), ("--set lr=nan", "finite number")),
-        (("train", "tiny", "--set", "split=0"), ("--set split=0", "or 'auto' or none")),
+        (("train", "tiny", "--set", "split=0"), ("--set split=0", "'auto' or 'per_layer' or none")),
         (("train", "tiny", "--set", "damping_mode=x"), ("'both', 'sqrt', 'pi' or 'relative'",)),
         (
             ("train", "tiny", "--set", "update_above=0.1", "--set", "freeze_below=0.2"),

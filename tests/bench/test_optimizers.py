@@ -176,6 +176,9 @@ def test_the_later_of_two_changes_holds() -> None:
     assert override(SGDSettings(), ["lr=1", "lr = 0.5"]).lr == 0.5
 
 
-@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("none", None), ("64", 64)])
-def test_split_takes_a_number_auto_or_none(text: str, value: object) -> None:
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("auto", "auto"), ("per_layer", "per_layer"), ("none", None), ("64", 64)],
+)
+def test_split_takes_a_number_a_word_or_none(text: str, value: object) -> None:
     assert override(THORSettings(), [f"split={text}"]).split == value

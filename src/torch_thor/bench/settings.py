@@ -106,7 +106,8 @@ class THORSettings(Settings):
         damping: λ.
         damping_mode: How λ enters the factors.
         damping_rate: ρ of eq. 15: λ is multiplied by it every ten epochs.
-        split: Block size, ``auto`` (measured on this device) or None for whole factors.
+        split: Block size, ``auto`` or ``per_layer`` (measured on this device), or None for whole
+            factors.
         power: p of G^-p ∇W A^-p.
         interval: Steps to the second refresh.
         growth: Growth of the interval from refresh to refresh.
@@ -133,7 +134,7 @@ class THORSettings(Settings):
     damping: Positive = 3e-4
     damping_mode: DampingMode = "relative"
     damping_rate: Positive = 1.0
-    split: Count | Literal["auto"] | None = 72
+    split: Count | Literal["auto", "per_layer"] | None = 72
     power: Power = 0.5
     interval: AtLeastOne = 20.0
     growth: AtLeastOne = 1.2

@@ -57,7 +57,7 @@ class Communicator(ABC):
         """Raises ``StateMismatchError`` on all ranks unless all give one description."""
 
     @abstractmethod
-    def first(self, value: Callable[[], int] | None) -> int | None:
+    def first(self, value: Callable[[], T] | None) -> T | None:
         """Returns the value of the first rank that has one; only that rank computes it."""
 
     @abstractmethod
@@ -105,7 +105,7 @@ class Local(Communicator):
     def agree(self, what: str, description: str) -> None:
         """Agrees."""
 
-    def first(self, value: Callable[[], int] | None) -> int | None:
+    def first(self, value: Callable[[], T] | None) -> T | None:
         """Returns the value."""
         return None if value is None else value()
 

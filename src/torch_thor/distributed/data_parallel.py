@@ -57,14 +57,14 @@ class DataParallel(Communicator):
                 f"{self.rank} of {self.size}). Build the same model and optimizer on all of them."
             )
 
-    def first(self, value: Callable[[], int] | None) -> int | None:
+    def first(self, value: Callable[[], T] | None) -> T | None:
         """Asks who has a value, and lets the first of them compute and send it."""
         self._meet("the first statistics")
         owner = self._first_with("rank with statistics", value is not None)
         if owner is None:
             return None
-        own = value() if value is not None and owner == self.rank else 0
-        return int(self._wire.sum("choice of the split", self._wire.numbers(own)).item())
+        own = value() if value is not None and owner == self.rank else None
+        return self._wire.broadcast_object("choice of the split", own, owner)
 
     def any(self, flag: bool) -> bool:  # noqa: FBT001
         """Sums the flags."""
