@@ -127,10 +127,13 @@ def write_matrices(geometry: Geometry, out: Tensor, weight: Tensor, bias: Tensor
             else:
                 row.copy_(values.unsqueeze(1))
         return
-    # A cast that keeps the strides and then a permuting copy beat one pass that does both.
-    canonical = _canonical(geometry, weight.to(out.dtype))
     inputs = out[..., : geometry.inputs]
-    inputs.view(canonical.shape).copy_(canonical)
+    canonical = _canonical(geometry, weight)
+    into = inputs.view(canonical.shape)
+    if not _in_same_order(into, canonical, 2):
+        # A cast that keeps the strides and then a permuting copy beat one pass that does both.
+        canonical = _canonical(geometry, weight.to(out.dtype))
+    into.copy_(canonical)
     if geometry.bias:
         column = out[..., -1]
         column.copy_(bias.view_as(column)) if bias is not None else column.zero_()
@@ -150,7 +153,7 @@ def read_matrices(
     values = values.view(_canonical(geometry, weight).shape)
     values = values.transpose(1, 2) if geometry.transposed else values
     values = values.flatten(0, 1)
-    if values.stride() != weight.stride():
+    if not _in_same_order(values, weight, 1):
         values = torch.empty_like(weight, dtype=values.dtype).copy_(values)
     values = values.to(weight.dtype)
     bias = matrices[..., -1].flatten().to(weight.dtype) if geometry.bias else None
@@ -182,6 +185,13 @@ def views_of(
     else:
         values = inputs.flatten(0, 1).view(weight.shape)
     return values, matrices[..., -1].flatten() if geometry.bias else None
+
+
+def _in_same_order(one: Tensor, other: Tensor, first: int) -> bool:
+    """Whether rows of equal shape lie alike in memory, from dimension ``first`` on."""
+    strides = zip(one.shape, one.stride(), other.stride(), strict=True)
+    alike = [size == 1 or mine == theirs for size, mine, theirs in strides]
+    return all(alike[first:])
 
 
 def _canonical(geometry: Geometry, weight: Tensor) -> Tensor:
