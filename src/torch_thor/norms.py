@@ -41,7 +41,7 @@ def orthogonalize(matrices: Tensor, iterations: int) -> Tensor:
     for _ in range(iterations):
         gram = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    result = (x if wide else x.mT).to(matrices.dtype)
+    result: Tensor = (x if wide else x.mT).to(matrices.dtype)
     return result.reshape(matrices.shape)
 
 
