@@ -72,6 +72,7 @@ def main(folder: Path) -> None:
         traffic = optimizer.preconditioner.communicator.traffic
         print(f"{dist.get_world_size()} ranks, accuracy {right.float().mean():.1%}")
         print(f"curvature: {traffic.messages} messages, {traffic.bytes / 1e6:.2f} MB")
+    dist.barrier()  # else gloo may still hold a tensor of the last message while Python ends
     dist.destroy_process_group()
 
 

@@ -27,6 +27,7 @@ def torchrun(script: Path, *arguments: object, restarts: int = 0) -> str:
     environment = os.environ | {
         "PYTHONPATH": SOURCES,
         "OMP_NUM_THREADS": "1",
+        "PYTHONFAULTHANDLER": "1",  # says where a rank was that is killed by a signal
         # A store of its own for each attempt: gloo finds addresses of dead ranks in a shared one.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
