@@ -143,7 +143,7 @@ def test_compare_counts_a_run_that_diverges_as_a_miss(tmp_path: Path) -> None:
         (("compare", "tiny", "--horizon", "muon=3"), ("--horizon names 'muon'", "not compared")),
         (("compare", "tiny", "--set", "lr=1"), ("--set 'lr=1' names no optimizer", "thor.lr=0.1")),
         (("compare", "tiny", "--set", "muon.lr=1"), ("--set names 'muon'",)),
-        (("train", "tiny", "--preset", "paper-256"), ("--preset 'paper-256'", "no presets")),
+        (("train", "tiny", "--preset", "paper-256"), ("--preset 'paper-256'", "allowed: defaults")),
         (
             ("train", "imagenet-resnet50", "--preset", "paper-25"),
             ("--preset 'paper-25'", "did you mean 'paper-256'"),

@@ -104,3 +104,10 @@ def test_variants_are_those_of_the_paper(
     assert settings.interval == 20
     letter = (settings.power, settings.norm_control, settings.damping_mode, settings.momentum_first)
     assert letter == (1.0, None, "both", False)
+
+
+def test_defaults_are_nobodys_tuned_settings() -> None:
+    workload = find_workload("digits")
+    config = plan_run(workload, "thor", seed=0, options=RunOptions(preset="defaults"))
+    assert from_values(THORSettings, config.settings) == THORSettings()
+    assert config.epochs == workload.epochs

@@ -27,7 +27,8 @@ DataDirOption = Annotated[
     Path | None, typer.Option(help="Folder with the workload's files, instead of the usual places.")
 ]
 PresetOption = Annotated[
-    str | None, typer.Option(help="Published set-up, such as paper-256 (docs/paper.md).")
+    str | None,
+    typer.Option(help="Published set-up (paper-256, docs/paper.md), or defaults: nothing tuned."),
 ]
 WorkersOption = Annotated[
     int | None, typer.Option(min=0, help="Processes that read image files; one per core.")

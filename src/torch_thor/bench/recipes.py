@@ -23,6 +23,8 @@ from torch_thor.bench.settings import (
 from torch_thor.bench.variants import VARIANTS
 from torch_thor.bench.workloads import Workload, find_workload
 
+DEFAULTS = "defaults"  # the preset that takes no recipe
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -39,9 +41,44 @@ class Recipe:
     batch_size: int | None = None
 
 
-_THOR_DIGITS = THORSettings(lr=0.1, interval=10)
-_THOR_TABULAR = THORSettings(lr=0.2, interval=5, damping=0.03, split=128)
-# A fixed root mean square has a rate of its own, so AdamW's stands beside it, as with Muon.
+# A fixed root mean square has a rate of its own, so the base rule's stands beside it, as with Muon.
+_THOR_DIGITS = THORSettings(
+    lr=0.0355,
+    weight_decay=0.05,
+    warmup=0.25,
+    damping=0.42,
+    split=128,
+    power=1.0,
+    interval=8,
+    norm_control="rms",
+    rows=256,
+    decoupled_decay=True,
+    base_lr_scale=1.9,
+    base_weight_decay=5e-4,
+)
+_THOR_TABULAR = THORSettings(
+    lr=0.06,
+    weight_decay=0.05,
+    warmup=0.22,
+    momentum=0.8,
+    damping=0.0034,
+    interval=12,
+    norm_control="rms",
+    decoupled_decay=True,
+    base_lr_scale=2.2,
+    base_weight_decay=5e-4,
+)
+_THOR_FASHION = THORSettings(
+    lr=0.03,
+    weight_decay=0.05,
+    warmup=0.08,
+    split=None,
+    norm_control="rms",
+    decoupled_decay=True,
+    base_lr_scale=7.0,
+    base_weight_decay=5e-4,
+    exclude_head=True,
+)
 _THOR_AUTOENCODER = THORSettings(
     lr=0.01,
     weight_decay=0.0,
@@ -54,7 +91,7 @@ _THOR_AUTOENCODER = THORSettings(
     base_lr_scale=0.1,
 )
 _THOR_TEXT = THORSettings(
-    lr=0.02,
+    lr=0.03,
     weight_decay=0.05,
     damping=1e-4,
     interval=5,
@@ -74,7 +111,7 @@ _KFAC_DIGITS = KFACSettings(lr=0.05, norm_control="graft")
 _KFAC_FASHION = KFACSettings(lr=0.15, damping=0.1, interval=50, norm_control=None, rows=4096)
 
 RECIPES: dict[tuple[str, str], Recipe] = {
-    ("digits", "thor"): Recipe(_THOR_DIGITS, 3),
+    ("digits", "thor"): Recipe(_THOR_DIGITS, 2),
     ("digits", "kfac"): Recipe(_KFAC_DIGITS, 5),
     ("digits", "ekfac"): Recipe(_KFAC_DIGITS, 5),
     ("digits", "sgd"): Recipe(SGDSettings(lr=0.05), 4),
@@ -84,7 +121,7 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("tabular", "sgd"): Recipe(SGDSettings(lr=0.1), 8),
     ("tabular", "adamw"): Recipe(AdamWSettings(lr=0.005), 8),
     ("tabular", "muon"): Recipe(MuonSettings(lr=0.02), 5),
-    ("fashion", "thor"): Recipe(THORSettings(lr=0.3), 4),
+    ("fashion", "thor"): Recipe(_THOR_FASHION, 3),
     ("fashion", "kfac"): Recipe(_KFAC_FASHION, 4),
     ("fashion", "ekfac"): Recipe(_KFAC_FASHION, 4),
     ("fashion", "sgd"): Recipe(SGDSettings(lr=0.4), 6),
@@ -94,7 +131,7 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("fashion-autoencoder", "sgd"): Recipe(SGDSettings(lr=0.01, weight_decay=0.0), 10),
     ("fashion-autoencoder", "adamw"): Recipe(AdamWSettings(lr=0.002, weight_decay=0.0), 10),
     ("fashion-autoencoder", "muon"): Recipe(_MUON_AUTOENCODER, 3),
-    ("text-gpt", "thor"): Recipe(_THOR_TEXT, 3),
+    ("text-gpt", "thor"): Recipe(_THOR_TEXT, 2),
     ("text-gpt", "sgd"): Recipe(SGDSettings(lr=0.2), 6),
     ("text-gpt", "adamw"): Recipe(AdamWSettings(lr=0.003), 6),
     ("text-gpt", "muon"): Recipe(_MUON_TEXT, 3),
@@ -113,14 +150,17 @@ def find_recipe(workload: Workload, optimizer: str, preset: str | None = None) -
     Args:
         workload: What is trained.
         optimizer: Name of the optimizer.
-        preset: Name of a published set-up that takes the tuned recipe's place.
+        preset: Name of a published set-up that takes the tuned recipe's place, or ``defaults`` for
+            the optimizer's own defaults, nothing tuned.
 
     Raises:
         BenchError: The workload has no such preset, or the preset has no such optimizer.
     """
+    general = Recipe(find_optimizer(optimizer).settings, workload.epochs)
+    if preset == DEFAULTS:
+        return general
     if preset is not None:
         return _published(workload.name, optimizer, preset)
-    general = Recipe(find_optimizer(optimizer).settings, workload.epochs)
     return RECIPES.get((workload.name, optimizer), general)
 
 
@@ -128,9 +168,7 @@ def _published(workload: str, optimizer: str, name: str) -> Recipe:
     preset = PRESETS.get((workload, name))
     if preset is None:
         names = [known for of, known in PRESETS if of == workload]
-        if not names:
-            raise BenchError(f"--preset {name!r}: {workload} has no presets; leave it out")
-        raise unknown_choice("--preset", name, names)
+        raise unknown_choice("--preset", name, [*names, DEFAULTS])
     if optimizer not in preset.settings:
         raise unknown_choice(f"--preset {name} with optimizer", optimizer, preset.settings)
     return Recipe(preset.settings[optimizer], preset.epochs, preset.batch_size)
@@ -145,7 +183,7 @@ class RunOptions:
         batch_size: Samples per step.
         evals_per_epoch: Evaluations of the test set per epoch.
         device: torch device that trains.
-        preset: Published set-up in the place of the tuned recipe.
+        preset: What takes the place of the tuned recipe, see ``find_recipe``.
     """
 
     epochs: int | None = None
