@@ -56,26 +56,16 @@ _THOR_DIGITS = THORSettings(
     base_lr_scale=1.9,
     base_weight_decay=5e-4,
 )
-_THOR_TABULAR = THORSettings(
-    lr=0.06,
-    weight_decay=0.05,
-    warmup=0.22,
-    momentum=0.8,
-    damping=0.0034,
-    interval=12,
-    norm_control="rms",
-    decoupled_decay=True,
-    base_lr_scale=2.2,
-    base_weight_decay=5e-4,
-)
+_THOR_TABULAR = THORSettings(lr=0.2, interval=5, damping=0.03, split=128)
 _THOR_FASHION = THORSettings(
     lr=0.03,
-    weight_decay=0.05,
-    warmup=0.08,
+    weight_decay=0.1,
+    warmup=0.05,
+    damping=1e-3,
     split=None,
     norm_control="rms",
     decoupled_decay=True,
-    base_lr_scale=7.0,
+    base_lr_scale=10.0,
     base_weight_decay=5e-4,
     exclude_head=True,
 )
@@ -121,7 +111,7 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("tabular", "sgd"): Recipe(SGDSettings(lr=0.1), 8),
     ("tabular", "adamw"): Recipe(AdamWSettings(lr=0.005), 8),
     ("tabular", "muon"): Recipe(MuonSettings(lr=0.02), 5),
-    ("fashion", "thor"): Recipe(_THOR_FASHION, 3),
+    ("fashion", "thor"): Recipe(_THOR_FASHION, 4),
     ("fashion", "kfac"): Recipe(_KFAC_FASHION, 4),
     ("fashion", "ekfac"): Recipe(_KFAC_FASHION, 4),
     ("fashion", "sgd"): Recipe(SGDSettings(lr=0.4), 6),
