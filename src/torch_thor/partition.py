@@ -17,8 +17,8 @@ class Partition:
     A split of s asks for at most s rows a block. The rows are spread evenly over as few
     blocks as that takes, so that little or no padding is carried along: 512 rows at a
     split of 72 are 8 blocks of 64, not 7 of 72 and a tail of 8. Where that leaves padding
-    and a multiple of eight just below s does not, blocks have that size: 1024 rows are 16
-    blocks of 64, not 15 of 69.
+    and a multiple of eight just below s (or below the block that came out) does not, blocks
+    have that size: 1024 rows are 16 blocks of 64, not 15 of 69.
 
     Args:
         size: Dimension of the factor.
@@ -52,7 +52,8 @@ class Partition:
             for aligned in range(split - split % _ALIGNED, split * 3 // 4, -_ALIGNED):
                 if size % aligned == 0 and aligned % unit == 0:
                     return cls(size, aligned)
-        return even
+        # A checkpoint holds the block: cut by it, the rows must come out the same.
+        return cls.of(size, even.block, unit) if even.block < split else even
 
     @cached_property
     def count(self) -> int:

@@ -57,18 +57,6 @@ _THOR_DIGITS = THORSettings(
     base_weight_decay=5e-4,
 )
 _THOR_TABULAR = THORSettings(lr=0.2, interval=5, damping=0.03, split=128)
-_THOR_FASHION = THORSettings(
-    lr=0.03,
-    weight_decay=0.1,
-    warmup=0.05,
-    damping=1e-3,
-    split=None,
-    norm_control="rms",
-    decoupled_decay=True,
-    base_lr_scale=10.0,
-    base_weight_decay=5e-4,
-    exclude_head=True,
-)
 _THOR_AUTOENCODER = THORSettings(
     lr=0.01,
     weight_decay=0.0,
@@ -111,7 +99,7 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("tabular", "sgd"): Recipe(SGDSettings(lr=0.1), 8),
     ("tabular", "adamw"): Recipe(AdamWSettings(lr=0.005), 8),
     ("tabular", "muon"): Recipe(MuonSettings(lr=0.02), 5),
-    ("fashion", "thor"): Recipe(_THOR_FASHION, 4),
+    ("fashion", "thor"): Recipe(THORSettings(lr=0.3), 4),
     ("fashion", "kfac"): Recipe(_KFAC_FASHION, 4),
     ("fashion", "ekfac"): Recipe(_KFAC_FASHION, 4),
     ("fashion", "sgd"): Recipe(SGDSettings(lr=0.4), 6),
