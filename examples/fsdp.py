@@ -72,9 +72,12 @@ def main(folder: Path) -> None:
         traffic = optimizer.preconditioner.communicator.traffic
         print(f"{dist.get_world_size()} ranks, accuracy {right.float().mean():.1%}")
         print(f"curvature: {traffic.messages} messages, {traffic.bytes / 1e6:.2f} MB")
-    dist.barrier()  # else gloo may still hold a tensor of the last message while Python ends
+    dist.barrier()  # no rank leaves while another still needs it
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1] if len(sys.argv) > 1 else "digits-sharded"))
+    sys.stdout.flush()
+    if not torch.cuda.is_available():
+        os._exit(0)  # FSDP2 keeps gloo's threads alive; they can crash while Python winds up
