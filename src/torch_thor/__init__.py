@@ -12,6 +12,7 @@ from torch_thor.errors import (
     NonFiniteGradientError,
     StateMismatchError,
 )
+from torch_thor.hardware import multiplies_bfloat16
 from torch_thor.layers import Geometry, LayerAdapter, register_adapter
 from torch_thor.options import Damping, Intervals, NormControl, Refresh, Statistics, Update
 from torch_thor.policies import Decision, LayerDecision, TraceRule
@@ -66,5 +67,6 @@ __all__ = [
     "Update",
     "WarmupPolynomialDecay",
     "measure_split",
+    "multiplies_bfloat16",
     "register_adapter",
 ]

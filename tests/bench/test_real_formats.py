@@ -47,6 +47,8 @@ def test_the_published_set_ups_train_end_to_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     WRITERS[name](tmp_path / "data")
+    # Emulated where it has to be: that it works is what is tested.
+    monkeypatch.setattr("torch_thor.bench.precision.multiplies_bfloat16", lambda _device: True)
     # The pipeline is what is tested: a small network in the place of the large one.
     workload = replace(find_workload(name), autocast=dtype, build_model=small_model)
     monkeypatch.setitem(WORKLOADS, name, workload)

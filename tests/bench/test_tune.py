@@ -129,7 +129,7 @@ def test_a_study_finds_winners_and_reports_them(tiny: Workload, tmp_path: Path) 
     options = StudyOptions(trials=3, seeds=2, run=RunOptions(evals_per_epoch=4))
     result = make(tmp_path, tiny, options)
     assert len(result.trials) == 9
-    assert [run.config.seed for run in result.runs] == [1, 1, 1, 2, 2, 2]
+    assert [run.config.seed for run in result.runs] == [3, 3, 3, 4, 4, 4]
     for name, winner in result.winners.items():
         mine = [one for one in result.trials if one.optimizer == name]
         assert winner.rank(ACCURACY, result.target) == min(
@@ -159,7 +159,7 @@ def test_the_target_is_what_every_fresh_seed_of_the_best_first_order_run_reaches
     best = min(trials, key=lambda one: one.rank(ACCURACY, 100.0))
     runs = [
         read_run(tmp_path / "tiny" / "target" / f"{best.optimizer}-seed{seed}")
-        for seed in (1, 2, 3)
+        for seed in (3, 4, 5)
     ]
     reached = [max(record.test_metric for record in run.evaluations) for run in runs]
     assert result.target == pytest.approx(math.floor(100 * min(reached)) / 100)
@@ -184,7 +184,7 @@ def test_settled_trials_end_early_and_it_changes_no_winner(tiny: Workload, tmp_p
         hits = [record.test_metric >= 80 for record in one.run.evaluations]
         assert not any(hits[:-1])  # nothing after the target
         earlier = [
-            other.rank(ACCURACY, 80.0)[0]
+            other.rank(ACCURACY, 80.0)[1]
             for other in result.trials
             if other.optimizer == one.optimizer and other.trial.number < one.trial.number
         ]
@@ -198,6 +198,38 @@ def test_settled_trials_end_early_and_it_changes_no_winner(tiny: Workload, tmp_p
         else:
             assert one.run.end.ended is None
             assert len(times) == 4 * one.trial.config.epochs
+
+
+def test_finalists_run_again_and_the_best_over_all_seeds_wins(
+    tiny: Workload, tmp_path: Path
+) -> None:
+    run = RunOptions(evals_per_epoch=4)
+    options = StudyOptions(trials=4, finalists=2, seeds=1, target=80.0, run=run)
+    clock = Clock()
+    result = make(tmp_path, tiny, options, ["thor", "sgd"], clock)
+    for name in ("thor", "sgd"):
+        mine = [one for one in result.trials if one.optimizer == name]
+        once = sorted(mine, key=lambda one: replace(one, repeats=()).rank(ACCURACY, 80.0))
+        finalists = [one for one in mine if one.repeats]
+        assert {one.trial.number for one in finalists} == {o.trial.number for o in once[:2]}
+        for one in finalists:
+            assert [again.config.seed for again in one.repeats] == [1, 2]
+            assert all(again.config.settings == one.run.config.settings for again in one.repeats)
+        assert result.winners[name] == min(finalists, key=lambda one: one.rank(ACCURACY, 80.0))
+    assert [run.config.seed for run in result.runs] == [3, 3]
+    assert len(clock.begun) == 8 + 2 * 2 * 2 + 2
+    again = Clock()
+    assert make(tmp_path, tiny, options, ["thor", "sgd"], again).winners == result.winners
+    assert again.begun == []
+
+
+def test_a_missed_seed_ranks_behind_any_time(tiny: Workload, tmp_path: Path) -> None:
+    options = StudyOptions(trials=2, seeds=1, target=60.0)
+    result = make(tmp_path, tiny, options, ["sgd"])
+    hit = next(one for one in result.trials if math.isfinite(one.rank(ACCURACY, 60.0)[1]))
+    unlucky = replace(hit, repeats=(replace(hit.run, evaluations=hit.run.evaluations[:0]), hit.run))
+    assert unlucky.rank(ACCURACY, 60.0) > hit.rank(ACCURACY, 60.0)
+    assert unlucky.rank(ACCURACY, 60.0)[:2] == (1, hit.rank(ACCURACY, 60.0)[1])
 
 
 def test_a_killed_study_goes_on_and_repeats_nothing(tiny: Workload, tmp_path: Path) -> None:
@@ -245,6 +277,7 @@ def test_another_study_in_the_folder_is_refused(tiny: Workload, tmp_path: Path) 
         (["--optimizers", "sgdd"], "did you mean 'sgd'?"),
         (["--trials", "0"], "--trials 0 must be at least 1"),
         (["--seeds", "0"], "--seeds 0 must be at least 1"),
+        (["--finalists", "17"], "--finalists 17 must be in 1 … 16 (--trials)"),
         (["--target", "0.9"], "did you mean --target 90?"),
     ],
 )

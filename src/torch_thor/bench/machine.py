@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from torch_thor import multiplies_bfloat16
+
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -24,6 +26,8 @@ class Machine:
         python: Version of Python.
         torch: Version of torch.
         torch_thor: Version of this package.
+        bfloat16: Whether the device that trains multiplies bfloat16; without that, workloads train
+            in float32. None in records from before it was asked.
     """
 
     cpu: str
@@ -34,12 +38,15 @@ class Machine:
     python: str
     torch: str
     torch_thor: str
+    bfloat16: bool | None = None
 
     def __str__(self) -> str:
         """Returns a one-line summary."""
         device = f"{self.gpu}, {self.cpu}" if self.gpu else self.cpu
         software = f"torch {self.torch}, Python {self.python}, torch-thor {self.torch_thor}"
-        return f"{device}, {self.cores} cores ({self.threads} threads), {self.system}, {software}"
+        unable = ", no bfloat16" if self.bfloat16 is False else ""
+        cores = f"{self.cores} cores ({self.threads} threads)"
+        return f"{device}{unable}, {cores}, {self.system}, {software}"
 
 
 def _cpu_model() -> str:
@@ -70,4 +77,5 @@ def describe_machine(device: torch.device) -> Machine:
         python=platform.python_version(),
         torch=str(torch.__version__),
         torch_thor=_package_version(),
+        bfloat16=multiplies_bfloat16(device),
     )

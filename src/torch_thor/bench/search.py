@@ -16,6 +16,7 @@ from torch_thor.bench.recipes import RunOptions, find_recipe, plan_run
 from torch_thor.bench.workloads import Workload
 
 HORIZON = "epochs"
+TRIAL_SEED = 0  # of every trial's run
 _WARMUP = (0.02, 0.4)  # share of the horizon
 _NO_DECAY = (1e-6, 1e-3)  # searched where the recipe has no weight decay
 _DIGITS = 4  # of a setting: enough, and readable in a command
@@ -92,7 +93,7 @@ def plan_trials(
         workload: What is trained.
         optimizer: Name of the optimizer.
         trials: Number of trials; more trials begin with the same ones.
-        seed: Seed of the points, the same for all optimizers, and of the trials' runs.
+        seed: Seed of the points, the same for all optimizers.
         options: Options of every run; the horizon is searched.
 
     Raises:
@@ -101,7 +102,7 @@ def plan_trials(
     space = search_space(workload, optimizer)
     if trials < 1:
         raise BenchError(f"--trials {trials} must be at least 1; try --trials 8")
-    first = plan_run(workload, optimizer, seed=seed, options=options)
+    first = plan_run(workload, optimizer, seed=TRIAL_SEED, options=options)
     points = qmc.Halton(d=len(space), scramble=True, rng=seed).random(max(trials - 1, 0))
     return (first, *(_plan(workload, optimizer, space, point, first, options) for point in points))
 

@@ -11,6 +11,7 @@ from torch_thor.bench.data import Batch, Data, InMemoryData, Share
 from torch_thor.bench.errors import BenchError, reason
 from torch_thor.bench.loading import LazyTrainTest, LoaderData
 from torch_thor.bench.optimizers import build_rule
+from torch_thor.bench.precision import autocast
 from torch_thor.bench.ranks import Ranks
 from torch_thor.bench.workloads import Workload
 
@@ -88,7 +89,7 @@ class Session:
     def loss(self, batch: Batch) -> torch.Tensor:
         """Returns the training loss of this rank's part of a batch, ready for backward."""
         inputs, targets = batch
-        with self._autocast():
+        with autocast(self.workload.autocast, self.device):
             return self.workload.loss(self._trained(inputs), targets)
 
     def update(self, loss: torch.Tensor) -> None:
@@ -105,7 +106,7 @@ class Session:
         self.rule.evaluation()
         loss = score = samples = 0.0
         for inputs, targets in self.data.test_batches():
-            with self._autocast():
+            with autocast(self.workload.autocast, self.device):
                 outputs = self.model(inputs)
             outputs = outputs.float()
             loss += float(self.workload.loss(outputs, targets)) * len(targets)
@@ -142,7 +143,3 @@ class Session:
         state = self.ranks.pick(checkpoint.random)
         if state is not None:
             torch.set_rng_state(state)
-
-    def _autocast(self) -> torch.autocast:
-        dtype = self.workload.autocast
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -13,13 +13,14 @@ from torch_thor.bench.config import RunConfig
 from torch_thor.bench.errors import BenchError, reason
 from torch_thor.bench.optimizers import find_optimizer
 from torch_thor.bench.recipes import RunOptions
-from torch_thor.bench.search import plan_trials
+from torch_thor.bench.search import TRIAL_SEED, plan_trials
 from torch_thor.bench.workloads import Workload
 
 STUDY_FILE = "study.json"
 TRIALS_FOLDER = "trials"
 WINNERS_FOLDER = "winners"
-FIRST_FRESH_SEED = 1  # trials use seed 0
+REPEATS = (TRIAL_SEED + 1, TRIAL_SEED + 2)  # seeds that the finalists run again with
+FIRST_FRESH_SEED = REPEATS[-1] + 1
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,13 @@ class Trial:
     @property
     def folder(self) -> str:
         """Folder of the run, within that of the study."""
-        return f"{TRIALS_FOLDER}/{self.config.optimizer}-{self.number:03d}"
+        folder = f"{TRIALS_FOLDER}/{self.config.optimizer}-{self.number:03d}"
+        seed = self.config.seed
+        return folder if seed == TRIAL_SEED else f"{folder}-seed{seed}"
+
+    def repeats(self) -> tuple["Trial", ...]:
+        """Returns the same settings under the seeds that finalists run again with."""
+        return tuple(replace(self, config=replace(self.config, seed=seed)) for seed in REPEATS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +56,8 @@ class Study:
         optimizers: Names, in the order of tables and figures.
         trials: Every trial, number by number, so that a drift of the machine hits all optimizers
             alike.
+        finalists: Trials of each optimizer, the best ones, that run again with further seeds; the
+            winner is the best of them over all its seeds.
         seeds: Fresh seeds that each winner is run with.
         target: Value of the metric that is timed; None takes what the best tuned first-order
             optimizer reaches with every fresh seed.
@@ -58,6 +67,7 @@ class Study:
     workload: str
     optimizers: tuple[str, ...]
     trials: tuple[Trial, ...]
+    finalists: int
     seeds: int
     target: float | None
     command: str
@@ -77,6 +87,7 @@ class StudyOptions:
 
     Attributes:
         trials: Trials of each optimizer.
+        finalists: Trials of each that run again; 1 takes the best on one seed.
         seeds: Fresh seeds of each winner.
         target: Value to time, or None.
         search_seed: Seed of the quasi-random points.
@@ -84,6 +95,7 @@ class StudyOptions:
     """
 
     trials: int = 16
+    finalists: int = 1
     seeds: int = 5
     target: float | None = None
     search_seed: int = 0
@@ -107,6 +119,9 @@ def plan_study(workload: Workload, optimizers: Sequence[str], options: StudyOpti
     specs = [find_optimizer(name, argument="--optimizers") for name in names]
     if options.seeds < 1:
         raise BenchError(f"--seeds {options.seeds} must be at least 1; try --seeds 5")
+    if not 1 <= options.finalists <= max(options.trials, 1):
+        allowed = f"1 … {options.trials} (--trials)"
+        raise BenchError(f"--finalists {options.finalists} must be in {allowed}; try --finalists 1")
     if options.target is None and not any(spec.first_order for spec in specs):
         message = "--optimizers names no first-order optimizer to set the target"
         raise BenchError(f"{message}; add sgd or adamw, or give --target")
@@ -125,6 +140,7 @@ def plan_study(workload: Workload, optimizers: Sequence[str], options: StudyOpti
             for number in range(options.trials)
             for name in names
         ),
+        finalists=options.finalists,
         seeds=options.seeds,
         target=target,
         command=_command(workload.name, names, options),
@@ -135,6 +151,8 @@ def _command(workload: str, names: Sequence[str], options: StudyOptions) -> str:
     """Returns the command line that asks for this study, but for its folder."""
     words = ["thor", "tune", workload, "--optimizers", ",".join(names)]
     words += ["--trials", str(options.trials), "--seeds", str(options.seeds)]
+    if options.finalists > 1:
+        words += ["--finalists", str(options.finalists)]
     if options.target is not None:
         words += ["--target", f"{options.target:g}"]
     if options.search_seed:

@@ -1,11 +1,12 @@
 """One trial of a study: when its result is settled, how it ranks, how long the rest may take.
 
 A trial ends early where its result is settled: at the target, or when its clock has passed the
-best time of its optimizer's trials so far. Neither can change which trial wins, so the rule favours
-no optimizer.
+time that the best of its optimizer's trials so far (the last of the finalists among them) took.
+Neither can change which trial wins, so the rule favours no optimizer.
 """
 
 import math
+import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ class Settling:
     Attributes:
         metric: The workload's metric.
         target: Value that is timed.
-        limit: Training time of the best trial so far; infinite where none has been there.
+        limit: Training time after which a trial is out; infinite for none.
     """
 
     metric: Metric
@@ -70,24 +71,29 @@ class Finished:
     Attributes:
         trial: What was asked for.
         run: Its records.
+        repeats: Those of the same settings under further seeds, of a finalist.
     """
 
     trial: Trial
     run: Run
+    repeats: tuple[Run, ...] = ()
 
     @property
     def optimizer(self) -> str:
         """Name of the optimizer."""
         return self.trial.config.optimizer
 
-    def rank(self, metric: Metric, target: float) -> tuple[float, float]:
-        """Orders trials: by time to the target, then by the best value, best first."""
-        values = [record.test_metric for record in self.run.evaluations]
-        seconds = reached(self.run, metric, target).seconds
-        if not values:
-            return seconds, math.inf
-        best = metric.best(values)
-        return seconds, -best if metric.higher_is_better else best
+    def rank(self, metric: Metric, target: float) -> tuple[float, float, float]:
+        """Orders trials, best first: seeds that missed, median time to the target, best value."""
+        runs = (self.run, *self.repeats)
+        seconds = [reached(run, metric, target).seconds for run in runs]
+        values = [record.test_metric for run in runs for record in run.evaluations]
+        best = metric.best(values) if values else math.inf
+        return (
+            sum(map(math.isinf, seconds)),
+            statistics.median(seconds),
+            -best if values and metric.higher_is_better else best,
+        )
 
 
 class Pace:

@@ -32,6 +32,9 @@ def tune(
     *,
     optimizers: Annotated[str, typer.Option(help="Names, separated by commas.")] = DEFAULT_TUNED,
     trials: Annotated[int, typer.Option(help="Trials of each optimizer.")] = 16,
+    finalists: Annotated[
+        int, typer.Option(help="Best trials of each that run with two more seeds before one wins.")
+    ] = 1,
     seeds: Annotated[int, typer.Option(help="Fresh seeds of each winner.")] = 5,
     target: Annotated[
         float | None,
@@ -53,6 +56,7 @@ def tune(
     task = find_workload(workload)
     options = StudyOptions(
         trials=trials,
+        finalists=finalists,
         seeds=seeds,
         target=target,
         search_seed=search_seed,

@@ -14,6 +14,7 @@ from torch_thor.bench.optimizers import find_optimizer
 from torch_thor.bench.records import Run, read_run
 from torch_thor.bench.study import (
     FIRST_FRESH_SEED,
+    REPEATS,
     WINNERS_FOLDER,
     Study,
     Trial,
@@ -80,7 +81,8 @@ class StudyRunner:
         self._metric = find_workload(study.workload).metric
         self._finished: dict[str, Finished] = {}
         fresh = len(study.optimizers) + (study.target is None)
-        self._pace = Pace(len(study.trials) + study.seeds * fresh)
+        again = len(study.optimizers) * study.finalists * len(REPEATS) * (study.finalists > 1)
+        self._pace = Pace(len(study.trials) + again + study.seeds * fresh)
 
     def run(self) -> StudyResult:
         """Makes the study.
@@ -93,8 +95,8 @@ class StudyRunner:
         target = self._set_target() if study.target is None else study.target
         for trial in study.trials:
             self._trial(trial, target)
+        winners = self._winners(target)
         trials = tuple(self._finished[trial.folder] for trial in study.trials)
-        winners = {name: self._best(name, target) for name in study.optimizers}
         for name, winner in winners.items():
             self._tell(f"{name}: trial {winner.trial.number} wins")
         runs = self._fresh(
@@ -126,25 +128,31 @@ class StudyRunner:
         """Makes a trial, or reads it; without a target nothing ends it early."""
         if trial.folder in self._finished:
             return
+        settling = None
+        if target is not None:
+            settling = Settling(self._metric, target, self._limit(trial.config.optimizer, target))
+        self._finished[trial.folder] = Finished(trial, self._made(trial, settling))
+
+    def _made(self, trial: Trial, settling: Settling | None) -> Run:
+        """Makes the run of a trial, or reads it."""
         folder = self._directory / trial.folder
         if is_pending(trial.config, folder):
             told = self._pace.start(self._counted)
-            observers = [*self._observe(trial.config, folder, f"{told} {folder.name}")]
-            if target is not None:
-                limit = self._limit(trial.config.optimizer, target)
-                observers.append(Settling(self._metric, target, limit))
-            self._train(trial.config, folder, observers)
+            observers = self._observe(trial.config, folder, f"{told} {folder.name}")
+            ending = () if settling is None else (settling,)
+            self._train(trial.config, folder, (*observers, *ending))
         self._counted += 1
-        self._finished[trial.folder] = Finished(trial, read_run(folder))
+        return read_run(folder)
 
     def _limit(self, optimizer: str, target: float) -> float:
-        """Returns the best time to the target among an optimizer's trials so far."""
-        times = [
+        """Returns the time after which a trial of an optimizer cannot become a finalist."""
+        times = sorted(
             reached(one.run, self._metric, target).seconds
             for one in self._finished.values()
             if one.optimizer == optimizer
-        ]
-        return min(times, default=math.inf)
+        )
+        count = self._study.finalists
+        return math.inf if len(times) < count else times[count - 1]
 
     def _train(self, config: RunConfig, folder: Path, observers: Sequence[Observer]) -> None:
         try:
@@ -166,9 +174,32 @@ class StudyRunner:
         again = self._source.again(self._study.command, self._directory.parent)
         return RunInterruptedError(f"stopped and saved in {folder.name}; go on with: {again}")
 
-    def _best(self, optimizer: str, target: float) -> Finished:
+    def _winners(self, target: float) -> dict[str, Finished]:
+        """Returns the best trial of each optimizer, over further seeds where several are left."""
+        count = self._study.finalists
+        ranked = {name: self._ranked(name, target) for name in self._study.optimizers}
+        if count > 1:
+            for place in range(count):
+                for mine in ranked.values():
+                    self._repeat(mine[place].trial, target)
+            ranked = {name: self._ranked(name, target, mine) for name, mine in ranked.items()}
+        return {name: mine[0] for name, mine in ranked.items()}
+
+    def _ranked(
+        self, optimizer: str, target: float, among: Sequence[Finished] = ()
+    ) -> list[Finished]:
+        """Returns an optimizer's trials, best first; only the finalists among some."""
+        folders = [one.trial.folder for one in among[: self._study.finalists]]
         mine = [o for o in self._finished.values() if o.optimizer == optimizer]
-        return min(mine, key=lambda one: one.rank(self._metric, target))
+        left = [o for o in mine if not folders or o.trial.folder in folders]
+        return sorted(left, key=lambda one: one.rank(self._metric, target))
+
+    def _repeat(self, trial: Trial, target: float) -> None:
+        """Runs a finalist again, to the target or its horizon, and keeps what it did."""
+        to_target = Settling(self._metric, target, math.inf)
+        runs = tuple(self._made(again, to_target) for again in trial.repeats())
+        once = self._finished[trial.folder]
+        self._finished[trial.folder] = replace(once, repeats=runs)
 
     def _fresh(self, configs: dict[str, RunConfig], target: float, folder: str) -> list[Run]:
         """Runs settings to their horizon with fresh seeds, seed by seed."""

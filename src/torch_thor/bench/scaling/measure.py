@@ -16,6 +16,7 @@ from torch_thor import KFAC, THOR, Distributed, Intervals
 from torch_thor.bench.data import Batch
 from torch_thor.bench.errors import BenchError, reason
 from torch_thor.bench.machine import describe_machine
+from torch_thor.bench.precision import autocast, forward_type
 from torch_thor.bench.scaling.model import Messages, Profile, Rule
 from torch_thor.bench.scaling.tasks import CURVED, Task, build_optimizer
 
@@ -84,11 +85,10 @@ class Trainer:
 
     def step(self) -> _Step:
         """Trains one step."""
-        dtype = self._task.autocast
         inputs, targets = self._batch
         begun = self._now()
         self.optimizer.zero_grad()
-        with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None):
+        with autocast(self._task.autocast, self._device):
             loss = self._task.loss(self._called(inputs), targets)
         forward = self._now()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -205,7 +205,7 @@ def measure_profile(
         rule, plain = _measure_rule(task, name, device, cycles)
         rules.append(rule)
         steps += plain
-    dtype = str(task.autocast or torch.float32).removeprefix("torch.")
+    dtype = str(forward_type(task.autocast, device) or torch.float32).removeprefix("torch.")
     return Profile(
         workload=task.name,
         device=str(describe_machine(device)),

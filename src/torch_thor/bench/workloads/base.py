@@ -99,7 +99,8 @@ class Workload:
         batch_size: Samples per step.
         loss_reduction: What ``loss`` is a mean over: samples, or samples and positions.
         augment: Changes training batches at random, or None.
-        autocast: Type for the forward pass under autocast, or None for float32.
+        autocast: Type for the forward pass under autocast where the device has instructions for
+            it, or None for float32.
         memory_format: Layout of images and convolution weights.
     """
 
