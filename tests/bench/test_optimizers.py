@@ -157,6 +157,26 @@ def test_flattened_muon_equals_muon_on_the_matrix(memory_format: torch.memory_fo
     assert weight.grad is None
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_muon_multiplies_in_the_type_that_the_processor_has(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch_thor.bench.muon.multiplies_bfloat16", lambda _device: native)
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.zeros(12, 8))
+    weight.grad = torch.randn(12, 8)
+    FlattenedMuon([weight], lr=1.0, momentum=0.0, weight_decay=0.0).step()
+    step = -weight.detach() / (12 / 8) ** 0.5  # torch's factor for tall matrices
+    # Five quintic steps of Jordan et al. 2024, in float64
+    x = weight.grad.double().T / weight.grad.double().norm()
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    error = (step.double() - x.T).abs().max().item()
+    assert (error > 1e-5) is native
+    assert error < 3e-2
+
+
 def test_as_matrix_is_a_view_in_both_layouts() -> None:
     for memory_format in (torch.contiguous_format, torch.channels_last):
         tensor = torch.randn(5, 4, 3, 3).to(memory_format=memory_format)

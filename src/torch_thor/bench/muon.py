@@ -1,10 +1,14 @@
-"""torch.optim.Muon on convolutions too."""
+"""torch.optim.Muon on convolutions too, and on processors that only emulate bfloat16."""
 
-from collections.abc import Callable, Iterable
-from typing import overload
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from torch_thor import multiplies_bfloat16
 
 
 def as_matrix(tensor: Tensor) -> Tensor:
@@ -24,11 +28,28 @@ def as_matrix(tensor: Tensor) -> Tensor:
     return tensor.flatten(1)
 
 
+class _Float32(TorchFunctionMode):
+    """Lets float32 pass where torch's Muon asks for bfloat16 before its matrix products."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],  # noqa: ARG002 - torch's signature
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> object:
+        """Calls everything as it is, but copies in the place of ``Tensor.bfloat16``."""
+        if func is torch.Tensor.bfloat16:
+            return args[0].clone()
+        return func(*args, **(kwargs or {}))
+
+
 class FlattenedMuon(torch.optim.Muon):
     """Muon for weights of two and more dimensions, each taken as a matrix ``[out, rest]``.
 
     torch's Muon takes matrices only. This one steps on views of the weights, so that its state and
-    its arithmetic are torch's own.
+    its arithmetic are torch's own. Where bfloat16 is emulated, which takes a hundred times as long,
+    it multiplies in float32.
 
     Args:
         weights: Weights of at least two dimensions; contiguous or channels-last.
@@ -60,8 +81,13 @@ class FlattenedMuon(torch.optim.Muon):
             if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last):
                 grad = grad.contiguous(memory_format=torch.channels_last)
             view.grad = as_matrix(grad)
-        loss: float | None = super().step(closure)  # type: ignore[no-untyped-call]
+        with self._products():
+            loss: float | None = super().step(closure)  # type: ignore[no-untyped-call]
         return loss
+
+    def _products(self) -> AbstractContextManager[object]:
+        native = multiplies_bfloat16(self._weights[0].device)
+        return nullcontext() if native else _Float32()
 
     def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002 - torch's signature
         """Clears the gradients of the weights and of their views."""
