@@ -56,7 +56,17 @@ _THOR_DIGITS = THORSettings(
     base_lr_scale=1.9,
     base_weight_decay=5e-4,
 )
-_THOR_TABULAR = THORSettings(lr=0.2, interval=5, damping=0.03, split=128)
+_THOR_TABULAR = THORSettings(
+    lr=0.45,
+    momentum=0.7,
+    damping=0.7,
+    split=32,
+    power=1.0,
+    interval=24,
+    growth=2.0,
+    stagger=False,
+    base_lr_scale=3.65,
+)
 _THOR_AUTOENCODER = THORSettings(
     lr=0.01,
     weight_decay=0.0,
@@ -95,9 +105,9 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("digits", "sgd"): Recipe(SGDSettings(lr=0.05), 4),
     ("digits", "adamw"): Recipe(AdamWSettings(lr=0.003), 5),
     ("digits", "muon"): Recipe(MuonSettings(lr=0.02), 4),
-    ("tabular", "thor"): Recipe(_THOR_TABULAR, 4),
-    ("tabular", "sgd"): Recipe(SGDSettings(lr=0.1), 8),
-    ("tabular", "adamw"): Recipe(AdamWSettings(lr=0.005), 8),
+    ("tabular", "thor"): Recipe(_THOR_TABULAR, 3),
+    ("tabular", "sgd"): Recipe(SGDSettings(lr=0.24, momentum=0.8, warmup=0.37), 5),
+    ("tabular", "adamw"): Recipe(AdamWSettings(lr=0.006, beta1=0.8, beta2=0.95), 5),
     ("tabular", "muon"): Recipe(MuonSettings(lr=0.02), 5),
     ("fashion", "thor"): Recipe(THORSettings(lr=0.3), 4),
     ("fashion", "kfac"): Recipe(_KFAC_FASHION, 4),
