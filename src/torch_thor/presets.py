@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from torch_thor.base import Base
 from torch_thor.distributed import Distributed
@@ -115,6 +115,64 @@ class THOR(CurvatureOptimizer):
             norm_control=norm_control,
             update=update,
             base=base,
+        )
+
+    @classmethod
+    def scale_free(
+        cls,
+        model: nn.Module,
+        params: Parameters | None = None,
+        *,
+        lr: ScheduledFloat = 0.02,
+        weight_decay: float = 0.05,
+        damping: ScheduledFloat | Damping = 0.01,
+        split: int | MeasuredSplit | None = 72,
+        interval: ScheduledFloat | Intervals = GrowingInterval(10, 1.2),
+        statistics: Statistics = Statistics(),
+        exclude: Iterable[Selector] = (),
+        include: Iterable[Selector] = (),
+        distributed: Distributed = Distributed(),
+    ) -> Self:
+        """Builds THOR for a task without a known learning rate of SGD's.
+
+        Each layer's step has a length that neither the loss nor the data change (``"rms"``),
+        weight decay is decoupled, and everything without curvature steps by AdamW at 0.15 of the
+        rate, 0.003 at first: convnets, MLPs, autoencoders and transformers train at one rate.
+
+        Args:
+            model: Model to train.
+            params: Parameters or parameter groups; ``None`` takes all of the model's.
+            lr: Learning rate: an entry of a step has a root mean square of lr / √columns.
+            weight_decay: Decoupled decay of the preconditioned layers; no other decays.
+            damping: As in ``THOR``.
+            split: As in ``THOR``.
+            interval: As in ``THOR``.
+            statistics: As in ``THOR``.
+            exclude: As in ``THOR``; a language model's head trains better by AdamW.
+            include: As in ``THOR``.
+            distributed: As in ``THOR``.
+
+        Raises:
+            InvalidOptionError: For a value out of range.
+
+        Example:
+            >>> optimizer = THOR.scale_free(model)
+        """
+        return cls(
+            model,
+            params,
+            lr=lr,
+            weight_decay=weight_decay,
+            damping=damping,
+            split=split,
+            interval=interval,
+            norm_control="rms",
+            update=Update(decoupled_decay=True),
+            statistics=statistics,
+            base=Base("adamw", lr_scale=0.15, weight_decay=0.0),
+            exclude=exclude,
+            include=include,
+            distributed=distributed,
         )
 
 

@@ -93,6 +93,26 @@ def test_compare_writes_tables_figures_and_page_and_does_not_repeat_runs(tmp_pat
     assert all(path.read_bytes() == text for path, text in records.items())
 
 
+def test_runs_end_at_the_target_where_that_is_asked(tmp_path: Path) -> None:
+    words = ("--optimizers", "sgd", "--seeds", 2, "--target", 60, "--evals-per-epoch", 4)
+    whole = ("compare", "tiny", *words, "--out", tmp_path / "whole")
+    short = ("compare", "tiny", *words, "--to-target", "--out", tmp_path / "short")
+    assert run(*whole).exit_code == 0
+    assert run(*short).exit_code == 0
+    for seed in (0, 1):
+        long, cut = (read_run(tmp_path / name / f"sgd-seed{seed}") for name in ("whole", "short"))
+        values = [record.test_metric for record in cut.evaluations]
+        assert values == [record.test_metric for record in long.evaluations[: len(values)]]
+        assert [value >= 60 for value in values] == [False] * (len(values) - 1) + [True]
+        assert isinstance(cut.end, RunFinished)
+        assert cut.end.ended == "at the target"
+    told = (tmp_path / "short" / "comparison.json").read_text(encoding="utf-8")
+    assert "--target 60 --to-target" in told
+    before = (tmp_path / "short" / "sgd-seed0" / "records.jsonl").read_bytes()
+    assert run(*short).exit_code == 0  # nothing is left to do
+    assert (tmp_path / "short" / "sgd-seed0" / "records.jsonl").read_bytes() == before
+
+
 def test_compare_takes_horizons_and_settings_by_optimizer(tmp_path: Path) -> None:
     words = ("--horizon", "sgd=2,adamw=1", "--set", "sgd.lr=0.2", "--seeds", 1, "--out", tmp_path)
     assert run("compare", "tiny", "--optimizers", "sgd,adamw", *words).exit_code == 0

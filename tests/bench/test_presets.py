@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
+from torch_thor import THOR
 from torch_thor.bench.builders import Training, thor_damping
 from torch_thor.bench.optimizers import TrainingRule, build_rule
 from torch_thor.bench.presets import PRESETS
@@ -109,5 +111,23 @@ def test_variants_are_those_of_the_paper(
 def test_defaults_are_nobodys_tuned_settings() -> None:
     workload = find_workload("digits")
     config = plan_run(workload, "thor", seed=0, options=RunOptions(preset="defaults"))
-    assert from_values(THORSettings, config.settings) == THORSettings()
     assert config.epochs == workload.epochs
+    model = workload.build_model()
+    built = build_rule(model, config, 17).optimizers[0]
+    untuned = THOR.scale_free(workload.build_model())
+    assert isinstance(built, THOR)
+    # What it is built from: groups (the schedule has moved lr), norm control, order, base.
+    for one in (built, untuned):
+        one.param_groups[0]["lr"] = 0.02
+    mine, theirs = built.param_groups[0], untuned.param_groups[0]
+    assert {key: mine[key] for key in theirs if key != "params"} == {
+        key: theirs[key] for key in theirs if key != "params"
+    }
+    assert built.norm_control == untuned.norm_control
+    assert built._motion == untuned._motion
+    assert built.preconditioner.options == untuned.preconditioner.options
+    assert config.settings["lr"] == 0.02
+    torchs = plan_run(workload, "adamw", seed=0, options=RunOptions(preset="defaults")).settings
+    adamw = torch.optim.AdamW(workload.build_model().parameters()).defaults
+    assert (torchs["lr"], torchs["weight_decay"]) == (adamw["lr"], adamw["weight_decay"])
+    assert (torchs["beta1"], torchs["beta2"], torchs["eps"]) == (*adamw["betas"], adamw["eps"])

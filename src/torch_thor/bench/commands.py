@@ -124,6 +124,9 @@ def compare(
     optimizers: Annotated[str, typer.Option(help="Names, separated by commas.")] = DEFAULT_PEERS,
     seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 3,
     target: TargetOption = None,
+    to_target: Annotated[
+        bool, typer.Option("--to-target", help="End each run at the target.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the comparison.")] = None,
     changes: Annotated[
         list[str] | None,
@@ -159,6 +162,7 @@ def compare(
         CompareOptions(
             seeds=seeds,
             target=target,
+            to_target=to_target,
             horizons=parse_horizons(horizon),
             changes=changes or (),
             run=run_options,

@@ -14,8 +14,8 @@ from torch_thor.bench.observers import Observer
 from torch_thor.bench.optimizers import find_optimizer
 from torch_thor.bench.recipes import RunOptions, plan_run
 from torch_thor.bench.records import Run, read_run
-from torch_thor.bench.train import train
-from torch_thor.bench.workloads import Workload
+from torch_thor.bench.settling import Settling, train_until
+from torch_thor.bench.workloads import Workload, find_workload
 
 COMPARISON_FILE = "comparison.json"
 
@@ -29,6 +29,7 @@ class Comparison:
         optimizers: Names, in the order of tables and figures.
         seeds: Number of seeds; runs use seeds 0 … seeds - 1.
         target: Value of the workload's metric that is timed.
+        to_target: Whether a run ends there, before its horizon.
         runs: Every run, seed by seed, so that a drift of the machine hits all optimizers alike.
         command: Command line that makes the comparison.
     """
@@ -39,6 +40,7 @@ class Comparison:
     target: float
     runs: tuple[RunConfig, ...]
     command: str
+    to_target: bool = False
 
 
 _ADAPTER = TypeAdapter(Comparison)
@@ -51,6 +53,7 @@ class CompareOptions:
     Attributes:
         seeds: Number of seeds.
         target: Value to time, or None for the workload's own.
+        to_target: Whether each run ends at the target.
         horizons: Epochs by optimizer; the others keep theirs.
         changes: ``optimizer.key=value`` texts.
         run: Options of every run.
@@ -58,6 +61,7 @@ class CompareOptions:
 
     seeds: int = 3
     target: float | None = None
+    to_target: bool = False
     horizons: Mapping[str, int] | None = None
     changes: Sequence[str] = ()
     run: RunOptions = field(default_factory=RunOptions)
@@ -99,6 +103,7 @@ def plan_comparison(
         target=checked_target(workload, options.target),
         runs=runs,
         command=_command(workload.name, names, options),
+        to_target=options.to_target,
     )
 
 
@@ -158,6 +163,8 @@ def _command(workload: str, names: Sequence[str], options: CompareOptions) -> st
     words += ["--seeds", str(options.seeds)]
     if options.target is not None:
         words += ["--target", f"{options.target:g}"]
+    if options.to_target:
+        words.append("--to-target")
     if options.run.epochs is not None:
         words += ["--epochs", str(options.run.epochs)]
     if options.horizons:
@@ -219,18 +226,16 @@ def run_comparison(
     """
     pending = [config for config in comparison.runs if is_pending(config, directory / config.name)]
     rundir.make_directory(directory)
+    settling = None
+    if comparison.to_target:
+        settling = Settling(find_workload(comparison.workload).metric, comparison.target)
     (directory / COMPARISON_FILE).write_bytes(_ADAPTER.dump_json(comparison, indent=1) + b"\n")
     for config in pending:
         folder = directory / config.name
         number = comparison.runs.index(config) + 1
         try:
-            train(
-                config,
-                folder,
-                source=source,
-                observers=observe(config, folder, number),
-                resume=rundir.has_run(folder),
-            )
+            watching = observe(config, folder, number)
+            train_until(config, folder, source=source, observers=watching, settling=settling)
         except RunInterruptedError as stopped:
             message = f"stopped and saved in run {number} of {len(comparison.runs)}"
             again = source.again(comparison.command, directory)

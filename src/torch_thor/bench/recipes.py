@@ -23,7 +23,7 @@ from torch_thor.bench.settings import (
 from torch_thor.bench.variants import VARIANTS
 from torch_thor.bench.workloads import Workload, find_workload
 
-DEFAULTS = "defaults"  # the preset that takes no recipe
+DEFAULTS = "defaults"  # the preset in which nothing is tuned
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,23 @@ class Recipe:
     epochs: int
     batch_size: int | None = None
 
+
+# What --preset defaults takes in the place of settings that were chosen here: THOR.scale_free, and
+# AdamW as torch has it.
+UNTUNED: dict[str, Settings] = {
+    "thor": THORSettings(
+        lr=0.02,
+        weight_decay=0.05,
+        damping=0.01,
+        interval=10,
+        norm_control="rms",
+        decoupled_decay=True,
+        base="adamw",
+        base_lr_scale=0.15,
+        base_weight_decay=0.0,
+    ),
+    "adamw": AdamWSettings(lr=0.001, beta2=0.999, weight_decay=0.01),
+}
 
 # A fixed root mean square has a rate of its own, so the base rule's stands beside it, as with Muon.
 _THOR_DIGITS = THORSettings(
@@ -146,7 +163,7 @@ def find_recipe(workload: Workload, optimizer: str, preset: str | None = None) -
     """
     general = Recipe(find_optimizer(optimizer).settings, workload.epochs)
     if preset == DEFAULTS:
-        return general
+        return replace(general, settings=UNTUNED.get(optimizer, general.settings))
     if preset is not None:
         return _published(workload.name, optimizer, preset)
     return RECIPES.get((workload.name, optimizer), general)

@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 from torch_thor.bench.compare import Comparison, read_comparison
 from torch_thor.bench.errors import BenchError, reason
 from torch_thor.bench.figures import FigureFile, draw_figures
-from torch_thor.bench.records import Run, RunFailed, find_runs
+from torch_thor.bench.records import Run, RunFailed, RunFinished, find_runs
 from torch_thor.bench.summary import Summary, group_by_optimizer, summarize
 from torch_thor.bench.tables import TextTable, comparison_csv, comparison_table
 from torch_thor.bench.workloads import find_workload
@@ -81,8 +81,8 @@ def run_list(runs: Sequence[Run]) -> TextTable:
                 state = "not finished"
             case RunFailed(reason=why):
                 state = f"failed: {why}"
-            case _:
-                state = "finished"
+            case RunFinished(ended=why):
+                state = f"ended {why}" if why else "finished"
         rows.append(
             (run.config.name, run.started.started, state, run.config.command(run.directory))
         )

@@ -1,67 +1,14 @@
-"""One trial of a study: when its result is settled, how it ranks, how long the rest may take.
-
-A trial ends early where its result is settled: at the target, or when its clock has passed the
-time that the best of its optimizer's trials so far (the last of the finalists among them) took.
-Neither can change which trial wins, so the rule favours no optimizer.
-"""
+"""One trial of a study: how it ranks, and how long the rest may take."""
 
 import math
 import statistics
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
-from torch_thor.bench.records import (
-    RECORDS_FILE,
-    EvaluationRecord,
-    Record,
-    RecordWriter,
-    Run,
-    RunFinished,
-    read_run,
-)
+from torch_thor.bench.records import Run
 from torch_thor.bench.study import Trial
 from torch_thor.bench.summary import reached
 from torch_thor.bench.workloads import Metric
-
-
-class SettledError(Exception):
-    """Carries a trial out of its training loop: its result is known."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
-
-
-@dataclass(frozen=True)
-class Settling:
-    """Ends a trial at the evaluation that settles it; see the module.
-
-    Attributes:
-        metric: The workload's metric.
-        target: Value that is timed.
-        limit: Training time after which a trial is out; infinite for none.
-    """
-
-    metric: Metric
-    target: float
-    limit: float
-
-    def observe(self, record: Record) -> None:
-        """Judges an evaluation.
-
-        Raises:
-            SettledError: The result is settled.
-        """
-        if not isinstance(record, EvaluationRecord):
-            return
-        if self.metric.reaches(record.test_metric, self.target):
-            raise SettledError("at the target")
-        if record.seconds > self.limit:
-            raise SettledError("slower than an earlier trial")
-
-    def close(self) -> None:
-        """Holds nothing."""
 
 
 @dataclass(frozen=True)
@@ -123,18 +70,3 @@ class Pace:
             self._begun = now
         self._made += 1
         return f"[{before + 1}/{self._total}{left}]"
-
-
-def end_early(folder: Path, metric: Metric, why: str) -> None:
-    """Writes the last record of a trial that was ended before its horizon."""
-    run = read_run(folder)
-    last = run.evaluations[-1]
-    finished = RunFinished(
-        step=last.step,
-        seconds=last.seconds,
-        best_metric=metric.best([record.test_metric for record in run.evaluations]),
-        final_metric=last.test_metric,
-        ended=why,
-    )
-    with RecordWriter(folder, keep_bytes=(folder / RECORDS_FILE).stat().st_size) as writer:
-        writer.observe(finished)

@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch_thor.bench import rundir
 from torch_thor.bench.compare import Comparison, is_pending, run_comparison
 from torch_thor.bench.config import DataSource, RunConfig
 from torch_thor.bench.errors import BenchError, RunDivergedError, RunInterruptedError
 from torch_thor.bench.observers import Observer
 from torch_thor.bench.optimizers import find_optimizer
 from torch_thor.bench.records import Run, read_run
+from torch_thor.bench.settling import Settling, train_until
 from torch_thor.bench.study import (
     FIRST_FRESH_SEED,
     REPEATS,
@@ -21,8 +21,7 @@ from torch_thor.bench.study import (
     open_study,
 )
 from torch_thor.bench.summary import reached
-from torch_thor.bench.train import train
-from torch_thor.bench.trials import Finished, Pace, SettledError, Settling, end_early
+from torch_thor.bench.trials import Finished, Pace
 from torch_thor.bench.workloads import find_workload
 
 TARGET_FOLDER = "target"
@@ -139,8 +138,7 @@ class StudyRunner:
         if is_pending(trial.config, folder):
             told = self._pace.start(self._counted)
             observers = self._observe(trial.config, folder, f"{told} {folder.name}")
-            ending = () if settling is None else (settling,)
-            self._train(trial.config, folder, (*observers, *ending))
+            self._train(trial.config, folder, observers, settling)
         self._counted += 1
         return read_run(folder)
 
@@ -154,17 +152,15 @@ class StudyRunner:
         count = self._study.finalists
         return math.inf if len(times) < count else times[count - 1]
 
-    def _train(self, config: RunConfig, folder: Path, observers: Sequence[Observer]) -> None:
+    def _train(
+        self,
+        config: RunConfig,
+        folder: Path,
+        observers: Sequence[Observer],
+        settling: Settling | None,
+    ) -> None:
         try:
-            train(
-                config,
-                folder,
-                source=self._source,
-                observers=observers,
-                resume=rundir.has_run(folder),
-            )
-        except SettledError as settled:
-            end_early(folder, self._metric, settled.why)
+            train_until(config, folder, source=self._source, observers=observers, settling=settling)
         except RunDivergedError:
             pass  # on record as failed: a miss
         except RunInterruptedError as stopped:
@@ -196,7 +192,7 @@ class StudyRunner:
 
     def _repeat(self, trial: Trial, target: float) -> None:
         """Runs a finalist again, to the target or its horizon, and keeps what it did."""
-        to_target = Settling(self._metric, target, math.inf)
+        to_target = Settling(self._metric, target)
         runs = tuple(self._made(again, to_target) for again in trial.repeats())
         once = self._finished[trial.folder]
         self._finished[trial.folder] = replace(once, repeats=runs)
