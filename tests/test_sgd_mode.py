@@ -96,11 +96,19 @@ def test_with_parameter_groups_and_a_group_added_later() -> None:
     assert_same_weights(ours, theirs)
 
 
-def test_adamw_as_the_base_rule() -> None:
+@pytest.mark.parametrize("fused", [None, True, False])
+def test_adamw_as_the_base_rule(fused: bool | None) -> None:
     ours, theirs = pair()
     data_of_the_run = batches()
-    thor = THOR(ours, lr=0.01, weight_decay=0.1, exclude=("*",), base=Base("adamw"))
-    adamw = torch.optim.AdamW(theirs.parameters(), lr=0.01, weight_decay=0.1, betas=(0.9, 0.95))
+    base = Base("adamw", fused=fused)
+    thor = THOR(ours, lr=0.01, weight_decay=0.1, exclude=("*",), base=base)
+    adamw = torch.optim.AdamW(
+        theirs.parameters(),
+        lr=0.01,
+        weight_decay=0.1,
+        betas=(0.9, 0.95),
+        fused=fused is not False,  # what None takes on the CPU
+    )
     train(ours, thor, data_of_the_run)
     train(theirs, adamw, data_of_the_run)
     assert_same_weights(ours, theirs)

@@ -26,7 +26,8 @@ class Base:
         weight_decay: Decay of these parameters; ``None`` takes the group's.
         betas: AdamW's averages.
         eps: AdamW's ε.
-        fused: As in ``torch.optim``; picks the kernel, not the result.
+        fused: As in ``torch.optim``; picks the kernel, not the result. ``None`` takes AdamW's
+            fused one on the CPU, where torch would go through tensors one by one.
 
     Raises:
         InvalidOptionError: For values out of range.
@@ -113,7 +114,7 @@ def adamw_step(
         [local(state["exp_avg_sq"]) for state in states],
         [],
         [state["step"] for state in states],
-        fused=base.fused,
+        fused=_on_cpu(parameters) if base.fused is None else base.fused,
         amsgrad=False,
         beta1=base.betas[0],
         beta2=base.betas[1],
@@ -122,3 +123,9 @@ def adamw_step(
         eps=base.eps,
         maximize=False,
     )
+
+
+def _on_cpu(parameters: list[nn.Parameter]) -> bool | None:
+    """True where torch has a fused kernel that it would not take by itself; else its own choice."""
+    fitting = all(p.device.type == "cpu" and p.is_floating_point() for p in parameters)
+    return True if fitting else None

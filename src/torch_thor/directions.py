@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -145,4 +146,4 @@ def all_finite(gradients: list[Tensor]) -> bool:
     wide = any(gradient.dtype == torch.float64 for gradient in gradients)
     lengths = torch._foreach_norm(gradients, dtype=torch.float64 if wide else torch.float32)
     device = lengths[0].device
-    return bool(torch.stack([length.to(device) for length in lengths]).isfinite().all())
+    return math.isfinite(torch.stack([length.to(device) for length in lengths]).sum().item())
