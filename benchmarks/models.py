@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import resnet18, resnet50, vit_b_16
 
+from torch_thor.bench.precision import autocast
 from torch_thor.bench.workloads.models import small_resnet
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ class Task:
         return images.contiguous(memory_format=torch.channels_last), targets
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Returns the loss under bf16 autocast."""
-        with torch.autocast("cpu", torch.bfloat16):
+        """Returns the loss, under bf16 autocast where the processor multiplies bfloat16."""
+        with autocast(torch.bfloat16, torch.device("cpu")):
             return functional.cross_entropy(model(batch[0]).flatten(0, -2), batch[1])
 
 

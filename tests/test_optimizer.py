@@ -482,7 +482,13 @@ def test_other_parameters_train_by_torchs_own_rule(
     reference: torch.optim.Optimizer = (
         torch.optim.SGD(others, lr=0.05, momentum=0.9, weight_decay=0.01, nesterov=nesterov)
         if rule == "sgd"
-        else torch.optim.AdamW(others, lr=0.05, weight_decay=0.01, betas=(0.9, 0.95))
+        else torch.optim.AdamW(
+            others,
+            lr=0.05,
+            weight_decay=0.01,
+            betas=(0.9, 0.95),
+            fused=True,  # as Base on the CPU
+        )
     )
     for _ in range(3):
         inputs, targets = data(8)

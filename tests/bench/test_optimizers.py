@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from torch_thor import THOR
 from torch_thor.bench.builders import Training, build_muon, build_thor
 from torch_thor.bench.config import DataSource
+from torch_thor.bench.data import TensorSplit, TrainTest
 from torch_thor.bench.learning_rates import Triangle, factor
 from torch_thor.bench.muon import FlattenedMuon, as_matrix
 from torch_thor.bench.optimizers import OPTIMIZERS, build_rule
@@ -31,7 +33,7 @@ from torch_thor.bench.workloads.gpt import GPT
 from torch_thor.optimizer import CurvatureOptimizer
 
 if TYPE_CHECKING:
-    from torch_thor.bench.workloads import Workload
+    from torch_thor.bench.workloads import Likelihood, Workload
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
@@ -130,6 +132,37 @@ def test_schedule_free_evaluates_the_average_of_the_weights(tiny: Workload) -> N
     session.evaluate()
     assert torch.allclose(seen[0], averaged, atol=1e-6)
     assert torch.allclose(weight, training, atol=1e-6)
+
+
+def _autoencoder() -> Workload:
+    images = torch.rand(40, 784)
+    splits = TrainTest(TensorSplit(images, images), TensorSplit(images, images))
+    return replace(find_workload("fashion-autoencoder"), load=lambda _: splits, batch_size=20)
+
+
+@pytest.mark.parametrize("likelihood", ["categorical", "bernoulli"])
+def test_statistics_of_drawn_labels(
+    likelihood: str, tiny: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workload = tiny if likelihood == "categorical" else _autoencoder()
+    asked, norms = [], []
+    drawing = THOR.sample_fisher
+
+    def noting(self: THOR, outputs: torch.Tensor, kind: Likelihood) -> None:
+        asked.append(kind)
+        drawing(self, outputs, kind)
+
+    monkeypatch.setattr(THOR, "sample_fisher", noting)
+    for fisher in ("empirical", "mc"):
+        config = plan_run(workload, "thor", seed=0, changes=[f"fisher={fisher}"])
+        session = Session(config, workload, DataSource())
+        session.update(session.loss(next(session.data.batches(0))))
+        (optimizer,) = session.rule.optimizers
+        assert isinstance(optimizer, THOR)
+        norms.append(list(optimizer.factor_norms().values()))
+    assert asked == [likelihood]
+    assert len(norms[0]) == len(norms[1]) > 0
+    assert all(one != other for one, other in zip(*norms, strict=True))
 
 
 @pytest.mark.parametrize("total", [1, 2, 7])

@@ -1,7 +1,7 @@
 """How each optimizer is built for a model from its settings."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -163,7 +163,7 @@ def build_thor(training: Training, settings: THORSettings) -> Sequence[Optimizer
                 momentum_first=settings.momentum_first,
                 decoupled_decay=settings.decoupled_decay,
             ),
-            statistics=_statistics(training, settings),
+            statistics=replace(_statistics(training, settings), fisher=settings.fisher),
             refresh=Refresh(
                 stagger=settings.stagger, inverse_dtype=_INVERSE_DTYPES[settings.inverse_dtype]
             ),

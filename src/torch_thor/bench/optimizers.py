@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -49,7 +49,7 @@ from torch_thor.bench.settings import (
     from_values,
 )
 from torch_thor.bench.variants import VARIANTS
-from torch_thor.bench.workloads import find_workload
+from torch_thor.bench.workloads import Likelihood, find_workload
 
 S = TypeVar("S", bound=Settings)
 
@@ -101,6 +101,14 @@ class TrainingRule:
                     change=made.change if math.isfinite(made.change) else None,
                     norm=norms[made.layer],
                 )
+
+    def sample_fisher(self, outputs: Tensor, likelihood: Likelihood) -> None:
+        """Collects statistics of drawn labels where an optimizer wants those; before backward."""
+        for optimizer in self.optimizers:
+            if not isinstance(optimizer, THOR):
+                continue
+            if optimizer.preconditioner.options.statistics.fisher == "mc":
+                optimizer.sample_fisher(outputs, likelihood)
 
     def zero_grad(self) -> None:
         """Clears all gradients."""

@@ -90,7 +90,10 @@ class Session:
         """Returns the training loss of this rank's part of a batch, ready for backward."""
         inputs, targets = batch
         with autocast(self.workload.autocast, self.device):
-            return self.workload.loss(self._trained(inputs), targets)
+            outputs = self._trained(inputs)
+            loss = self.workload.loss(outputs, targets)
+        self.rule.sample_fisher(outputs, self.workload.likelihood)
+        return loss
 
     def update(self, loss: torch.Tensor) -> None:
         """Takes the optimizer step that a loss asks for."""

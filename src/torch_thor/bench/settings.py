@@ -118,6 +118,7 @@ class THORSettings(Settings):
         norm_control: Length of each layer's step.
         decay: Running average of the factors.
         rows: Rows sampled per layer and refresh, or None for all.
+        fisher: ``empirical``, or ``mc``: statistics of labels drawn from the model's outputs.
         nesterov: Nesterov's momentum.
         momentum_first: Whether momentum comes before preconditioning.
         decoupled_decay: Whether weight decay shrinks the weights directly, as in AdamW.
@@ -145,6 +146,7 @@ class THORSettings(Settings):
     norm_control: NormControl = "graft"
     decay: Fraction = 0.8
     rows: Count | None = 1024
+    fisher: Literal["empirical", "mc"] = "empirical"
     nesterov: bool = True
     momentum_first: bool = True
     decoupled_decay: bool = False

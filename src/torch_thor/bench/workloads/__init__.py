@@ -2,7 +2,7 @@
 
 from torch_thor.bench.errors import unknown_choice
 from torch_thor.bench.workloads.autoencoder import FASHION_AUTOENCODER
-from torch_thor.bench.workloads.base import ACCURACY, Metric, Workload
+from torch_thor.bench.workloads.base import ACCURACY, Likelihood, Metric, Workload
 from torch_thor.bench.workloads.cifar10 import CIFAR10_RESNET18
 from torch_thor.bench.workloads.digits import DIGITS
 from torch_thor.bench.workloads.fashion import FASHION
@@ -10,7 +10,7 @@ from torch_thor.bench.workloads.imagenet import IMAGENET_RESNET50
 from torch_thor.bench.workloads.tabular import TABULAR
 from torch_thor.bench.workloads.text import TEXT_GPT
 
-__all__ = ["ACCURACY", "WORKLOADS", "Metric", "Workload", "find_workload"]
+__all__ = ["ACCURACY", "WORKLOADS", "Likelihood", "Metric", "Workload", "find_workload"]
 
 WORKLOADS: dict[str, Workload] = {
     workload.name: workload

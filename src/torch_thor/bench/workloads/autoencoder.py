@@ -71,6 +71,7 @@ FASHION_AUTOENCODER = Workload(
     load=load,
     build_model=build_model,
     loss=cross_entropy,
+    likelihood="bernoulli",
     metric=Metric(
         name="squared error",
         unit="",

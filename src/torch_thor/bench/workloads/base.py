@@ -12,6 +12,8 @@ from torch_thor.bench.config import DataSource
 from torch_thor.bench.data import Augmentation, TrainTest
 from torch_thor.bench.loading import LazyTrainTest
 
+Likelihood = Literal["categorical", "bernoulli"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
@@ -98,6 +100,8 @@ class Workload:
         epochs: Horizon for an optimizer without a tuned one.
         batch_size: Samples per step.
         loss_reduction: What ``loss`` is a mean over: samples, or samples and positions.
+        likelihood: What the outputs are the parameters of: classes in the last dimension, or
+            chances of single bits.
         augment: Changes training batches at random, or None.
         autocast: Type for the forward pass under autocast where the device has instructions for
             it, or None for float32.
@@ -115,6 +119,7 @@ class Workload:
     epochs: int
     batch_size: int
     loss_reduction: Literal["mean", "positions_mean"] = "mean"
+    likelihood: Likelihood = "categorical"
     augment: Augmentation | None = None
     autocast: torch.dtype | None = None
     memory_format: torch.memory_format = torch.contiguous_format
