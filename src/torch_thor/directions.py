@@ -141,7 +141,7 @@ def all_finite(gradients: list[Tensor]) -> bool:
     """Says whether no gradient holds NaN or Inf, and no norm overflows; waits for the device.
 
     The Euclidean norm is vectorized where the largest entry is not; it is taken in float32
-    at least, so that half types don't overflow.
+    at least, so that half types don't overflow. One sum of all norms stands for them.
     """
     wide = any(gradient.dtype == torch.float64 for gradient in gradients)
     lengths = torch._foreach_norm(gradients, dtype=torch.float64 if wide else torch.float32)

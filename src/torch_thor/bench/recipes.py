@@ -82,7 +82,6 @@ _THOR_TABULAR = THORSettings(
     interval=24,
     growth=2.0,
     stagger=False,
-    base_lr_scale=3.65,
 )
 _THOR_AUTOENCODER = THORSettings(
     lr=0.01,

@@ -67,7 +67,7 @@ class Study:
     workload: str
     optimizers: tuple[str, ...]
     trials: tuple[Trial, ...]
-    finalists: int
+    finalists: int = 1
     seeds: int
     target: float | None
     command: str

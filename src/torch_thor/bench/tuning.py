@@ -172,30 +172,30 @@ class StudyRunner:
 
     def _winners(self, target: float) -> dict[str, Finished]:
         """Returns the best trial of each optimizer, over further seeds where several are left."""
-        count = self._study.finalists
-        ranked = {name: self._ranked(name, target) for name in self._study.optimizers}
-        if count > 1:
-            for place in range(count):
-                for mine in ranked.values():
-                    self._repeat(mine[place].trial, target)
-            ranked = {name: self._ranked(name, target, mine) for name, mine in ranked.items()}
-        return {name: mine[0] for name, mine in ranked.items()}
+        finalists = {name: self._finalists(name, target) for name in self._study.optimizers}
+        if self._study.finalists > 1:
+            for rivals in zip(*finalists.values(), strict=True):
+                for one in rivals:
+                    self._repeat(one, target)
+        return {
+            name: min(
+                (self._finished[one.trial.folder] for one in mine),
+                key=lambda one: one.rank(self._metric, target),
+            )
+            for name, mine in finalists.items()
+        }
 
-    def _ranked(
-        self, optimizer: str, target: float, among: Sequence[Finished] = ()
-    ) -> list[Finished]:
-        """Returns an optimizer's trials, best first; only the finalists among some."""
-        folders = [one.trial.folder for one in among[: self._study.finalists]]
-        mine = [o for o in self._finished.values() if o.optimizer == optimizer]
-        left = [o for o in mine if not folders or o.trial.folder in folders]
-        return sorted(left, key=lambda one: one.rank(self._metric, target))
+    def _finalists(self, optimizer: str, target: float) -> list[Finished]:
+        """Returns the best trials of an optimizer on the first seed, best first."""
+        mine = [one for one in self._finished.values() if one.optimizer == optimizer]
+        ranked = sorted(mine, key=lambda one: one.rank(self._metric, target))
+        return ranked[: self._study.finalists]
 
-    def _repeat(self, trial: Trial, target: float) -> None:
+    def _repeat(self, once: Finished, target: float) -> None:
         """Runs a finalist again, to the target or its horizon, and keeps what it did."""
         to_target = Settling(self._metric, target)
-        runs = tuple(self._made(again, to_target) for again in trial.repeats())
-        once = self._finished[trial.folder]
-        self._finished[trial.folder] = replace(once, repeats=runs)
+        runs = tuple(self._made(again, to_target) for again in once.trial.repeats())
+        self._finished[once.trial.folder] = replace(once, repeats=runs)
 
     def _fresh(self, configs: dict[str, RunConfig], target: float, folder: str) -> list[Run]:
         """Runs settings to their horizon with fresh seeds, seed by seed."""
