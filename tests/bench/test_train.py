@@ -91,6 +91,28 @@ def test_records_tell_the_whole_run(tiny: Workload, tmp_path: Path) -> None:
     assert all(record.peak_memory_mb > 10 for record in run.epochs)
 
 
+def test_a_horizon_may_end_inside_an_epoch(tiny: Workload, tmp_path: Path) -> None:
+    train(plan(tiny, epochs=2.25, evals_per_epoch=2), tmp_path)
+    run = read_run(tmp_path)
+    assert run.started.total_steps == 9
+    assert [record.step for record in run.evaluations] == [2, 4, 6, 8, 9]
+    assert [record.step for record in run.epochs] == [4, 8, 9]
+    assert [record.epoch for record in run.whole_epochs] == [1, 2]
+    with pytest.raises(BenchError, match="has reached its horizon"):
+        train(run.config, tmp_path, resume=True)
+
+
+def test_a_run_cut_in_its_last_part_of_an_epoch_resumes(tiny: Workload, tmp_path: Path) -> None:
+    config = replace(plan(tiny, "thor", epochs=1.75), record_every=1)
+    train(config, tmp_path / "whole")
+    with pytest.raises(RunInterruptedError, match=r"at epoch 1\.[25]"):
+        train(config, tmp_path / "cut", observers=[SignalAt(8, signal.SIGTERM)])
+    cut = read_run(tmp_path / "cut")
+    assert 4 < cut.steps[-1].step < 7
+    train(config, tmp_path / "cut", resume=True)
+    assert trajectory(read_run(tmp_path / "cut")) == trajectory(read_run(tmp_path / "whole"))
+
+
 def test_evaluation_is_outside_the_clock(
     tiny: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,9 @@ SetOption = Annotated[
 TargetOption = Annotated[
     float | None, typer.Option(help="Value of the metric to time, such as 91.5.")
 ]
-EpochsOption = Annotated[int | None, typer.Option(help="Horizon in epochs instead of the tuned.")]
+EpochsOption = Annotated[
+    float | None, typer.Option(help="Horizon in epochs instead of the tuned; fractions too.")
+]
 EvaluationsOption = Annotated[int, typer.Option(help="Evaluations of the test set per epoch.")]
 BatchOption = Annotated[int | None, typer.Option(help="Samples per step.")]
 DeviceOption = Annotated[str, typer.Option(help="torch device that trains.")]

@@ -1,5 +1,6 @@
 """Comparing optimizers: several seeds each, by time, steps and epochs to a target."""
 
+import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,7 +63,7 @@ class CompareOptions:
     seeds: int = 3
     target: float | None = None
     to_target: bool = False
-    horizons: Mapping[str, int] | None = None
+    horizons: Mapping[str, float] | None = None
     changes: Sequence[str] = ()
     run: RunOptions = field(default_factory=RunOptions)
 
@@ -108,7 +109,7 @@ def plan_comparison(
 
 
 def _plan(
-    workload: Workload, name: str, changes: Sequence[str], horizon: int | None, run: RunOptions
+    workload: Workload, name: str, changes: Sequence[str], horizon: float | None, run: RunOptions
 ) -> Callable[[int], RunConfig]:
     options = RunOptions(
         epochs=run.epochs if horizon is None else horizon,
@@ -166,11 +167,11 @@ def _command(workload: str, names: Sequence[str], options: CompareOptions) -> st
     if options.to_target:
         words.append("--to-target")
     if options.run.epochs is not None:
-        words += ["--epochs", str(options.run.epochs)]
+        words += ["--epochs", f"{options.run.epochs:g}"]
     if options.horizons:
         words += [
             "--horizon",
-            ",".join(f"{name}={epochs}" for name, epochs in options.horizons.items()),
+            ",".join(f"{name}={epochs:g}" for name, epochs in options.horizons.items()),
         ]
     if options.run.batch_size is not None:
         words += ["--batch-size", str(options.run.batch_size)]
@@ -185,7 +186,7 @@ def _command(workload: str, names: Sequence[str], options: CompareOptions) -> st
     return shlex.join(words)
 
 
-def parse_horizons(text: str | None) -> dict[str, int]:
+def parse_horizons(text: str | None) -> dict[str, float]:
     """Reads ``optimizer=epochs`` pairs, such as ``thor=3,sgd=6``.
 
     Raises:
@@ -194,11 +195,18 @@ def parse_horizons(text: str | None) -> dict[str, int]:
     horizons = {}
     for pair in filter(None, (text or "").split(",")):
         name, _, epochs = (part.strip() for part in pair.partition("="))
-        if not epochs.isdigit() or int(epochs) < 1:
-            message = f"--horizon {pair!r} must be optimizer=epochs, epochs at least 1"
+        if not _is_positive(epochs):
+            message = f"--horizon {pair!r} must be optimizer=epochs, epochs above 0"
             raise BenchError(f"{message}; write, for example, --horizon thor=3,sgd=6")
-        horizons[name] = int(epochs)
+        horizons[name] = float(epochs)
     return horizons
+
+
+def _is_positive(text: str) -> bool:
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False
 
 
 def run_comparison(

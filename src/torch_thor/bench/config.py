@@ -42,7 +42,7 @@ class RunConfig:
         workload: Name of the workload.
         optimizer: Name of the optimizer.
         settings: Every setting of the optimizer, defaults included.
-        epochs: Horizon of the schedule, in epochs.
+        epochs: Horizon of the schedule, in epochs; the last one may be a part.
         seed: Seed of the weights, the data order and the augmentation.
         batch_size: Samples per step.
         evals_per_epoch: Evaluations of the test set per epoch.
@@ -53,7 +53,7 @@ class RunConfig:
     workload: str
     optimizer: str
     settings: Mapping[str, SettingValue]
-    epochs: int
+    epochs: float
     seed: int
     batch_size: int
     evals_per_epoch: int = 1
@@ -77,7 +77,7 @@ class RunConfig:
                     if mine.get(key) != theirs.get(key)
                 ]
             elif mine != theirs:
-                found.append(f"{field.name}: {mine} here, {theirs} there")
+                found.append(f"{field.name}: {_short(mine)} here, {_short(theirs)} there")
         return found
 
     def command(self, directory: Path) -> str:
@@ -85,8 +85,17 @@ class RunConfig:
         words = ["thor", "train", self.workload, "--optimizer", self.optimizer]
         for key, value in self.settings.items():
             words += ["--set", f"{key}={'none' if value is None else value}"]
-        words += ["--epochs", str(self.epochs), "--seed", str(self.seed)]
+        words += ["--epochs", f"{self.epochs:g}", "--seed", str(self.seed)]
         words += ["--batch-size", str(self.batch_size)]
         words += ["--evals-per-epoch", str(self.evals_per_epoch)]
         words += ["--device", self.device, "--out", str(directory)]
         return shlex.join(words)
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def steps_until(epochs: float, steps_per_epoch: int) -> int:
+    """Returns the steps of a horizon in epochs, at least one."""
+    return max(1, round(epochs * steps_per_epoch))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch_thor import PolynomialDecay, WarmupPolynomialDecay
+from torch_thor.bench.config import steps_until
 from torch_thor.bench.settings import Settings
 
 Factor = Callable[[int], float]
@@ -50,7 +51,7 @@ class Relative:
         return self.schedule(step) / self.peak
 
 
-def factor(settings: Settings, *, steps_per_epoch: int, epochs: int) -> Factor:
+def factor(settings: Settings, *, steps_per_epoch: int, epochs: float) -> Factor:
     """Returns the factor of the learning rate that some settings ask for.
 
     Args:
@@ -60,7 +61,7 @@ def factor(settings: Settings, *, steps_per_epoch: int, epochs: int) -> Factor:
     """
     if settings.schedule != "polynomial":
         falls = settings.schedule == "triangle"
-        return Triangle(steps_per_epoch * epochs, settings.warmup, falls)
+        return Triangle(steps_until(epochs, steps_per_epoch), settings.warmup, falls)
     end = float(epochs) if settings.end_epoch is None else settings.end_epoch
     if not settings.warmup_epochs:
         return Relative(

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Never
 
@@ -92,7 +93,7 @@ class Loop:
         """Trains to the horizon."""
         reset_peak_memory(self._session.device)
         self._announce()
-        while self._progress.epoch < self._config.epochs:
+        while self._progress.step < self._session.total_steps:
             self._epoch(stop)
         return self._finish()
 
@@ -128,18 +129,18 @@ class Loop:
     def _epoch(self, stop: StopRequest) -> None:
         """Trains what is left of the present epoch, then closes it."""
         progress = self._progress
-        steps = self._session.data.steps_per_epoch
+        data, left = self._session.data, self._session.total_steps - progress.step
+        batches = islice(data.batches(progress.epoch, progress.step_in_epoch), left)
+        steps = min(data.steps_per_epoch, progress.step_in_epoch + left)
         with self._clock.running():
-            for batch in self._timed(
-                self._session.data.batches(progress.epoch, progress.step_in_epoch)
-            ):
+            for batch in self._timed(batches):
                 self._step(batch, stop)
                 with self._clock.paused():
                     self._after_step()
                     if self._stopping and progress.step_in_epoch < steps:
                         self._stop()
         self._close_epoch()
-        if self._stopping and progress.epoch < self._config.epochs:
+        if self._stopping and progress.step < self._session.total_steps:
             self._stop()
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -188,7 +189,9 @@ class Loop:
         """Writes decisions and evaluates where that is due, outside the clock."""
         for decision in self._session.rule.decisions():
             self._emit(decision)
-        if self._progress.step_in_epoch in self._evaluation_steps:
+        progress = self._progress
+        at_end = progress.step == self._session.total_steps
+        if at_end or progress.step_in_epoch in self._evaluation_steps:
             self._evaluate()
 
     def _evaluate(self) -> None:

@@ -74,7 +74,7 @@ def draw_factors(theme: Theme) -> Figure:
 
 
 def draw_schedules(
-    _theme: Theme, *, settings: Mapping[str, THORSettings], epochs: int, steps: int, title: str
+    _theme: Theme, *, settings: Mapping[str, THORSettings], epochs: float, steps: int, title: str
 ) -> Figure:
     """Draws learning rate, damping and interval over the epochs (Figures 6 and 8).
 

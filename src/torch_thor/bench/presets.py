@@ -20,7 +20,7 @@ class Preset:
     """
 
     batch_size: int
-    epochs: int
+    epochs: float
     settings: Mapping[str, Settings]
 
 

@@ -1,5 +1,6 @@
 """Tuned settings and horizons: what an optimizer uses on a workload unless the user says else."""
 
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ class Recipe:
     """
 
     settings: Settings
-    epochs: int
+    epochs: float
     batch_size: int | None = None
 
 
@@ -190,7 +191,7 @@ class RunOptions:
         preset: What takes the place of the tuned recipe, see ``find_recipe``.
     """
 
-    epochs: int | None = None
+    epochs: float | None = None
     batch_size: int | None = None
     evals_per_epoch: int = 1
     device: str = "cpu"
@@ -227,7 +228,7 @@ def plan_run(
         workload=workload.name,
         optimizer=optimizer,
         settings=to_values(settings),
-        epochs=_at_least_one("--epochs", options.epochs, recipe.epochs),
+        epochs=_positive("--epochs", options.epochs, recipe.epochs),
         seed=seed,
         batch_size=_at_least_one("--batch-size", options.batch_size, usual_batch),
         evals_per_epoch=_at_least_one("--evals-per-epoch", options.evals_per_epoch, 1),
@@ -242,6 +243,14 @@ def resume_command(config: RunConfig, directory: Path, source: DataSource) -> st
     changed = {key: value for key, value in config.settings.items() if value != usual.get(key)}
     command = replace(config, settings=changed).command(directory)
     return shlex.join([*shlex.split(command), *source.words, "--resume"])
+
+
+def _positive(argument: str, value: float | None, default: float) -> float:
+    if value is None:
+        return default
+    if not 0 < value < math.inf:
+        raise BenchError(f"{argument} {value:g} must be above 0; try {argument} {default:g}")
+    return value
 
 
 def _at_least_one(argument: str, value: int | None, default: int) -> int:

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from torch_thor.bench.config import RunConfig
+from torch_thor.bench.config import RunConfig, steps_until
 from torch_thor.bench.errors import BenchError, reason
 from torch_thor.bench.machine import Machine
 
@@ -46,7 +46,7 @@ class RunStarted:
     @property
     def total_steps(self) -> int:
         """Steps until the horizon."""
-        return self.steps_per_epoch * self.config.epochs
+        return steps_until(self.config.epochs, self.steps_per_epoch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ class EvaluationRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
-    """Cost of one finished epoch.
+    """Cost of one finished epoch, the last of which the horizon may have cut short.
 
     Attributes:
         epoch: Number of the epoch, from 1.
@@ -264,6 +264,11 @@ class Run:
     def config(self) -> RunConfig:
         """What the run was asked to do."""
         return self.started.config
+
+    @property
+    def whole_epochs(self) -> list[EpochRecord]:
+        """Epochs that the horizon did not cut short."""
+        return [one for one in self.epochs if not one.step % self.started.steps_per_epoch]
 
 
 def _lines(path: Path) -> Iterable[Record]:

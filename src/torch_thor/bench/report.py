@@ -68,7 +68,7 @@ def _configurations(runs: Sequence[Run]) -> TextTable:
     for name, group in group_by_optimizer(runs).items():
         config = group[0].config
         settings = ", ".join(f"{key}={value}" for key, value in config.settings.items())
-        rows.append((name, str(config.epochs), str(config.batch_size), settings))
+        rows.append((name, f"{config.epochs:g}", str(config.batch_size), settings))
     return TextTable(("optimizer", "epochs", "batch", "settings"), tuple(rows))
 
 

@@ -19,6 +19,7 @@ HORIZON = "epochs"
 TRIAL_SEED = 0  # of every trial's run
 _WARMUP = (0.02, 0.4)  # share of the horizon
 _NO_DECAY = (1e-6, 1e-3)  # searched where the recipe has no weight decay
+_PARTS = 4  # of an epoch: horizons are whole numbers of them
 _DIGITS = 4  # of a setting: enough, and readable in a command
 
 
@@ -116,7 +117,7 @@ def _plan(
     options: RunOptions,
 ) -> RunConfig:
     values = {one.key: one.at(float(share)) for one, share in zip(space, point, strict=True)}
-    epochs = max(1, round(values.pop(HORIZON)))
+    epochs = max(1, round(values.pop(HORIZON) * _PARTS)) / _PARTS
     changes = [f"{key}={value:.{_DIGITS}g}" for key, value in values.items()]
     return plan_run(
         workload,

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from torch_thor.bench.checkpoint import Checkpoint, Progress
-from torch_thor.bench.config import DataSource, RunConfig
+from torch_thor.bench.config import DataSource, RunConfig, steps_until
 from torch_thor.bench.data import Batch, Data, InMemoryData, Share
 from torch_thor.bench.errors import BenchError, reason
 from torch_thor.bench.loading import LazyTrainTest, LoaderData
@@ -84,7 +84,7 @@ class Session:
     @property
     def total_steps(self) -> int:
         """Steps until the horizon."""
-        return self.data.steps_per_epoch * self.config.epochs
+        return steps_until(self.config.epochs, self.data.steps_per_epoch)
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Returns the training loss of this rank's part of a batch, ready for backward."""

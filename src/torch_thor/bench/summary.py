@@ -51,7 +51,7 @@ class Summary:
     optimizer: str
     runs: int
     misses: int
-    horizon: int
+    horizon: float
     seconds: Spread
     steps: Spread
     epochs: Spread
@@ -123,7 +123,7 @@ def _summarize_one(name: str, runs: Sequence[Run], metric: Metric, target: float
         epochs=Spread.of([one.epochs for one in hits]),
         best_metric=Spread.of([metric.best(values) for values in scores if values]),
         final_metric=Spread.of([values[-1] for values in scores if values]),
-        epoch_seconds=Spread.of([record.epoch_seconds for run in runs for record in run.epochs]),
+        epoch_seconds=Spread.of([e.epoch_seconds for run in runs for e in run.whole_epochs]),
         peak_memory_mb=Spread.of([run.epochs[-1].peak_memory_mb for run in runs if run.epochs]),
         wait_percent=Spread.of(
             [100 * e.wait_seconds / e.epoch_seconds for run in runs for e in run.epochs]

@@ -104,7 +104,7 @@ def comparison_table(summaries: Sequence[Summary], metric: Metric, target: float
             "–" if row.ratio is None else number_text(row.ratio, 2),
             _range(row.steps, 0),
             _range(row.epochs, 1),
-            str(row.horizon),
+            f"{row.horizon:g}",
             f"{row.misses}/{row.runs}",
             _range(row.best_metric, metric.digits),
             _range(row.final_metric, metric.digits),
@@ -174,5 +174,5 @@ def optimizers_table(workload: Workload) -> Table:
     for spec in OPTIMIZERS.values():
         recipe = find_recipe(workload, spec.name)
         settings = ", ".join(f"{key}={value}" for key, value in to_values(recipe.settings).items())
-        table.add_row(spec.name, spec.description, str(recipe.epochs), settings)
+        table.add_row(spec.name, spec.description, f"{recipe.epochs:g}", settings)
     return table
