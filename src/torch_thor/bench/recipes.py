@@ -84,6 +84,18 @@ _THOR_TABULAR = THORSettings(
     growth=2.0,
     stagger=False,
 )
+_THOR_FASHION = THORSettings(
+    lr=0.02,
+    weight_decay=0.05,
+    warmup=0.05,
+    damping=1e-3,
+    split=None,
+    norm_control="rms",
+    decoupled_decay=True,
+    base_lr_scale=25.0,
+    base_weight_decay=0.0,
+    exclude_head=True,
+)
 _THOR_AUTOENCODER = THORSettings(
     lr=0.01,
     weight_decay=0.0,
@@ -108,6 +120,7 @@ _THOR_TEXT = THORSettings(
     base_weight_decay=0.0,
     exclude_head=True,
 )
+_MUON_FASHION = MuonSettings(warmup=0.05, rest_lr=0.5, rest_weight_decay=0.0)
 _MUON_AUTOENCODER = MuonSettings(
     weight_decay=0.0, exclude_head=False, rest="adamw", rest_lr=0.001, rest_weight_decay=0.0
 )
@@ -126,12 +139,12 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("tabular", "sgd"): Recipe(SGDSettings(lr=0.24, momentum=0.8, warmup=0.37), 5),
     ("tabular", "adamw"): Recipe(AdamWSettings(lr=0.006, beta1=0.8, beta2=0.95), 5),
     ("tabular", "muon"): Recipe(MuonSettings(lr=0.02), 5),
-    ("fashion", "thor"): Recipe(THORSettings(lr=0.3), 4),
+    ("fashion", "thor"): Recipe(_THOR_FASHION, 2.75),
     ("fashion", "kfac"): Recipe(_KFAC_FASHION, 4),
     ("fashion", "ekfac"): Recipe(_KFAC_FASHION, 4),
     ("fashion", "sgd"): Recipe(SGDSettings(lr=0.4), 6),
     ("fashion", "adamw"): Recipe(AdamWSettings(lr=0.01), 6),
-    ("fashion", "muon"): Recipe(MuonSettings(lr=0.02), 3),
+    ("fashion", "muon"): Recipe(_MUON_FASHION, 2.75),
     ("fashion-autoencoder", "thor"): Recipe(_THOR_AUTOENCODER, 3),
     ("fashion-autoencoder", "sgd"): Recipe(SGDSettings(lr=0.01, weight_decay=0.0), 10),
     ("fashion-autoencoder", "adamw"): Recipe(AdamWSettings(lr=0.002, weight_decay=0.0), 10),
