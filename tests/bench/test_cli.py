@@ -160,6 +160,7 @@ def test_compare_counts_a_run_that_diverges_as_a_miss(tmp_path: Path) -> None:
         (("compare", "tiny", "--target", 300), ("--target 300", "0 … 100 %")),
         (("compare", "tiny", "--target", 0.915), ("--target 0.915", "did you mean --target 91.5")),
         (("compare", "tiny", "--horizon", "sgd"), ("--horizon 'sgd'", "thor=3,sgd=6")),
+        (("compare", "tiny", "--horizon", "sgd=nan"), ("--horizon 'sgd=nan'", "above 0")),
         (("compare", "tiny", "--horizon", "muon=3"), ("--horizon names 'muon'", "not compared")),
         (("compare", "tiny", "--set", "lr=1"), ("--set 'lr=1' names no optimizer", "thor.lr=0.1")),
         (("compare", "tiny", "--set", "muon.lr=1"), ("--set names 'muon'",)),

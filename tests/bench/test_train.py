@@ -100,6 +100,8 @@ def test_a_horizon_may_end_inside_an_epoch(tiny: Workload, tmp_path: Path) -> No
     assert [record.epoch for record in run.whole_epochs] == [1, 2]
     with pytest.raises(BenchError, match="has reached its horizon"):
         train(run.config, tmp_path, resume=True)
+    odd = plan(tiny, epochs=1.23456789)  # a command that rounds it would ask for another run
+    assert "--epochs 1.23456789 " in odd.command(tmp_path)
 
 
 def test_a_run_cut_in_its_last_part_of_an_epoch_resumes(tiny: Workload, tmp_path: Path) -> None:

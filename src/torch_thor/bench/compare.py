@@ -1,6 +1,5 @@
 """Comparing optimizers: several seeds each, by time, steps and epochs to a target."""
 
-import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from torch_thor.bench.observers import Observer
 from torch_thor.bench.optimizers import find_optimizer
 from torch_thor.bench.recipes import RunOptions, plan_run
 from torch_thor.bench.records import Run, read_run
+from torch_thor.bench.settings import Positive
 from torch_thor.bench.settling import Settling, train_until
 from torch_thor.bench.workloads import Workload, find_workload
 
@@ -167,11 +167,11 @@ def _command(workload: str, names: Sequence[str], options: CompareOptions) -> st
     if options.to_target:
         words.append("--to-target")
     if options.run.epochs is not None:
-        words += ["--epochs", f"{options.run.epochs:g}"]
+        words += ["--epochs", f"{options.run.epochs:.15g}"]
     if options.horizons:
         words += [
             "--horizon",
-            ",".join(f"{name}={epochs:g}" for name, epochs in options.horizons.items()),
+            ",".join(f"{name}={epochs:.15g}" for name, epochs in options.horizons.items()),
         ]
     if options.run.batch_size is not None:
         words += ["--batch-size", str(options.run.batch_size)]
@@ -192,21 +192,15 @@ def parse_horizons(text: str | None) -> dict[str, float]:
     Raises:
         BenchError: A pair cannot be read.
     """
-    horizons = {}
+    horizons: dict[str, float] = {}
     for pair in filter(None, (text or "").split(",")):
         name, _, epochs = (part.strip() for part in pair.partition("="))
-        if not _is_positive(epochs):
+        try:
+            horizons[name] = TypeAdapter(Positive).validate_python(epochs)
+        except ValidationError as error:
             message = f"--horizon {pair!r} must be optimizer=epochs, epochs above 0"
-            raise BenchError(f"{message}; write, for example, --horizon thor=3,sgd=6")
-        horizons[name] = float(epochs)
+            raise BenchError(f"{message}; write, for example, --horizon thor=3,sgd=6") from error
     return horizons
-
-
-def _is_positive(text: str) -> bool:
-    try:
-        return 0 < float(text) < math.inf
-    except ValueError:
-        return False
 
 
 def run_comparison(

@@ -85,7 +85,7 @@ class RunConfig:
         words = ["thor", "train", self.workload, "--optimizer", self.optimizer]
         for key, value in self.settings.items():
             words += ["--set", f"{key}={'none' if value is None else value}"]
-        words += ["--epochs", f"{self.epochs:g}", "--seed", str(self.seed)]
+        words += ["--epochs", f"{self.epochs:.15g}", "--seed", str(self.seed)]
         words += ["--batch-size", str(self.batch_size)]
         words += ["--evals-per-epoch", str(self.evals_per_epoch)]
         words += ["--device", self.device, "--out", str(directory)]
@@ -93,7 +93,7 @@ class RunConfig:
 
 
 def _short(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
 def steps_until(epochs: float, steps_per_epoch: int) -> int:

@@ -86,7 +86,7 @@ def plan_paper(
     if target is not None:
         command += ["--target", f"{target:g}"]
     if options.epochs is not None:
-        command += ["--epochs", f"{options.epochs:g}"]
+        command += ["--epochs", f"{options.epochs:.15g}"]
     if options.evals_per_epoch != 1:
         command += ["--evals-per-epoch", str(options.evals_per_epoch)]
     if options.device != "cpu":
