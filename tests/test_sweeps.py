@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers import EXACT, EXACT_THOR, gradient_matrices, half_square, mean_half_square
-from oracle import direction, factors, grafted, observe
+from oracle import EvenedRows, direction, factors, grafted, observe
 from torch_thor import EKFAC, THOR, Damping, NormControl, Preconditioner, Refresh, Update, sweeps
 
 if TYPE_CHECKING:
@@ -125,6 +125,36 @@ def test_steps(
             return grafted(found, source)
 
         weight = hand.step(weight, seen.mean_gradient, find)
+        thor.zero_grad()
+        mean_half_square(module(inputs), targets).backward()
+        thor.step()
+        torch.testing.assert_close(matrix(module), weight, rtol=1e-8, atol=1e-10)
+    assert bands_of(thor.preconditioner) > 1
+
+
+@pytest.mark.parametrize("layer", ["linear", "channels last"])
+def test_rows_are_evened(layer: str) -> None:
+    module, shape = LAYERS[layer]()
+    module.double()
+    control = NormControl("graft", row_decay=0.7)
+    thor = THOR(
+        module,
+        lr=LR,
+        momentum=0.0,
+        weight_decay=0.0,
+        damping=DAMPING,
+        split=4,
+        **{**EXACT_THOR, "norm_control": control},
+    )
+    weight = matrix(module)
+    even = EvenedRows(0.7, len(weight))
+    for _ in range(3):
+        inputs = torch.randn(shape, dtype=torch.float64)
+        targets = torch.randn_like(module(inputs)).detach()
+        [seen] = observe(module, "", inputs, targets, half_square)
+        source = seen.mean_gradient
+        found = direction(source, *factors(seen), damping=0.3, mode="relative", power=0.5, split=4)
+        weight = weight - LR * grafted(even(found), source)
         thor.zero_grad()
         mean_half_square(module(inputs), targets).backward()
         thor.step()

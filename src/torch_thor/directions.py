@@ -116,6 +116,9 @@ def precondition_stacks(
     ]
     if control is not None and control.kind == "spectral":
         raw = [norms.orthogonalize(direction, control.iterations) for direction in raw]
+    if control is not None and control.row_decay is not None:
+        for (stack, slots), direction in zip(chosen, raw, strict=True):
+            stack.even_rows(slots, direction, control.row_decay)
     if control is None:
         factors: Sequence[Tensor | float] = [1.0] * len(raw)
     elif rates is not None:

@@ -131,15 +131,20 @@ class NormControl:
             of G (Distributed Shampoo grafts that way), which sharded weights need because no
             rank sees the whole layer. ``None`` takes ``"layer"`` wherever a rank does.
         iterations: Newton–Schulz iterations of ``"spectral"``.
+        row_decay: Weight ρ of the old value in a running average of every row's mean square, by
+            whose root the row is divided before lengths are set, so that output units step alike
+            (NorMuon, Li et al. 2025); 0 takes this step's alone. ``None`` leaves rows as they
+            are. Norms' own 2 × 2 matrices are always left so.
 
     Raises:
-        InvalidOptionError: For an unknown kind or a limit that is not positive.
+        InvalidOptionError: For an unknown kind or a value out of range.
     """
 
     kind: NormControlKind
     limit: float = 1.0
     per: Literal["layer", "rows"] | None = None
     iterations: int = 5
+    row_decay: float | None = None
 
     def __post_init__(self) -> None:
         """Validates the options."""
@@ -150,11 +155,15 @@ class NormControl:
         whole = self.kind in ("graft", "rms") or self.per != "rows"
         require("per", self.per, whole, "None for what needs whole layers: KL clip, spectral")
         require("iterations", self.iterations, self.iterations >= 1, ">= 1")
+        decay = self.row_decay
+        evens = decay is None or (0 <= decay < 1 and self.kind != "kl_clip")
+        require("row_decay", decay, evens, "in [0, 1), or None; None with the KL clip")
 
     @property
     def needs_layers(self) -> bool:
         """Whether it needs whole layers, all rows of all blocks."""
-        return self.kind in ("kl_clip", "spectral") or self.per == "layer"
+        evens = self.row_decay is not None
+        return self.kind in ("kl_clip", "spectral") or self.per == "layer" or evens
 
 
 def as_norm_control(value: NormControl | NormControlKind | None) -> NormControl | None:
@@ -167,7 +176,10 @@ def as_norm_control(value: NormControl | NormControlKind | None) -> NormControl 
 def check_norm_control(control: NormControl | None, *, sharded: bool) -> None:
     """Raises ``InvalidOptionError`` where no rank sees what a norm control needs."""
     if control is not None and sharded and control.needs_layers:
-        allowed = "'graft' or 'rms' per 'rows', or None: no rank has a whole layer of this model"
+        allowed = (
+            "'graft' or 'rms' per 'rows' without row_decay, or None: no rank has a whole layer of "
+            "this model"
+        )
         raise InvalidOptionError("norm_control", control, allowed)
 
 

@@ -16,6 +16,7 @@ from torch_thor.hardware import multiplies_bfloat16
 from torch_thor.inverses import EigenBasis, Factorization, InverseRoots, Inverses
 from torch_thor.matrices import SMALL_LAYER, Matrices
 from torch_thor.partition import Partition
+from torch_thor.row_averages import RowAverages
 from torch_thor.shards import local
 from torch_thor.sweeps import sweeps_of
 
@@ -100,6 +101,9 @@ class LayerStack:
         missing = 0 if self.shard is None else self.shard.chunk - self.shard.own
         weights = [local(layer.weight) for layer in layers]
         self.matrices = Matrices(geometry, weights, stored, missing)
+        # No rank sees the length of a sharded layer, against which its rows would be weighed.
+        rows = geometry.outputs if self.shard is None else 0
+        self.rows = RowAverages(count, matrices, rows, dtype=self.dtype, device=weight.device)
         self.weights = [0.0] * count
         self.ready = [False] * count
         self.sweeps = sweeps_of(self)
@@ -197,6 +201,11 @@ class LayerStack:
         """The blocks of rows that take lengths of their own; ``None`` where layers do."""
         per = control.per or ("layer" if self.shard is None else "rows")
         return self.g.partition if per == "rows" else None
+
+    def even_rows(self, slots: list[int], directions: Tensor, decay: float) -> None:
+        """Divides rows ``[l, k, out, columns]`` by their running root mean squares, in place."""
+        if not self.geometry.unit_wise:
+            self.rows.even(slots, directions, decay)
 
     def direction(self, slots: list[int], matrices: Tensor) -> Tensor:
         """Preconditions ``[l, k, out, columns]``; layers without an inverse pass through."""

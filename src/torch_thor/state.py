@@ -32,6 +32,7 @@ def save(engine: CurvatureEngine) -> dict[str, Any]:
                 "ready": stack.ready[slot],
                 "split": [stack.a.partition.block, stack.g.partition.block],
                 "tensors": [_saved(stack, slot, tensor) for tensor in _tensors(stack)],
+                "rows": stack.rows.saved(slot),
             }
     return {
         "format": FORMAT,
@@ -109,6 +110,8 @@ def restore_layers(engine: CurvatureEngine, saved: dict[str, Any]) -> None:
             for key, value in entry["record"].items():
                 setattr(record, key, value)
             stack.weights[slot], stack.ready[slot] = entry["weight"], entry["ready"]
+            if "rows" in entry:  # not in checkpoints of version 0.1
+                stack.rows.restore(slot, entry["rows"])
             with torch.no_grad():
                 for tensor, value in zip(_tensors(stack), entry["tensors"], strict=True):
                     tensor[slot].copy_(local(value).view_as(tensor[slot]))

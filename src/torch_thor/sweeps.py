@@ -8,6 +8,7 @@ behind until the layer's length is known.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
@@ -132,12 +133,19 @@ class Sweep:
         bias_source = None if bias is None else rule.source(bias, slice(None))
         shape = (1, geometry.outputs, geometry.columns)
         directions = torch.empty(shape, dtype=self.roots.a.dtype)
-        lengths = [
+        found = [
             self._precondition(band, rule.source(layer.weight, band.rows), bias_source, directions)
             for band in self.bands
         ]
-        scale = self._scale(control, torch.tensor(lengths, dtype=torch.float64))
+        squares = torch.cat([rows for _, rows in found])
+        factors = self._row_factors(control, squares)
+        if factors is not None:
+            squares = squares * factors.square()
+        source = math.sqrt(sum(square for square, _ in found))
+        scale = self._scale(control, source, math.sqrt(float(squares.sum())))
         for band in self.bands:
+            if factors is not None:
+                directions[0, band.rows].mul_(factors[band.rows, None])
             weight = layer.weight[band.rows]
             step, _ = read_matrices(band.geometry, directions[:, band.rows], weight)
             rule.move(layer.weight, band.rows, step, scale)
@@ -146,8 +154,12 @@ class Sweep:
 
     def _precondition(
         self, band: Band, weight: Tensor, bias: Tensor | None, directions: Tensor
-    ) -> tuple[float, float]:
-        """Writes the directions of a band; returns the lengths of its source and of these."""
+    ) -> tuple[float, Tensor]:
+        """Writes the directions of a band.
+
+        Returns:
+            The squared lengths of its source and of each row of these, in float64.
+        """
         rows, columns = band.geometry.outputs, band.geometry.columns
         source = directions.new_empty(1, band.padded, self.stack.a.partition.padded)
         if rows < band.padded:
@@ -158,12 +170,23 @@ class Sweep:
         write_matrices(band.geometry, inside, weight, None if bias is None else bias[band.rows])
         found = self.roots.band(source, self.slot, band.blocks)
         directions[:, band.rows] = found[:, :rows, :columns]
-        return float(torch.linalg.vector_norm(source)), float(torch.linalg.vector_norm(found))
+        lengths = torch.linalg.vector_norm(found[0, :rows], dim=1)
+        return float(torch.linalg.vector_norm(source)) ** 2, lengths.double().square()
 
-    def _scale(self, control: NormControl | None, lengths: Tensor) -> float:
+    def _row_factors(self, control: NormControl | None, squares: Tensor) -> Tensor | None:
+        """What the rows are multiplied by before the length is set; None leaves them."""
+        if control is None or control.row_decay is None:
+            return None
+        averages = self.stack.rows
+        found = averages.factors(
+            [self.slot], squares.to(averages.shares.dtype).view(1, 1, -1), control.row_decay
+        )
+        return found.flatten()
+
+    def _scale(self, control: NormControl | None, source: float, direction: float) -> float:
+        """What a layer's direction of a length is multiplied by, given its source's length."""
         if control is None:
             return 1.0
-        source, direction = torch.linalg.vector_norm(lengths, dim=0).tolist()
         if control.kind == "rms":
             source = control.limit * self.stack.geometry.outputs**0.5
         return source / direction if direction > 0 else 1.0

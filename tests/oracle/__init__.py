@@ -16,6 +16,7 @@ from oracle.curvature import (
 )
 from oracle.geometry import conv_patches, linear_rows
 from oracle.rules import (
+    EvenedRows,
     RunningAverage,
     ekfac_direction,
     grafted,
@@ -26,6 +27,7 @@ from oracle.rules import (
 from oracle.samples import Observed, observe
 
 __all__ = [
+    "EvenedRows",
     "Observed",
     "RunningAverage",
     "blocks_only",

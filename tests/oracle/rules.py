@@ -72,6 +72,22 @@ def with_rms(direction: Tensor, rms: float) -> Tensor:
     return direction * (rms / math.sqrt(mean))
 
 
+class EvenedRows:
+    """NorMuon's rule: rows ÷ √(running average of their mean square over the matrix's own)."""
+
+    def __init__(self, decay: float, rows: int) -> None:
+        self.averages = [RunningAverage(decay) for _ in range(rows)]
+
+    def __call__(self, direction: Tensor) -> Tensor:
+        """Take one more direction ``[rows, columns]``; return it with its rows divided."""
+        mean = sum(float(x) ** 2 for x in direction.flatten()) / direction.numel()
+        rows = []
+        for average, row in zip(self.averages, direction, strict=True):
+            share = sum(float(x) ** 2 for x in row) / len(row) / mean
+            rows.append(row / average.add(torch.tensor(share, dtype=torch.float64)).sqrt())
+        return torch.stack(rows)
+
+
 def ekfac_direction(
     seen: Observed,
     gradient: Tensor,

@@ -16,16 +16,19 @@ from torch_thor import (
     Damping,
     ExponentialDamping,
     GrowingInterval,
+    NormControl,
     Refresh,
     Statistics,
     TraceRule,
     Update,
 )
+from torch_thor.bench.errors import BenchError
 from torch_thor.bench.muon import FlattenedMuon
 from torch_thor.bench.settings import (
     AdamWSettings,
     KFACSettings,
     MuonSettings,
+    NormControlKind,
     SGDSettings,
     THORSettings,
 )
@@ -157,7 +160,7 @@ def build_thor(training: Training, settings: THORSettings) -> Sequence[Optimizer
             power=settings.power,
             interval=GrowingInterval(settings.interval, settings.growth),
             trace_rule=rule,
-            norm_control=settings.norm_control,
+            norm_control=_norm_control(settings),
             update=Update(
                 nesterov=settings.nesterov,
                 momentum_first=settings.momentum_first,
@@ -172,6 +175,16 @@ def build_thor(training: Training, settings: THORSettings) -> Sequence[Optimizer
             include=_norms(training.model) if settings.include_norms else (),
         )
     ]
+
+
+def _norm_control(settings: THORSettings) -> NormControl | NormControlKind | None:
+    kind = settings.norm_control
+    if settings.row_decay is None:
+        return kind
+    if kind is None:
+        message = f"row_decay={settings.row_decay:g} needs a norm_control; try norm_control=rms"
+        raise BenchError(message)
+    return NormControl(kind, row_decay=settings.row_decay)
 
 
 def _statistics(training: Training, settings: THORSettings | KFACSettings) -> Statistics:

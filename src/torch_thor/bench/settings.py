@@ -17,7 +17,7 @@ Power = Annotated[float, Field(gt=0, le=1)]
 AtLeastOne = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 DampingMode = Literal["both", "sqrt", "pi", "relative"]
 BaseRule = Literal["sgd", "adamw"]
-NormControl = Literal["kl_clip", "graft", "rms", "spectral"] | None
+NormControlKind = Literal["kl_clip", "graft", "rms", "spectral"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +116,8 @@ class THORSettings(Settings):
         damped_trace: How the trace rule reads tr(F + λI).
         rule_compares: ``trace``, or ``distance``: the Frobenius rule that the trace replaces.
         norm_control: Length of each layer's step.
+        row_decay: Running average of each output unit's mean square, which evens the units out;
+            None leaves them as they are.
         decay: Running average of the factors.
         rows: Rows sampled per layer and refresh, or None for all.
         fisher: ``empirical``, or ``mc``: statistics of labels drawn from the model's outputs.
@@ -143,7 +145,8 @@ class THORSettings(Settings):
     freeze_below: NonNegative = 0.0
     damped_trace: Literal["factors", "product"] = "factors"
     rule_compares: Literal["trace", "distance"] = "trace"
-    norm_control: NormControl = "graft"
+    norm_control: NormControlKind | None = "graft"
+    row_decay: Fraction | None = None
     decay: Fraction = 0.8
     rows: Count | None = 1024
     fisher: Literal["empirical", "mc"] = "empirical"
@@ -177,7 +180,7 @@ class KFACSettings(Settings):
     damping: Positive = 0.03
     damping_mode: DampingMode = "both"
     interval: Count = 20
-    norm_control: NormControl = "kl_clip"
+    norm_control: NormControlKind | None = "kl_clip"
     decay: Fraction = 0.95
     rows: Count | None = None
 

@@ -1,0 +1,149 @@
+"""Rows made alike: against the oracle's rule, one matrix at a time."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from helpers import EXACT_THOR
+from oracle import EvenedRows, with_rms
+from torch_thor import THOR, InvalidOptionError, NormControl
+from torch_thor.row_averages import RowAverages
+
+ROWS = 3
+
+
+def averages(layers: int = 2, matrices: int = 1) -> RowAverages:
+    return RowAverages(layers, matrices, ROWS, dtype=torch.float64, device=torch.device("cpu"))
+
+
+def directions(layers: int = 2, matrices: int = 1) -> Tensor:
+    spread = torch.tensor([1.0, 0.1, 10.0]).view(-1, 1)
+    return torch.randn(layers, matrices, ROWS, 4, dtype=torch.float64) * spread
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.95])
+def test_rows_are_divided_by_their_running_share(decay: float) -> None:
+    """Two layers, the second of which sits one step out: averages are each layer's own."""
+    ours = averages()
+    rules = [EvenedRows(decay, ROWS) for _ in range(2)]
+    for slots in ([0, 1], [0], [0, 1]):
+        found = directions(len(slots))
+        expected = [
+            rules[slot](one[0]).unsqueeze(0) for slot, one in zip(slots, found, strict=True)
+        ]
+        ours.even(slots, found, decay)
+        torch.testing.assert_close(found, torch.stack(expected))
+
+
+def test_matrices_of_one_layer_share_its_length() -> None:
+    """Two groups of a convolution are six rows of one layer."""
+    found = directions(1, matrices=2)
+    expected = EvenedRows(0.9, 2 * ROWS)(found.reshape(2 * ROWS, -1))
+    averages(1, matrices=2).even([0], found, 0.9)
+    torch.testing.assert_close(found.reshape(2 * ROWS, -1), expected)
+
+
+@given(scale=st.floats(1e-6, 1e6), decay=st.floats(0.0, 0.99))
+def test_the_length_of_a_direction_does_not_enter(scale: float, decay: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(1, 1, ROWS, 4, dtype=torch.float64, generator=generator)
+    second = torch.randn(1, 1, ROWS, 4, dtype=torch.float64, generator=generator)
+    found = []
+    for factor in (1.0, scale):
+        ours, last = averages(1), second.clone()
+        ours.even([0], first * factor, decay)
+        ours.even([0], last, decay)
+        found.append(last)
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_zeros_stay_and_are_not_remembered() -> None:
+    ours, zeros = averages(1), torch.zeros(1, 1, ROWS, 4, dtype=torch.float64)
+    ours.even([0], directions(1), 0.5)
+    before = ours.shares.clone()
+    ours.even([0], zeros, 0.5)
+    assert torch.equal(zeros, torch.zeros_like(zeros))
+    torch.testing.assert_close(ours.shares, before)
+
+
+def test_a_row_that_wakes_up_takes_no_wild_step() -> None:
+    """A dead unit's average is 0: its first step is bounded by 1 / √(1 - ρ)."""
+    ours = averages(1)
+    for _ in range(50):
+        asleep = directions(1)
+        asleep[..., 0, :] = 0.0
+        ours.even([0], asleep, 0.95)
+    awake = directions(1)
+    usual = float(awake.square().mean())
+    ours.even([0], awake, 0.95)
+    assert float(awake[0, 0, 0].square().mean()) <= usual / 0.05 * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("kind", ["rms", "spectral"])
+def test_steps_keep_the_length_that_was_asked_for(kind: str) -> None:
+    module = nn.Linear(5, ROWS, bias=False)
+    before = module.weight.detach().clone()
+    control = NormControl(kind, limit=0.3, row_decay=0.0)  # type: ignore[arg-type]
+    thor = THOR(
+        module,
+        lr=0.1,
+        momentum=0.0,
+        weight_decay=0.0,
+        **{**EXACT_THOR, "norm_control": control},
+    )
+    module(torch.randn(8, 5)).square().mean().backward()
+    thor.step()
+    step = (module.weight - before).detach()
+    torch.testing.assert_close(step, with_rms(step, 0.1 * 0.3 / 5**0.5))
+    # Without a memory every row has the same length.
+    torch.testing.assert_close(step.norm(dim=1), step.norm(dim=1).mean().expand(ROWS))
+
+
+def test_a_checkpoint_holds_the_averages() -> None:
+    def training() -> tuple[nn.Module, THOR]:
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+        return module, THOR(module, norm_control=NormControl("rms", row_decay=0.9), lr=0.05)
+
+    def train(module: nn.Module, thor: THOR, steps: range) -> None:
+        for step in steps:
+            inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+            thor.zero_grad()
+            module(inputs).square().mean().backward()
+            thor.step()
+
+    module, thor = training()
+    train(module, thor, range(3))
+    again, later = training()
+    again.load_state_dict(module.state_dict())
+    later.load_state_dict(copy.deepcopy(thor.state_dict()))
+    for one, optimizer in ((module, thor), (again, later)):
+        train(one, optimizer, range(3, 6))
+    for ours, theirs in zip(module.parameters(), again.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_checkpoint_without_averages_still_loads() -> None:
+    module = nn.Linear(4, 2)
+    thor = THOR(module, lr=0.1)
+    module(torch.randn(8, 4)).square().mean().backward()
+    thor.step()
+    saved = thor.state_dict()
+    for layer in saved["curvature"]["layers"].values():
+        del layer["rows"]
+    THOR(module, lr=0.1).load_state_dict(saved)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"kind": "rms", "row_decay": 1.0}, {"kind": "kl_clip", "row_decay": 0.9}],
+)
+def test_what_makes_no_sense_is_refused(arguments: dict[str, object]) -> None:
+    with pytest.raises(InvalidOptionError, match="row_decay"):
+        NormControl(**arguments)  # type: ignore[arg-type]
