@@ -32,7 +32,7 @@ def controlled(
     cuts: tuple[Partition | None, ...] = (None, None),
 ) -> list[Tensor]:
     """Every layer's direction after norm control."""
-    factors = length_factors(control, ours, raw, cuts)
+    factors = length_factors(control, ours, raw, cuts, [None] * len(ours))
     return layers_of([stack * factor for stack, factor in zip(ours, factors, strict=True)])
 
 

@@ -22,6 +22,10 @@ def averages(layers: int = 2, matrices: int = 1) -> RowAverages:
     return RowAverages(layers, matrices, ROWS, dtype=torch.float64, device=torch.device("cpu"))
 
 
+def even(ours: RowAverages, slots: list[int], directions: Tensor, decay: float) -> None:
+    directions.mul_(ours.weigh(slots, directions, decay).factors.unsqueeze(-1))
+
+
 def directions(layers: int = 2, matrices: int = 1) -> Tensor:
     spread = torch.tensor([1.0, 0.1, 10.0]).view(-1, 1)
     return torch.randn(layers, matrices, ROWS, 4, dtype=torch.float64) * spread
@@ -37,7 +41,7 @@ def test_rows_are_divided_by_their_running_share(decay: float) -> None:
         expected = [
             rules[slot](one[0]).unsqueeze(0) for slot, one in zip(slots, found, strict=True)
         ]
-        ours.even(slots, found, decay)
+        even(ours, slots, found, decay)
         torch.testing.assert_close(found, torch.stack(expected))
 
 
@@ -45,7 +49,7 @@ def test_matrices_of_one_layer_share_its_length() -> None:
     """Two groups of a convolution are six rows of one layer."""
     found = directions(1, matrices=2)
     expected = EvenedRows(0.9, 2 * ROWS)(found.reshape(2 * ROWS, -1))
-    averages(1, matrices=2).even([0], found, 0.9)
+    even(averages(1, matrices=2), [0], found, 0.9)
     torch.testing.assert_close(found.reshape(2 * ROWS, -1), expected)
 
 
@@ -57,19 +61,26 @@ def test_the_length_of_a_direction_does_not_enter(scale: float, decay: float) ->
     found = []
     for factor in (1.0, scale):
         ours, last = averages(1), second.clone()
-        ours.even([0], first * factor, decay)
-        ours.even([0], last, decay)
+        even(ours, [0], first * factor, decay)
+        even(ours, [0], last, decay)
         found.append(last)
     torch.testing.assert_close(found[0], found[1])
 
 
-def test_zeros_stay_and_are_not_remembered() -> None:
+def test_zeros_stay_and_change_no_later_direction() -> None:
     ours, zeros = averages(1), torch.zeros(1, 1, ROWS, 4, dtype=torch.float64)
-    ours.even([0], directions(1), 0.5)
-    before = ours.shares.clone()
-    ours.even([0], zeros, 0.5)
+    even(ours, [0], directions(1), 0.5)
+    before = ours.shares / ours.shares.sum()
+    even(ours, [0], zeros, 0.5)
     assert torch.equal(zeros, torch.zeros_like(zeros))
-    torch.testing.assert_close(ours.shares, before)
+    torch.testing.assert_close(ours.shares / ours.shares.sum(), before)
+
+
+def test_lengths_are_those_of_evened_rows() -> None:
+    ours, found = averages(), directions()
+    rows = ours.weigh([0, 1], found, 0.9)
+    evened = found * rows.factors.unsqueeze(-1)
+    torch.testing.assert_close(rows.lengths, evened.flatten(1).norm(dim=1))
 
 
 def test_a_row_that_wakes_up_takes_no_wild_step() -> None:
@@ -78,10 +89,10 @@ def test_a_row_that_wakes_up_takes_no_wild_step() -> None:
     for _ in range(50):
         asleep = directions(1)
         asleep[..., 0, :] = 0.0
-        ours.even([0], asleep, 0.95)
+        even(ours, [0], asleep, 0.95)
     awake = directions(1)
     usual = float(awake.square().mean())
-    ours.even([0], awake, 0.95)
+    even(ours, [0], awake, 0.95)
     assert float(awake[0, 0, 0].square().mean()) <= usual / 0.05 * (1 + 1e-9)
 
 
@@ -142,7 +153,11 @@ def test_a_checkpoint_without_averages_still_loads() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"kind": "rms", "row_decay": 1.0}, {"kind": "kl_clip", "row_decay": 0.9}],
+    [
+        {"kind": "rms", "row_decay": 1.0},
+        {"kind": "kl_clip", "row_decay": 0.9},
+        {"kind": "graft", "row_decay": 0.9, "per": "rows"},
+    ],
 )
 def test_what_makes_no_sense_is_refused(arguments: dict[str, object]) -> None:
     with pytest.raises(InvalidOptionError, match="row_decay"):

@@ -116,9 +116,6 @@ def precondition_stacks(
     ]
     if control is not None and control.kind == "spectral":
         raw = [norms.orthogonalize(direction, control.iterations) for direction in raw]
-    if control is not None and control.row_decay is not None:
-        for (stack, slots), direction in zip(chosen, raw, strict=True):
-            stack.even_rows(slots, direction, control.row_decay)
     if control is None:
         factors: Sequence[Tensor | float] = [1.0] * len(raw)
     elif rates is not None:
@@ -126,7 +123,11 @@ def precondition_stacks(
         factors = [clip.to(direction) for direction in raw]
     else:
         cuts = [stack.row_cut(control) for stack, _ in chosen]
-        factors = norms.length_factors(control, raw, packed, cuts)
+        rows = [
+            stack.even_rows(slots, direction, control)
+            for (stack, slots), direction in zip(chosen, raw, strict=True)
+        ]
+        factors = norms.length_factors(control, raw, packed, cuts, rows)
     # The sources have served: their memory takes the directions.
     return [
         stack.matrices.read(slots, torch.mul(direction, factor, out=source))

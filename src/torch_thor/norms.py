@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from torch_thor.options import NormControl
     from torch_thor.partition import Partition
+    from torch_thor.row_averages import EvenRows
 
 
 # Jordan et al. 2024 (Muon): brings singular values in (0, 1] to about 0.7 … 1.2 in five steps.
@@ -50,6 +51,7 @@ def length_factors(
     directions: Sequence[Tensor],
     sources: Sequence[Tensor],
     cuts: Sequence[Partition | None],
+    rows: Sequence[EvenRows | None],
 ) -> list[Tensor]:
     """What each direction is multiplied by to get the length that ``control`` names.
 
@@ -59,30 +61,36 @@ def length_factors(
         directions: One ``[l, k, out, columns]`` a stack.
         sources: What was preconditioned, same shapes.
         cuts: Of each stack, blocks of rows with lengths of their own; ``None``: a length a layer.
+        rows: Of each stack, what evens its rows first; ``None`` leaves them.
 
     Returns:
         ``[l, 1, 1, 1]`` or ``[l, k, out, 1]`` for each stack, in its directions' type.
     """
-    lengths, shapes = _all_lengths(directions, cuts)
+    lengths, shapes = _all_lengths(directions, cuts, rows)
     if control.kind == "graft":
-        targets, _ = _all_lengths(sources, cuts)
+        targets, _ = _all_lengths(sources, cuts, [None] * len(cuts))
     else:
-        rows = [_rows(d, cut) for d, cut in zip(directions, cuts, strict=True)]
-        targets = control.limit * torch.cat(rows).to(lengths).sqrt()
+        counts = [_rows(d, cut) for d, cut in zip(directions, cuts, strict=True)]
+        targets = control.limit * torch.cat(counts).to(lengths).sqrt()
     factors = torch.where(lengths > 0, targets / lengths, 1.0)
     parts = torch.split(factors, [shape.numel() for shape in shapes])
     return [
-        _spread(part.view(shape).to(d), cut, d.shape[2])
-        for part, shape, d, cut in zip(parts, shapes, directions, cuts, strict=True)
+        _spread(part.view(shape), cut, row, d)
+        for part, shape, d, cut, row in zip(parts, shapes, directions, cuts, rows, strict=True)
     ]
 
 
 def _all_lengths(
-    stacks: Sequence[Tensor], cuts: Sequence[Partition | None]
+    stacks: Sequence[Tensor],
+    cuts: Sequence[Partition | None],
+    rows: Sequence[EvenRows | None],
 ) -> tuple[Tensor, list[torch.Size]]:
     """Norms of all layers on the first stack's device (a model may span several)."""
     device = stacks[0].device
-    parts = [_lengths(m, cut) for m, cut in zip(stacks, cuts, strict=True)]
+    parts = [
+        _lengths(m, cut) if row is None else row.lengths
+        for m, cut, row in zip(stacks, cuts, rows, strict=True)
+    ]
     return torch.cat([part.flatten().to(device) for part in parts]), [p.shape for p in parts]
 
 
@@ -108,10 +116,18 @@ def _rows(matrices: Tensor, cut: Partition | None) -> Tensor:
     return inside.expand(layers, count, -1).flatten()
 
 
-def _spread(factors: Tensor, cut: Partition | None, rows: int) -> Tensor:
-    if cut is None:
-        return factors.view(-1, 1, 1, 1)
-    return factors.repeat_interleave(cut.block, dim=2)[:, :, :rows].unsqueeze(-1)
+def _spread(
+    factors: Tensor, cut: Partition | None, rows: EvenRows | None, directions: Tensor
+) -> Tensor:
+    """Brings factors of layers ``[l]``, or of blocks of rows, into the form of their directions."""
+    if rows is not None:
+        factors = rows.factors.mul(factors.to(rows.factors).view(-1, 1, 1)).unsqueeze(-1)
+    elif cut is None:
+        factors = factors.view(-1, 1, 1, 1)
+    else:
+        inside = slice(directions.shape[2])
+        factors = factors.repeat_interleave(cut.block, dim=2)[:, :, inside].unsqueeze(-1)
+    return factors.to(directions)
 
 
 def clip_factor(

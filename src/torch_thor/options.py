@@ -152,8 +152,9 @@ class NormControl:
         require("limit", self.limit, self.limit > 0, "> 0")
         known = self.per in (None, "layer", "rows")
         require("per", self.per, known, "'layer', 'rows' or None")
-        whole = self.kind in ("graft", "rms") or self.per != "rows"
-        require("per", self.per, whole, "None for what needs whole layers: KL clip, spectral")
+        layers = self.kind not in ("graft", "rms") or self.row_decay is not None
+        allowed = "None for what needs whole layers: KL clip, spectral, row_decay"
+        require("per", self.per, not (layers and self.per == "rows"), allowed)
         require("iterations", self.iterations, self.iterations >= 1, ">= 1")
         decay = self.row_decay
         evens = decay is None or (0 <= decay < 1 and self.kind != "kl_clip")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,24 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _LEAST = 1e-12  # of a mean square that is divided by; the mean of all rows is 1
+
+
+@dataclass(frozen=True)
+class EvenRows:
+    """What evens the rows of some layers' directions.
+
+    Args:
+        factors: ``[l, k, rows]``, what each row is to be multiplied by.
+        squares: ``[l, k, rows]``, squared lengths of the rows before that.
+    """
+
+    factors: Tensor
+    squares: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """Length of each layer's direction with its rows evened: ``[l]``."""
+        return (self.squares * self.factors.square()).sum((1, 2)).sqrt_()
 
 
 class RowAverages:
@@ -40,45 +59,43 @@ class RowAverages:
         self.shares = torch.zeros(layers, matrices, rows, dtype=dtype, device=device)
         self.weights = [0.0] * layers
 
-    def even(self, slots: Sequence[int], directions: Tensor, decay: float) -> None:
-        """Divides the rows of directions by the roots of their averages, in place.
+    def weigh(self, slots: Sequence[int], directions: Tensor, decay: float) -> EvenRows:
+        """Folds directions in and says what evens their rows.
 
         Args:
             slots: The layers.
             directions: ``[l, k, rows, columns]``.
             decay: Weight ρ of the old average.
         """
-        squares = torch.linalg.vector_norm(directions, dim=3).to(self.shares.dtype).square()
-        factors = self.factors(slots, squares, decay)
-        directions.mul_(factors.to(directions.dtype).unsqueeze(-1))
+        lengths = torch.linalg.vector_norm(directions, dim=3)
+        squares = lengths.to(self.shares.dtype).square_()
+        return EvenRows(self.fold(slots, squares, decay), squares)
 
-    def factors(self, slots: Sequence[int], squares: Tensor, decay: float) -> Tensor:
-        """Folds new directions in and returns what their rows are to be multiplied by.
+    def fold(self, slots: Sequence[int], squares: Tensor, decay: float) -> Tensor:
+        """Folds squared lengths of rows in and returns what the rows are multiplied by.
+
+        A direction of zeros shrinks a layer's averages alike and so changes no direction.
 
         Args:
             slots: The layers.
-            squares: ``[l, k, rows]``, squared lengths of the rows.
+            squares: ``[l, k, rows]``.
             decay: Weight ρ of the old average.
 
         Returns:
-            ``[l, k, rows]``; a direction of zeros changes no average and stays.
+            ``[l, k, rows]``.
         """
         mean = squares.mean((1, 2), keepdim=True)
+        shares = squares / mean.clamp_min_(torch.finfo(mean.dtype).tiny)
         steps = [kept_share(decay, self.weights[slot]) for slot in slots]
         for slot, (_, following) in zip(slots, steps, strict=True):
             self.weights[slot] = following
-        fresh = torch.tensor([1.0 - keep for keep, _ in steps], dtype=mean.dtype)
-        # Every layer of the stack: no copies out and back.
-        whole = len(steps) == len(self.weights)
-        old = self.shares if whole else self.shares[list(slots)]
-        known = mean > 0
-        shares = torch.where(known, squares / torch.where(known, mean, 1.0), old)
-        new = old.lerp(shares, fresh.to(mean.device).view(-1, 1, 1))
-        if whole:
-            self.shares = new
+        fresh = [1.0 - keep for keep, _ in steps]
+        if len(fresh) == len(self.weights) and len(set(fresh)) == 1:
+            averages = self.shares.lerp_(shares, fresh[0])
         else:
-            self.shares[list(slots)] = new
-        return new.clamp_min(_LEAST).rsqrt()
+            old, share = self.shares[list(slots)], shares.new_tensor(fresh).view(-1, 1, 1)
+            averages = self.shares[list(slots)] = old.lerp(shares, share)
+        return averages.clamp_min(_LEAST).rsqrt_()
 
     def saved(self, slot: int) -> Tensor:
         """Returns what a checkpoint has to hold of a layer: ``[k · rows + 1]``, its weight last."""

@@ -16,7 +16,7 @@ from torch_thor.hardware import multiplies_bfloat16
 from torch_thor.inverses import EigenBasis, Factorization, InverseRoots, Inverses
 from torch_thor.matrices import SMALL_LAYER, Matrices
 from torch_thor.partition import Partition
-from torch_thor.row_averages import RowAverages
+from torch_thor.row_averages import EvenRows, RowAverages
 from torch_thor.shards import local
 from torch_thor.sweeps import sweeps_of
 
@@ -202,10 +202,13 @@ class LayerStack:
         per = control.per or ("layer" if self.shard is None else "rows")
         return self.g.partition if per == "rows" else None
 
-    def even_rows(self, slots: list[int], directions: Tensor, decay: float) -> None:
-        """Divides rows ``[l, k, out, columns]`` by their running root mean squares, in place."""
-        if not self.geometry.unit_wise:
-            self.rows.even(slots, directions, decay)
+    def even_rows(
+        self, slots: list[int], directions: Tensor, control: NormControl
+    ) -> EvenRows | None:
+        """What evens the rows of ``[l, k, out, columns]``; ``None`` where they stay as they are."""
+        if control.row_decay is None or self.geometry.unit_wise:
+            return None
+        return self.rows.weigh(slots, directions, control.row_decay)
 
     def direction(self, slots: list[int], matrices: Tensor) -> Tensor:
         """Preconditions ``[l, k, out, columns]``; layers without an inverse pass through."""

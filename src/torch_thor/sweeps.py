@@ -178,10 +178,8 @@ class Sweep:
         if control is None or control.row_decay is None:
             return None
         averages = self.stack.rows
-        found = averages.factors(
-            [self.slot], squares.to(averages.shares.dtype).view(1, 1, -1), control.row_decay
-        )
-        return found.flatten()
+        rows = squares.to(averages.shares.dtype).view(1, 1, -1)
+        return averages.fold([self.slot], rows, control.row_decay).flatten()
 
     def _scale(self, control: NormControl | None, source: float, direction: float) -> float:
         """What a layer's direction of a length is multiplied by, given its source's length."""
