@@ -502,6 +502,25 @@ def test_other_parameters_train_by_torchs_own_rule(
                 assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("rule", ["sgd", "adamw"])
+def test_a_gradient_may_lie_in_memory_otherwise_than_its_parameter(
+    rule: Literal["sgd", "adamw"],
+) -> None:
+    """torch's fused AdamW walks through memory; it is not taken then."""
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = THOR(model, lr=0.1, weight_decay=0.0, exclude=("*",), base=Base(rule))
+        for _ in range(2):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape)
+            model.weight.grad = model.weight.grad.contiguous(memory_format=layout)
+            optimizer.step()
+        found.append(model.weight.detach().clone())
+    torch.testing.assert_close(*found)
+
+
 def test_excluded_layers_train_by_the_base_rule_and_say_so() -> None:
     model = mlp()
     optimizer = THOR(model, exclude=("2",))

@@ -13,17 +13,31 @@ from torch import Tensor, nn
 from helpers import EXACT_THOR
 from oracle import EvenedRows, with_rms
 from torch_thor import THOR, InvalidOptionError, NormControl
-from torch_thor.row_averages import RowAverages
+from torch_thor.row_averages import RowAverages, RowPlan
 
 ROWS = 3
 
 
 def averages(layers: int = 2, matrices: int = 1) -> RowAverages:
-    return RowAverages(layers, matrices, ROWS, dtype=torch.float64, device=torch.device("cpu"))
+    return over([(layers, matrices, ROWS)])
+
+
+def over(shapes: list[tuple[int, int, int]]) -> RowAverages:
+    return RowAverages(shapes, dtype=torch.float64, device=torch.device("cpu"))
 
 
 def even(ours: RowAverages, slots: list[int], directions: Tensor, decay: float) -> None:
-    directions.mul_(ours.weigh(slots, directions, decay).factors.unsqueeze(-1))
+    evened(ours.plan(((0, tuple(slots)),)), [directions], decay)
+
+
+def evened(plan: RowPlan, directions: list[Tensor], decay: float) -> Tensor:
+    """Evens the rows of each stack's directions in place; returns the lengths of the layers."""
+    for one, lengths in zip(directions, plan.lengths, strict=True):
+        lengths.copy_(one.norm(dim=3))
+    found = plan.fold(decay)
+    for one, factors in zip(directions, plan.factors(torch.ones_like(found)), strict=True):
+        one.mul_(factors)
+    return found
 
 
 def directions(layers: int = 2, matrices: int = 1) -> Tensor:
@@ -76,11 +90,27 @@ def test_zeros_stay_and_change_no_later_direction() -> None:
     torch.testing.assert_close(ours.shares / ours.shares.sum(), before)
 
 
-def test_lengths_are_those_of_evened_rows() -> None:
-    ours, found = averages(), directions()
-    rows = ours.weigh([0, 1], found, 0.9)
-    evened = found * rows.factors.unsqueeze(-1)
-    torch.testing.assert_close(rows.lengths, evened.flatten(1).norm(dim=1))
+def test_stacks_that_lie_together_keep_apart() -> None:
+    """Lengths are those of evened rows, stack by stack; a stack alone goes on where it was."""
+    ours = over([(2, 1, ROWS), (1, 2, ROWS)])
+    alone = [averages(), averages(1, matrices=2)]
+    for chosen in (((0, (0, 1)), (1, (0,))), ((1, (0,)),), ((0, (1,)), (1, (0,)))):
+        found = [directions(len(slots), matrices=stack + 1) for stack, slots in chosen]
+        expected = [one.clone() for one in found]
+        for (stack, slots), one in zip(chosen, expected, strict=True):
+            even(alone[stack], list(slots), one, 0.9)
+        lengths = evened(ours.plan(chosen), found, 0.9)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(lengths, torch.cat([x.flatten(1).norm(dim=1) for x in found]))
+
+
+def test_plans_do_not_pile_up() -> None:
+    ours = over([(100, 1, ROWS)])
+    for slot in range(100):
+        found = directions(1)
+        even(ours, [slot], found, 0.9)
+    torch.testing.assert_close(ours.shares.view(100, ROWS).mean(1), torch.ones(100).double())
+    assert len(ours._plans) <= 64
 
 
 def test_a_row_that_wakes_up_takes_no_wild_step() -> None:

@@ -27,7 +27,8 @@ class Base:
         betas: AdamW's averages.
         eps: AdamW's ε.
         fused: As in ``torch.optim``; picks the kernel, not the result. ``None`` takes AdamW's
-            fused one on the CPU, where torch would go through tensors one by one.
+            fused one on the CPU, where torch would go through tensors one by one, and leaves
+            SGD's choice to torch, whose fused SGD rounds otherwise.
 
     Raises:
         InvalidOptionError: For values out of range.
@@ -107,14 +108,15 @@ def adamw_step(
     """torch.optim.AdamW's update, with its own state layout."""
     for parameter, state in zip(parameters, states, strict=True):
         allocate_state(base, parameter, state, momentum=0.0)
+    weights, steps = [local(p) for p in parameters], [local(g) for g in gradients]
     adamw(
-        [local(parameter) for parameter in parameters],
-        [local(gradient) for gradient in gradients],
+        weights,
+        steps,
         [local(state["exp_avg"]) for state in states],
         [local(state["exp_avg_sq"]) for state in states],
         [],
         [state["step"] for state in states],
-        fused=_on_cpu(parameters) if base.fused is None else base.fused,
+        fused=_fuses(weights, steps) if base.fused is None else base.fused,
         amsgrad=False,
         beta1=base.betas[0],
         beta2=base.betas[1],
@@ -125,7 +127,15 @@ def adamw_step(
     )
 
 
-def _on_cpu(parameters: list[nn.Parameter]) -> bool | None:
-    """True where torch has a fused kernel that it would not take by itself; else its own choice."""
-    fitting = all(p.device.type == "cpu" and p.is_floating_point() for p in parameters)
+def _fuses(weights: list[Tensor], steps: list[Tensor]) -> bool | None:
+    """True where torch's fused AdamW on the CPU can be taken; else torch's own choice.
+
+    It walks through memory, so a gradient has to lie there in the order of its weight.
+    """
+    fitting = all(
+        weight.device.type == "cpu"
+        and weight.is_floating_point()
+        and weight.stride() == step.stride()
+        for weight, step in zip(weights, steps, strict=True)
+    )
     return True if fitting else None

@@ -123,10 +123,7 @@ def precondition_stacks(
         factors = [clip.to(direction) for direction in raw]
     else:
         cuts = [stack.row_cut(control) for stack, _ in chosen]
-        rows = [
-            stack.even_rows(slots, direction, control)
-            for (stack, slots), direction in zip(chosen, raw, strict=True)
-        ]
+        rows = [stack.rows_of(slots, control) for stack, slots in chosen]
         factors = norms.length_factors(control, raw, packed, cuts, rows)
     # The sources have served: their memory takes the directions.
     return [

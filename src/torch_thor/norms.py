@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,13 +11,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from torch_thor.hardware import multiplies_bfloat16
+from torch_thor.row_averages import plan_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch_thor.options import NormControl
     from torch_thor.partition import Partition
-    from torch_thor.row_averages import EvenRows
+    from torch_thor.row_averages import ChosenRows, RowAverages, RowPlan
 
 
 # Jordan et al. 2024 (Muon): brings singular values in (0, 1] to about 0.7 … 1.2 in five steps.
@@ -51,7 +54,7 @@ def length_factors(
     directions: Sequence[Tensor],
     sources: Sequence[Tensor],
     cuts: Sequence[Partition | None],
-    rows: Sequence[EvenRows | None],
+    rows: Sequence[ChosenRows | None],
 ) -> list[Tensor]:
     """What each direction is multiplied by to get the length that ``control`` names.
 
@@ -61,36 +64,75 @@ def length_factors(
         directions: One ``[l, k, out, columns]`` a stack.
         sources: What was preconditioned, same shapes.
         cuts: Of each stack, blocks of rows with lengths of their own; ``None``: a length a layer.
-        rows: Of each stack, what evens its rows first; ``None`` leaves them.
+        rows: Of each stack, the averages that even its rows first; ``None`` leaves them.
 
     Returns:
         ``[l, 1, 1, 1]`` or ``[l, k, out, 1]`` for each stack, in its directions' type.
     """
-    lengths, shapes = _all_lengths(directions, cuts, rows)
+    together: dict[RowAverages | None, list[int]] = defaultdict(list)
+    for place, row in enumerate(rows):
+        together[None if row is None else row.stack.averages].append(place)
+    factors = [directions[0]] * len(directions)
+    for places in together.values():
+        chosen = [row for place in places if (row := rows[place]) is not None]
+        own, before = [[side[place] for place in places] for side in (directions, sources)]
+        if chosen and control.row_decay is not None:
+            found = _even_factors(control, own, before, plan_of(chosen), control.row_decay)
+        else:
+            found = _factors(control, own, before, [cuts[place] for place in places])
+        for place, factor in zip(places, found, strict=True):
+            factors[place] = factor.to(directions[place])
+    return factors
+
+
+def _even_factors(
+    control: NormControl,
+    directions: Sequence[Tensor],
+    sources: Sequence[Tensor],
+    plan: RowPlan,
+    decay: float,
+) -> list[Tensor]:
+    """The factors ``[l, k, out, 1]`` of directions whose rows are evened."""
+    for direction, lengths in zip(directions, plan.lengths, strict=True):
+        if direction.dtype == lengths.dtype and direction.device == lengths.device:
+            torch.linalg.vector_norm(direction, dim=3, out=lengths)
+        else:
+            lengths.copy_(torch.linalg.vector_norm(direction, dim=3))
+    lengths = plan.fold(decay)
     if control.kind == "graft":
-        targets, _ = _all_lengths(sources, cuts, [None] * len(cuts))
+        targets = torch.cat([_lengths(source, None).to(lengths) for source in sources])
     else:
-        counts = [_rows(d, cut) for d, cut in zip(directions, cuts, strict=True)]
-        targets = control.limit * torch.cat(counts).to(lengths).sqrt()
+        targets = plan.sizes.sqrt().mul_(control.limit)
+    return plan.factors(torch.where(lengths > 0, targets / lengths, 1.0))
+
+
+def _factors(
+    control: NormControl,
+    directions: Sequence[Tensor],
+    sources: Sequence[Tensor],
+    cuts: Sequence[Partition | None],
+) -> list[Tensor]:
+    """The factors ``[l, 1, 1, 1]``, or those of blocks of rows."""
+    lengths, shapes = _all_lengths(directions, cuts)
+    if control.kind == "graft":
+        targets, _ = _all_lengths(sources, cuts)
+    else:
+        counts = [n for d, cut in zip(directions, cuts, strict=True) for n in _rows(d.shape, cut)]
+        targets = control.limit * lengths.new_tensor(counts).sqrt_()
     factors = torch.where(lengths > 0, targets / lengths, 1.0)
     parts = torch.split(factors, [shape.numel() for shape in shapes])
     return [
-        _spread(part.view(shape), cut, row, d)
-        for part, shape, d, cut, row in zip(parts, shapes, directions, cuts, rows, strict=True)
+        _spread(part.view(shape), cut, d.shape[2])
+        for part, shape, d, cut in zip(parts, shapes, directions, cuts, strict=True)
     ]
 
 
 def _all_lengths(
-    stacks: Sequence[Tensor],
-    cuts: Sequence[Partition | None],
-    rows: Sequence[EvenRows | None],
+    stacks: Sequence[Tensor], cuts: Sequence[Partition | None]
 ) -> tuple[Tensor, list[torch.Size]]:
     """Norms of all layers on the first stack's device (a model may span several)."""
     device = stacks[0].device
-    parts = [
-        _lengths(m, cut) if row is None else row.lengths
-        for m, cut, row in zip(stacks, cuts, rows, strict=True)
-    ]
+    parts = [_lengths(m, cut) for m, cut in zip(stacks, cuts, strict=True)]
     return torch.cat([part.flatten().to(device) for part in parts]), [p.shape for p in parts]
 
 
@@ -106,28 +148,20 @@ def _lengths(matrices: Tensor, cut: Partition | None) -> Tensor:
     return lengths.to(torch.promote_types(lengths.dtype, torch.float32))
 
 
-def _rows(matrices: Tensor, cut: Partition | None) -> Tensor:
+@lru_cache(maxsize=256)
+def _rows(shape: torch.Size, cut: Partition | None) -> list[int]:
     """Rows behind each length."""
-    layers, count, rows, _ = matrices.shape
+    layers, count, rows, _ = shape
     if cut is None:
-        return torch.full((layers,), count * rows)
-    ends = torch.arange(1, cut.count + 1) * cut.block
-    inside = cut.block - (ends - rows).clamp_min(0)
-    return inside.expand(layers, count, -1).flatten()
+        return [count * rows] * layers
+    ends = [(block + 1) * cut.block for block in range(cut.count)]
+    return [cut.block - max(end - rows, 0) for end in ends] * (layers * count)
 
 
-def _spread(
-    factors: Tensor, cut: Partition | None, rows: EvenRows | None, directions: Tensor
-) -> Tensor:
-    """Brings factors of layers ``[l]``, or of blocks of rows, into the form of their directions."""
-    if rows is not None:
-        factors = rows.factors.mul(factors.to(rows.factors).view(-1, 1, 1)).unsqueeze(-1)
-    elif cut is None:
-        factors = factors.view(-1, 1, 1, 1)
-    else:
-        inside = slice(directions.shape[2])
-        factors = factors.repeat_interleave(cut.block, dim=2)[:, :, inside].unsqueeze(-1)
-    return factors.to(directions)
+def _spread(factors: Tensor, cut: Partition | None, rows: int) -> Tensor:
+    if cut is None:
+        return factors.view(-1, 1, 1, 1)
+    return factors.repeat_interleave(cut.block, dim=2)[:, :, :rows].unsqueeze(-1)
 
 
 def clip_factor(

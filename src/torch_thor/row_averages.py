@@ -1,9 +1,13 @@
-"""Running averages of how long the rows of directions are, to make output units step alike."""
+"""Running averages of how long the rows of directions are, to make output units step alike.
+
+The rows of all layers on a device lie in one vector: there are a few hundred of them, and calls are
+what costs.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,24 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _LEAST = 1e-12  # of a mean square that is divided by; the mean of all rows is 1
+_MOST_PLANS = 64
 
-
-@dataclass(frozen=True)
-class EvenRows:
-    """What evens the rows of some layers' directions.
-
-    Args:
-        factors: ``[l, k, rows]``, what each row is to be multiplied by.
-        squares: ``[l, k, rows]``, squared lengths of the rows before that.
-    """
-
-    factors: Tensor
-    squares: Tensor
-
-    @property
-    def lengths(self) -> Tensor:
-        """Length of each layer's direction with its rows evened: ``[l]``."""
-        return (self.squares * self.factors.square()).sum((1, 2)).sqrt_()
+Chosen: TypeAlias = tuple[tuple[int, tuple[int, ...]], ...]
 
 
 class RowAverages:
@@ -41,68 +30,166 @@ class RowAverages:
     which damping and refreshes change, does not enter.
 
     Args:
-        layers: L, layers of the stack.
-        matrices: k, matrices of one layer.
-        rows: Rows of a matrix.
+        shapes: (L, k, rows) of each stack: layers, matrices of one, rows of a matrix.
         dtype: Type of the averages.
         device: Device of the layers.
 
     Attributes:
-        shares: ``[L, k, rows]``, running averages of the shares.
+        shares: Running averages of the shares, layer by layer.
         weights: Each layer's weight of its average, see ``kept_share``.
     """
 
     def __init__(
-        self, layers: int, matrices: int, rows: int, *, dtype: torch.dtype, device: torch.device
+        self, shapes: Sequence[tuple[int, int, int]], *, dtype: torch.dtype, device: torch.device
     ) -> None:
         """Allocates empty averages."""
-        self.shares = torch.zeros(layers, matrices, rows, dtype=dtype, device=device)
-        self.weights = [0.0] * layers
+        self.shapes = tuple(shapes)
+        counts = [matrices * rows for layers, matrices, rows in shapes for _ in range(layers)]
+        self.shares = torch.zeros(sum(counts), dtype=dtype, device=device)
+        self.weights = [0.0] * len(counts)
+        self._plans: dict[Chosen, RowPlan] = {}
 
-    def weigh(self, slots: Sequence[int], directions: Tensor, decay: float) -> EvenRows:
-        """Folds directions in and says what evens their rows.
+    def layer(self, stack: int, slot: int) -> tuple[int, slice]:
+        """The number of a layer among all, and its rows."""
+        before = self.shapes[:stack]
+        matrices, rows = self.shapes[stack][1:]
+        first = sum(layers * k * r for layers, k, r in before) + slot * matrices * rows
+        return sum(layers for layers, _, _ in before) + slot, slice(first, first + matrices * rows)
 
-        Args:
-            slots: The layers.
-            directions: ``[l, k, rows, columns]``.
-            decay: Weight ρ of the old average.
-        """
-        lengths = torch.linalg.vector_norm(directions, dim=3)
-        squares = lengths.to(self.shares.dtype).square_()
-        return EvenRows(self.fold(slots, squares, decay), squares)
+    def plan(self, chosen: Chosen) -> RowPlan:
+        """Returns the way of some layers: numbers of stacks, in order, each with its slots."""
+        if chosen not in self._plans:
+            if len(self._plans) == _MOST_PLANS:
+                self._plans.clear()
+            self._plans[chosen] = RowPlan(self, chosen)
+        return self._plans[chosen]
 
-    def fold(self, slots: Sequence[int], squares: Tensor, decay: float) -> Tensor:
-        """Folds squared lengths of rows in and returns what the rows are multiplied by.
+
+class RowPlan:
+    """Makes the rows of some layers alike, in three calls a step: write, ``fold``, ``factors``.
+
+    Args:
+        averages: Where the layers' averages are.
+        chosen: Numbers of stacks, each with its slots.
+
+    Attributes:
+        lengths: ``[l, k, rows]`` of each stack, where the lengths of rows are to be written.
+    """
+
+    def __init__(self, averages: RowAverages, chosen: Chosen) -> None:
+        """Finds the rows and makes room for what is computed of them."""
+        self._averages = averages
+        shares = averages.shares
+        found = [averages.layer(stack, slot) for stack, slots in chosen for slot in slots]
+        self._layers = [number for number, _ in found]
+        counts = torch.tensor([rows.stop - rows.start for _, rows in found])
+        whole = len(found) == len(averages.weights)
+        rows = torch.cat([torch.arange(len(shares))[inside] for _, inside in found])
+        self._rows = None if whole else rows.to(shares.device)
+        self._counts = counts.to(shares.device)
+        self.sizes = self._counts.to(shares.dtype)
+        self._layer_of_row = torch.arange(len(found)).repeat_interleave(counts).to(shares.device)
+        self._flat, self._factors = shares.new_empty(len(rows)), shares.new_empty(len(rows))
+        shapes = [(len(slots), *averages.shapes[stack][1:]) for stack, slots in chosen]
+        parts = [layers * matrices * own for layers, matrices, own in shapes]
+        self.lengths = _views(self._flat, parts, shapes)
+        self._columns = [one.unsqueeze(-1) for one in _views(self._factors, parts, shapes)]
+
+    def fold(self, decay: float) -> Tensor:
+        """Folds the lengths of rows in.
 
         A direction of zeros shrinks a layer's averages alike and so changes no direction.
 
         Args:
-            slots: The layers.
-            squares: ``[l, k, rows]``.
             decay: Weight ρ of the old average.
 
         Returns:
-            ``[l, k, rows]``.
+            The length of each layer's direction once its rows are evened, layer by layer.
         """
-        mean = squares.mean((1, 2), keepdim=True)
-        shares = squares / mean.clamp_min_(torch.finfo(mean.dtype).tiny)
-        steps = [kept_share(decay, self.weights[slot]) for slot in slots]
-        for slot, (_, following) in zip(slots, steps, strict=True):
-            self.weights[slot] = following
-        fresh = [1.0 - keep for keep, _ in steps]
-        if len(fresh) == len(self.weights) and len(set(fresh)) == 1:
-            averages = self.shares.lerp_(shares, fresh[0])
+        squares = self._flat.square_()
+        means = self._sums(squares).div_(self.sizes).clamp_min_(torch.finfo(squares.dtype).tiny)
+        shares = squares / self._of_rows(means)
+        kept = self._averages.shares
+        old = kept if self._rows is None else kept[self._rows]
+        averages = torch.lerp(old, shares, self._fresh(decay))
+        if self._rows is None:
+            kept.copy_(averages)
         else:
-            old, share = self.shares[list(slots)], shares.new_tensor(fresh).view(-1, 1, 1)
-            averages = self.shares[list(slots)] = old.lerp(shares, share)
-        return averages.clamp_min(_LEAST).rsqrt_()
+            kept[self._rows] = averages
+        torch.rsqrt(averages.clamp_min_(_LEAST), out=self._factors)
+        return self._sums(squares.div_(averages)).sqrt_()
+
+    def factors(self, scales: Tensor) -> list[Tensor]:
+        """Returns ``[l, k, rows, 1]`` of each stack: what evens a row, times its layer's scale.
+
+        Args:
+            scales: One a layer. The result is memory that the next step writes to.
+        """
+        self._factors.mul_(self._of_rows(scales))
+        return self._columns
+
+    def _of_rows(self, of_layers: Tensor) -> Tensor:
+        return of_layers.index_select(0, self._layer_of_row)
+
+    def _sums(self, of_rows: Tensor) -> Tensor:
+        """Sums over the rows of each layer, in the same order on every run and rank."""
+        sums: Tensor = torch.segment_reduce(of_rows, "sum", lengths=self._counts, unsafe=True)
+        return sums
+
+    def _fresh(self, decay: float) -> float | Tensor:
+        """Share of the new value in each row's average: a number where all layers have the same."""
+        weights = self._averages.weights
+        steps = [kept_share(decay, weights[layer]) for layer in self._layers]
+        for layer, (_, following) in zip(self._layers, steps, strict=True):
+            weights[layer] = following
+        fresh = [1.0 - keep for keep, _ in steps]
+        same = all(share == fresh[0] for share in fresh)
+        return fresh[0] if same else self._of_rows(self.sizes.new_tensor(fresh))
+
+
+def _views(flat: Tensor, parts: list[int], shapes: list[tuple[int, int, int]]) -> list[Tensor]:
+    pieces = torch.split(flat, parts)
+    return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+
+@dataclass(frozen=True)
+class StackRows:
+    """The averages of one stack.
+
+    Args:
+        averages: Those of all stacks on its device.
+        number: The stack's number there.
+    """
+
+    averages: RowAverages
+    number: int
 
     def saved(self, slot: int) -> Tensor:
         """Returns what a checkpoint has to hold of a layer: ``[k · rows + 1]``, its weight last."""
-        weight = self.shares.new_tensor([self.weights[slot]])
-        return torch.cat([self.shares[slot].flatten(), weight])
+        layer, rows = self.averages.layer(self.number, slot)
+        shares = self.averages.shares
+        return torch.cat([shares[rows], shares.new_tensor([self.averages.weights[layer]])])
 
     def restore(self, slot: int, saved: Tensor) -> None:
         """Takes over what ``saved`` returned."""
-        self.shares[slot] = saved[:-1].view_as(self.shares[slot])
-        self.weights[slot] = float(saved[-1])
+        layer, rows = self.averages.layer(self.number, slot)
+        self.averages.shares[rows] = saved[:-1]
+        self.averages.weights[layer] = float(saved[-1])
+
+
+@dataclass(frozen=True)
+class ChosenRows:
+    """Those layers of a stack that take part in a step.
+
+    Args:
+        stack: The stack's averages.
+        slots: The layers.
+    """
+
+    stack: StackRows
+    slots: tuple[int, ...]
+
+
+def plan_of(chosen: Sequence[ChosenRows]) -> RowPlan:
+    """Returns the way of some layers whose averages lie together."""
+    return chosen[0].stack.averages.plan(tuple((one.stack.number, one.slots) for one in chosen))

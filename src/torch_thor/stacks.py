@@ -16,7 +16,7 @@ from torch_thor.hardware import multiplies_bfloat16
 from torch_thor.inverses import EigenBasis, Factorization, InverseRoots, Inverses
 from torch_thor.matrices import SMALL_LAYER, Matrices
 from torch_thor.partition import Partition
-from torch_thor.row_averages import EvenRows, RowAverages
+from torch_thor.row_averages import ChosenRows, RowAverages, StackRows
 from torch_thor.shards import local
 from torch_thor.sweeps import sweeps_of
 
@@ -101,9 +101,7 @@ class LayerStack:
         missing = 0 if self.shard is None else self.shard.chunk - self.shard.own
         weights = [local(layer.weight) for layer in layers]
         self.matrices = Matrices(geometry, weights, stored, missing)
-        # No rank sees the length of a sharded layer, against which its rows would be weighed.
-        rows = geometry.outputs if self.shard is None else 0
-        self.rows = RowAverages(count, matrices, rows, dtype=self.dtype, device=weight.device)
+        self.rows = StackRows(_averages([self]), 0)
         self.weights = [0.0] * count
         self.ready = [False] * count
         self.sweeps = sweeps_of(self)
@@ -202,13 +200,10 @@ class LayerStack:
         per = control.per or ("layer" if self.shard is None else "rows")
         return self.g.partition if per == "rows" else None
 
-    def even_rows(
-        self, slots: list[int], directions: Tensor, control: NormControl
-    ) -> EvenRows | None:
-        """What evens the rows of ``[l, k, out, columns]``; ``None`` where they stay as they are."""
-        if control.row_decay is None or self.geometry.unit_wise:
-            return None
-        return self.rows.weigh(slots, directions, control.row_decay)
+    def rows_of(self, slots: list[int], control: NormControl) -> ChosenRows | None:
+        """The row averages of some layers; ``None`` where rows stay as they are."""
+        left = control.row_decay is None or self.geometry.unit_wise
+        return None if left else ChosenRows(self.rows, tuple(slots))
 
     def direction(self, slots: list[int], matrices: Tensor) -> Tensor:
         """Preconditions ``[l, k, out, columns]``; layers without an inverse pass through."""
@@ -233,4 +228,22 @@ def build_stacks(
     for layer in layers:
         weight = layer.weight
         groups[layer.geometry, layer.shard, weight.dtype, weight.device].append(layer)
-    return [LayerStack(group, split(group[0].geometry), options) for group in groups.values()]
+    stacks = [LayerStack(group, split(group[0].geometry), options) for group in groups.values()]
+    together: dict[tuple[object, ...], list[LayerStack]] = defaultdict(list)
+    for stack in stacks:
+        together[stack.dtype, stack.a.blocks.device].append(stack)
+    for alike in together.values():
+        averages = _averages(alike)
+        for number, stack in enumerate(alike):
+            stack.rows = StackRows(averages, number)
+    return stacks
+
+
+def _averages(stacks: list[LayerStack]) -> RowAverages:
+    """Makes room for the row averages of stacks of one type and device."""
+    shapes = [
+        # No rank sees the length of a sharded layer, against which its rows would be weighed.
+        (len(s.layers), s.geometry.matrices, s.geometry.outputs if s.shard is None else 0)
+        for s in stacks
+    ]
+    return RowAverages(shapes, dtype=stacks[0].dtype, device=stacks[0].a.blocks.device)

@@ -20,6 +20,7 @@ from torch_thor.errors import InvalidOptionError
 from torch_thor.inverses import InverseRoots
 from torch_thor.layers import read_matrices, write_matrices
 from torch_thor.matrices import SMALL_LAYER
+from torch_thor.row_averages import ChosenRows, plan_of
 from torch_thor.shards import is_dtensor
 
 if TYPE_CHECKING:
@@ -137,15 +138,18 @@ class Sweep:
             self._precondition(band, rule.source(layer.weight, band.rows), bias_source, directions)
             for band in self.bands
         ]
-        squares = torch.cat([rows for _, rows in found])
-        factors = self._row_factors(control, squares)
-        if factors is not None:
-            squares = squares * factors.square()
-        source = math.sqrt(sum(square for square, _ in found))
-        scale = self._scale(control, source, math.sqrt(float(squares.sum())))
+        rows = torch.cat([rows for _, rows in found])
+        source = math.hypot(*(length for length, _ in found))
+        length, factors = float(torch.linalg.vector_norm(rows)), None
+        if control is not None and control.row_decay is not None:
+            plan = plan_of([ChosenRows(self.stack.rows, (self.slot,))])
+            plan.lengths[0].copy_(rows.view(1, 1, -1))
+            evened = plan.fold(control.row_decay)
+            length, factors = float(evened), plan.factors(torch.ones_like(evened))[0][0, 0]
+        scale = self._scale(control, source, length)
         for band in self.bands:
             if factors is not None:
-                directions[0, band.rows].mul_(factors[band.rows, None])
+                directions[0, band.rows].mul_(factors[band.rows])
             weight = layer.weight[band.rows]
             step, _ = read_matrices(band.geometry, directions[:, band.rows], weight)
             rule.move(layer.weight, band.rows, step, scale)
@@ -158,7 +162,7 @@ class Sweep:
         """Writes the directions of a band.
 
         Returns:
-            The squared lengths of its source and of each row of these, in float64.
+            The lengths of its source and of each row of these.
         """
         rows, columns = band.geometry.outputs, band.geometry.columns
         source = directions.new_empty(1, band.padded, self.stack.a.partition.padded)
@@ -171,15 +175,8 @@ class Sweep:
         found = self.roots.band(source, self.slot, band.blocks)
         directions[:, band.rows] = found[:, :rows, :columns]
         lengths = torch.linalg.vector_norm(found[0, :rows], dim=1)
-        return float(torch.linalg.vector_norm(source)) ** 2, lengths.double().square()
-
-    def _row_factors(self, control: NormControl | None, squares: Tensor) -> Tensor | None:
-        """What the rows are multiplied by before the length is set; None leaves them."""
-        if control is None or control.row_decay is None:
-            return None
-        averages = self.stack.rows
-        rows = squares.to(averages.shares.dtype).view(1, 1, -1)
-        return averages.fold([self.slot], rows, control.row_decay).flatten()
+        wide = torch.promote_types(lengths.dtype, torch.float32)
+        return float(torch.linalg.vector_norm(source)), lengths.to(wide)
 
     def _scale(self, control: NormControl | None, source: float, direction: float) -> float:
         """What a layer's direction of a length is multiplied by, given its source's length."""
