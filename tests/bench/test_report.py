@@ -10,11 +10,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import matplotlib.image
+import numpy as np
 import pytest
 from rich.console import Console
 
 from torch_thor.bench.compare import CompareOptions, plan_comparison, run_comparison
 from torch_thor.bench.config import DataSource, RunConfig
+from torch_thor.bench.curves import curves, draw_curve
 from torch_thor.bench.figures import draw_figures
 from torch_thor.bench.machine import Machine
 from torch_thor.bench.recipes import RunOptions
@@ -28,7 +30,7 @@ from torch_thor.bench.records import (
     RunStarted,
 )
 from torch_thor.bench.report import write_report
-from torch_thor.bench.style import colours
+from torch_thor.bench.style import LIGHT, colours
 from torch_thor.bench.summary import Spread, summarize
 from torch_thor.bench.tables import comparison_csv, comparison_table
 from torch_thor.bench.workloads import ACCURACY, WORKLOADS
@@ -224,3 +226,19 @@ def test_the_page_escapes_what_runs_say(tiny: Workload, tmp_path: Path) -> None:
     html = write_report(tmp_path).page.read_text()
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
+
+
+def test_a_curve_marks_where_each_run_arrives(tmp_path: Path) -> None:
+    """One run arrives early and ends there, one late, one never."""
+    runs = [
+        made_run(tmp_path, "sgd", seed, accuracies, pace=1.0)
+        for seed, accuracies in enumerate([[80.0, 91.0], [70.0, 80.0, 90.0], [60.0, 70.0, 80.0]])
+    ]
+    found = {curve.stem: curve for curve in curves(ACCURACY, 90.0)}
+    marks = {
+        stem: draw_curve(LIGHT, curve=curve, runs=runs).axes[0].collections[1:]
+        for stem, curve in found.items()
+    }
+    [arrivals] = marks["accuracy-seconds"]
+    assert np.asarray(arrivals.get_offsets()).tolist() == [[2.0, 91.0], [3.0, 90.0]]
+    assert marks["loss-seconds"] == []

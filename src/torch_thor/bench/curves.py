@@ -27,6 +27,8 @@ class Curve:
         y_label: Label of the vertical axis.
         y: Vertical value.
         shape: Shapes the vertical axis.
+        arrives: Whether an evaluation has reached what the curve is about; the first one of each
+            run that has is marked.
     """
 
     stem: str
@@ -36,6 +38,7 @@ class Curve:
     y_label: str
     y: Callable[[EvaluationRecord], float]
     shape: Callable[[Axes, Sequence[Run]], None]
+    arrives: Callable[[EvaluationRecord], bool] = lambda _record: False
 
 
 _HORIZONTAL: tuple[tuple[str, str, Callable[[EvaluationRecord], float]], ...] = (
@@ -67,6 +70,7 @@ def curves(metric: Metric, target: float) -> list[Curve]:
             y_label=f"test {metric.name}, {metric.unit}".rstrip(", "),
             y=attrgetter("test_metric"),
             shape=partial(_shape_metric, metric=metric, target=target),
+            arrives=lambda record: metric.reaches(record.test_metric, target),
         )
         for name, label, x in _HORIZONTAL
     ]
@@ -93,11 +97,23 @@ def draw_curve(_theme: Theme, *, curve: Curve, runs: Sequence[Run]) -> Figure:
         if len(group) > 1:
             low, high = values.min(axis=0), values.max(axis=0)
             axes.fill_between(across, low, high, color=palette[name], alpha=0.18, linewidth=0)
+        _mark_arrivals(axes, curve, group, palette[name])
     axes.set(xlabel=curve.x_label, ylabel=curve.y_label)
     axes.set_xlim(left=0)
     curve.shape(axes, runs)
     legend(figure)
     return figure
+
+
+def _mark_arrivals(axes: Axes, curve: Curve, group: Sequence[Run], colour: str) -> None:
+    """Marks where runs arrive; one that ends there is shorter than the median's curve can show."""
+    firsts = [next((r for r in run.evaluations if curve.arrives(r)), None) for run in group]
+    points = [(curve.x(record), curve.y(record)) for record in firsts if record is not None]
+    if points:
+        across, values = zip(*points, strict=True)
+        axes.scatter(
+            across, values, s=22, color=colour, edgecolors="white", linewidths=0.6, zorder=3
+        )
 
 
 def _shape_loss(axes: Axes, runs: Sequence[Run]) -> None:
