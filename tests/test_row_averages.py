@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from helpers import EXACT_THOR
 from oracle import EvenedRows, with_rms
-from torch_thor import THOR, InvalidOptionError, NormControl
+from torch_thor import THOR, InvalidOptionError, NormControl, row_averages
 from torch_thor.row_averages import RowAverages, RowPlan
 
 ROWS = 3
@@ -102,6 +102,15 @@ def test_stacks_that_lie_together_keep_apart() -> None:
         lengths = evened(ours.plan(chosen), found, 0.9)
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(lengths, torch.cat([x.flatten(1).norm(dim=1) for x in found]))
+
+
+def test_devices_without_segments_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = directions(2)
+    expected = found.clone()
+    even(averages(), [0, 1], expected, 0.9)
+    monkeypatch.setattr(row_averages, "_SEGMENTED", ())
+    even(averages(), [0, 1], found, 0.9)
+    torch.testing.assert_close(found, expected)
 
 
 def test_plans_do_not_pile_up() -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _LEAST = 1e-12  # of a mean square that is divided by; the mean of all rows is 1
 _MOST_PLANS = 64
+_SEGMENTED = ("cpu", "cuda")  # devices with segment_reduce
 
 Chosen: TypeAlias = tuple[tuple[int, tuple[int, ...]], ...]
 
@@ -132,9 +133,11 @@ class RowPlan:
         return of_layers.index_select(0, self._layer_of_row)
 
     def _sums(self, of_rows: Tensor) -> Tensor:
-        """Sums over the rows of each layer, in the same order on every run and rank."""
-        sums: Tensor = torch.segment_reduce(of_rows, "sum", lengths=self._counts, unsafe=True)
-        return sums
+        """Sums over the rows of each layer."""
+        if of_rows.device.type in _SEGMENTED:  # in the same order on every run and rank
+            sums: Tensor = torch.segment_reduce(of_rows, "sum", lengths=self._counts, unsafe=True)
+            return sums
+        return torch.zeros_like(self.sizes).index_add_(0, self._layer_of_row, of_rows)
 
     def _fresh(self, decay: float) -> float | Tensor:
         """Share of the new value in each row's average: a number where all layers have the same."""

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from torch_thor import THOR
+from torch_thor import THOR, NormControl
 from torch_thor.bench.builders import Training, build_muon, build_thor
 from torch_thor.bench.config import DataSource
 from torch_thor.bench.data import TensorSplit, TrainTest
 from torch_thor.bench.learning_rates import Triangle, factor
+from torch_thor.bench.errors import BenchError
 from torch_thor.bench.muon import FlattenedMuon, as_matrix
 from torch_thor.bench.optimizers import OPTIMIZERS, build_rule
 from torch_thor.bench.recipes import RECIPES, plan_run
@@ -85,6 +86,15 @@ def test_thor_trains_the_rest_by_the_rule_that_is_asked_for() -> None:
     optimizer.step()
     moved = (model[1].weight - before).abs()
     assert moved.tolist() == pytest.approx([0.15 * settings.lr] * 4, rel=0.05)  # Adam's first step
+
+
+def test_rows_are_evened_where_the_settings_ask_for_it() -> None:
+    training = Training(nn.Linear(3, 2), steps_per_epoch=4)
+    (optimizer,) = build_thor(training, THORSettings(lr=0.1, norm_control="rms", row_decay=0.9))
+    assert isinstance(optimizer, CurvatureOptimizer)
+    assert optimizer.norm_control == NormControl("rms", row_decay=0.9)
+    with pytest.raises(BenchError, match="row_decay=0.9 needs a norm_control"):
+        build_thor(training, THORSettings(lr=0.1, norm_control=None, row_decay=0.9))
 
 
 def test_recipes_name_what_exists() -> None:
