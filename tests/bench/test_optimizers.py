@@ -14,8 +14,8 @@ from torch_thor import THOR, NormControl
 from torch_thor.bench.builders import Training, build_muon, build_thor
 from torch_thor.bench.config import DataSource
 from torch_thor.bench.data import TensorSplit, TrainTest
-from torch_thor.bench.learning_rates import Triangle, factor
 from torch_thor.bench.errors import BenchError
+from torch_thor.bench.learning_rates import Triangle, factor
 from torch_thor.bench.muon import FlattenedMuon, as_matrix
 from torch_thor.bench.optimizers import OPTIMIZERS, build_rule
 from torch_thor.bench.recipes import RECIPES, plan_run
@@ -93,7 +93,7 @@ def test_rows_are_evened_where_the_settings_ask_for_it() -> None:
     (optimizer,) = build_thor(training, THORSettings(lr=0.1, norm_control="rms", row_decay=0.9))
     assert isinstance(optimizer, CurvatureOptimizer)
     assert optimizer.norm_control == NormControl("rms", row_decay=0.9)
-    with pytest.raises(BenchError, match="row_decay=0.9 needs a norm_control"):
+    with pytest.raises(BenchError, match="needs a norm_control"):
         build_thor(training, THORSettings(lr=0.1, norm_control=None, row_decay=0.9))
 
 
