@@ -73,7 +73,12 @@ class LayerStack:
         layers: The layers.
         split: Block sizes of (A, G); ``None`` leaves a factor whole.
         options: See ``StackOptions``.
+
+    Attributes:
+        rows: Averages of the directions' rows, from ``build_stacks``: all stacks share memory.
     """
+
+    rows: StackRows
 
     def __init__(
         self,
@@ -101,7 +106,6 @@ class LayerStack:
         missing = 0 if self.shard is None else self.shard.chunk - self.shard.own
         weights = [local(layer.weight) for layer in layers]
         self.matrices = Matrices(geometry, weights, stored, missing)
-        self.rows = StackRows(_averages([self]), 0)
         self.weights = [0.0] * count
         self.ready = [False] * count
         self.sweeps = sweeps_of(self)
