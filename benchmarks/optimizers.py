@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from models import Task
 from torch_thor import EKFAC, KFAC, THOR, GrowingInterval
+from torch_thor.bench.more_peers import singd_parameters
 from torch_thor.bench.muon import FlattenedMuon
 
 Build = Callable[[nn.Module, Task, int | None], list[Optimizer]]
@@ -90,14 +91,7 @@ def _shampoo(model: nn.Module, _task: Task, interval: int | None) -> list[Optimi
 
 
 def _singd(model: nn.Module, _task: Task, interval: int | None) -> list[Optimizer]:
-    tracked = [
-        parameter
-        for module in model.modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
-        for parameter in module.parameters()
-    ]
-    chosen = {id(parameter) for parameter in tracked}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
+    tracked, rest = singd_parameters(model)
     singd = SINGD(model, tracked, lr=_LR, momentum=0.9, T=interval or 20, normalize_lr_cov=True)
     return [singd, torch.optim.SGD(rest, lr=_LR, momentum=0.9, nesterov=True)]
 

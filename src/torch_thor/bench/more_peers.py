@@ -74,14 +74,7 @@ def build_singd(training: Training, settings: SINGDSettings) -> Sequence[Optimiz
     except ImportError as error:
         message = "this optimizer comes from singd; pip install 'torch-thor[bench]'"
         raise BenchError(message) from error
-    tracked = [
-        parameter
-        for module in training.model.modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
-        for parameter in module.parameters()
-    ]
-    chosen = {id(parameter) for parameter in tracked}
-    rest = [p for p in training.model.parameters() if id(p) not in chosen]
+    tracked, rest = singd_parameters(training.model)
     singd = SINGD(
         training.model,
         tracked,
@@ -104,3 +97,15 @@ def build_singd(training: Training, settings: SINGDSettings) -> Sequence[Optimiz
             rest, lr=settings.rest_lr, momentum=settings.momentum, nesterov=settings.momentum > 0
         ),
     ]
+
+
+def singd_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Returns what SINGD trains, linear layers and convolutions, and all other parameters."""
+    tracked = [
+        parameter
+        for module in model.modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+        for parameter in module.parameters()
+    ]
+    chosen = {id(parameter) for parameter in tracked}
+    return tracked, [p for p in model.parameters() if id(p) not in chosen]
