@@ -75,15 +75,21 @@ _THOR_DIGITS = THORSettings(
     base_weight_decay=5e-4,
 )
 _THOR_TABULAR = THORSettings(
-    lr=0.45,
-    momentum=0.7,
-    damping=0.7,
+    lr=0.09,
+    momentum=0.54,
+    weight_decay=0.018,
+    warmup=0.17,
+    damping=0.003,
     split=32,
-    power=1.0,
     interval=24,
-    growth=2.0,
+    norm_control="rms",
+    row_decay=0.8,
+    rows=None,
+    decoupled_decay=True,
     stagger=False,
 )
+_SGD_TABULAR = SGDSettings(lr=0.47, momentum=0.82, weight_decay=6e-4, warmup=0.07)
+_ADAMW_TABULAR = AdamWSettings(lr=0.0045, beta1=0.57, beta2=0.92, weight_decay=0.29, warmup=0.03)
 _THOR_FASHION = THORSettings(
     lr=0.02,
     weight_decay=0.05,
@@ -136,9 +142,10 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("digits", "sgd"): Recipe(SGDSettings(lr=0.05), 4),
     ("digits", "adamw"): Recipe(AdamWSettings(lr=0.003), 5),
     ("digits", "muon"): Recipe(MuonSettings(lr=0.02), 4),
-    ("tabular", "thor"): Recipe(_THOR_TABULAR, 3),
-    ("tabular", "sgd"): Recipe(SGDSettings(lr=0.24, momentum=0.8, warmup=0.37), 5),
-    ("tabular", "adamw"): Recipe(AdamWSettings(lr=0.006, beta1=0.8, beta2=0.95), 5),
+    # Each at the batch that its search found best: larger than the workload's for all three.
+    ("tabular", "thor"): Recipe(_THOR_TABULAR, 6.25, batch_size=256),
+    ("tabular", "sgd"): Recipe(_SGD_TABULAR, 6.75, batch_size=96),
+    ("tabular", "adamw"): Recipe(_ADAMW_TABULAR, 8.75, batch_size=128),
     ("tabular", "muon"): Recipe(MuonSettings(lr=0.02), 5),
     ("fashion", "thor"): Recipe(_THOR_FASHION, 2.75),
     ("fashion", "kfac"): Recipe(_KFAC_FASHION, 4),
