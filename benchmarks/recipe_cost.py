@@ -74,7 +74,7 @@ def measure(workload: Workload, names: list[str], steps: int) -> list[Contestant
     contestants = [
         Contestant(name, Session(plan_run(shared, name, seed=0), shared, source)) for name in names
     ]
-    for _ in track(range(max(1, (steps + _WARM_UP) // _TURN)), description="turns"):
+    for _ in track(range((steps + _WARM_UP) // _TURN), description="turns"):
         for contestant in contestants:
             for _ in range(_TURN):
                 contestant.step()
@@ -108,6 +108,8 @@ def main() -> None:
     parser.add_argument("--optimizers", default="sgd,thor,muon")
     parser.add_argument("--steps", type=int, default=600, help="measured steps of each")
     chosen = parser.parse_args()
+    if chosen.steps < _TURN:
+        parser.error(f"--steps {chosen.steps} must be at least {_TURN}, one turn; try --steps 600")
     try:
         contestants = measure(
             find_workload(chosen.workload), chosen.optimizers.split(","), chosen.steps
