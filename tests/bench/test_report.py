@@ -19,6 +19,7 @@ from torch_thor.bench.config import DataSource, RunConfig
 from torch_thor.bench.curves import curves, draw_curve
 from torch_thor.bench.figures import draw_figures
 from torch_thor.bench.machine import Machine
+from torch_thor.bench.optimizers import OPTIMIZERS
 from torch_thor.bench.recipes import RunOptions
 from torch_thor.bench.records import (
     DecisionRecord,
@@ -195,6 +196,14 @@ def test_colours_differ_and_stay_with_their_optimizer() -> None:
     palette = colours(names)
     assert len(set(palette.values())) == len(names)
     assert palette["thor"] == colours(["thor"])["thor"]
+
+
+def test_there_are_colours_for_every_optimizer_at_once() -> None:
+    names = list(OPTIMIZERS)
+    assert len(colours(names)) == len(names)  # more than there are hues: some repeat
+    palette = colours(names[:14])
+    assert len(set(palette.values())) == 14
+    assert len(set(colours(["muon", "paper-thor-stop"]).values())) == 2  # both are usually pink
 
 
 def test_the_page_is_self_contained(tiny: Workload, tmp_path: Path) -> None:

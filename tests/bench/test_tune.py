@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from torch_thor.bench.checkpoint import CHECKPOINT_FILE
 from torch_thor.bench.commands import app
 from torch_thor.bench.config import DataSource
 from torch_thor.bench.errors import BenchError, RunInterruptedError
@@ -137,6 +138,8 @@ def test_a_study_finds_winners_and_reports_them(tiny: Workload, tmp_path: Path) 
         )
         settings = [run.config.settings for run in result.runs if run.config.optimizer == name]
         assert settings == [winner.trial.config.settings] * 2
+    kept = sorted(path.parent.parent.name for path in tmp_path.rglob(CHECKPOINT_FILE))
+    assert kept == ["winners"] * 6  # nobody goes on with a trial
     report = write_study(result)
     assert report.page.exists()
     html = report.page.read_text()

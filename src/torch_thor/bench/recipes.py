@@ -10,6 +10,7 @@ from typing import Any
 from torch_thor.bench.config import DataSource, RunConfig
 from torch_thor.bench.errors import BenchError, unknown_choice
 from torch_thor.bench.optimizers import find_optimizer
+from torch_thor.bench.peers import SOAPSettings
 from torch_thor.bench.presets import PRESETS
 from torch_thor.bench.settings import (
     AdamWSettings,
@@ -153,6 +154,7 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("fashion", "sgd"): Recipe(SGDSettings(lr=0.4), 6),
     ("fashion", "adamw"): Recipe(AdamWSettings(lr=0.01), 6),
     ("fashion", "muon"): Recipe(_MUON_FASHION, 3),
+    ("fashion", "soap"): Recipe(SOAPSettings(lr=0.01, warmup=0.05), 3),
     ("fashion-autoencoder", "thor"): Recipe(_THOR_AUTOENCODER, 3),
     ("fashion-autoencoder", "sgd"): Recipe(SGDSettings(lr=0.01, weight_decay=0.0), 10),
     ("fashion-autoencoder", "adamw"): Recipe(AdamWSettings(lr=0.002, weight_decay=0.0), 10),

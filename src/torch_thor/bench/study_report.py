@@ -155,14 +155,16 @@ def _ended(one: Finished) -> str:
 def draw_times(theme: Theme, *, result: StudyResult, rows: Sequence[Tuned], goal: str) -> Figure:
     """Draws each seed's time to the target, with the median and its interval."""
     figure, axes = new_figure(f"Seconds to {goal}, tuned alike", height=1.4 + 0.42 * len(rows))
-    metric = find_workload(result.study.workload).metric
     palette = colours([row.optimizer for row in rows])
-    groups = group_by_optimizer(result.runs)
-    ends = [run.epochs[-1].seconds for run in result.runs if run.epochs]
-    right = 1.08 * max(ends, default=1.0)
+    metric = find_workload(result.study.workload).metric
+    times = {
+        name: [reached(run, metric, result.target).seconds for run in runs]
+        for name, runs in group_by_optimizer(result.runs).items()
+    }
+    arrived = [time for of_seeds in times.values() for time in of_seeds if math.isfinite(time)]
+    right = 1.08 * max(arrived, default=1.0)
     for place, row in enumerate(rows):
-        times = [reached(run, metric, result.target).seconds for run in groups[row.optimizer]]
-        shown = [min(time, right) for time in times]
+        shown = [min(time, right) for time in times[row.optimizer]]
         colour = palette[row.optimizer]
         axes.scatter(shown, [place] * len(shown), color=colour, s=16, alpha=0.7, zorder=3)
         if math.isfinite(row.seconds.value):

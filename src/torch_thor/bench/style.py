@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from matplotlib.patches import Patch
 
 DPI = 160
 
-# Okabe and Ito (2008), in an order that keeps neighbours apart.
+# Okabe and Ito (2008), in an order that keeps neighbours apart; then darker ones of Tol's (2021).
 _HUES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+_MORE_HUES = (
+    "#7F3C8D", "#999933", "#882255", "#44AA99", "#6B4C1E", "#6699CC", "#DDAA33", "#8A97A6",
+)  # fmt: skip
 _FIXED = {
     "thor": "#D55E00",
     "sgd": "#0072B2",
@@ -54,9 +58,15 @@ DARK = Theme("dark", "#14181d", "#e6edf3", "#3d4650", ("#E8762D", "#56B4E9", "#6
 
 
 def colours(names: Sequence[str]) -> Mapping[str, str]:
-    """Returns a colour for each optimizer; the well-known ones keep theirs in every figure."""
-    free = iter([hue for hue in _HUES if hue not in {_FIXED.get(name) for name in names}] * 4)
-    return {name: _FIXED[name] if name in _FIXED else next(free) for name in names}
+    """Returns a colour for each optimizer; the well-known ones keep theirs in every figure.
+
+    Of two whose usual colour is the same, the first has it. Colours repeat after fourteen names.
+    """
+    owner = {_FIXED[name]: name for name in reversed(names) if name in _FIXED}
+    hues = (*_HUES, *_MORE_HUES)
+    free = cycle([hue for hue in hues if hue not in owner] or hues)
+    keeps = set(owner.values())
+    return {name: _FIXED[name] if name in keeps else next(free) for name in names}
 
 
 @contextmanager

@@ -69,7 +69,8 @@ def _to_rich(text: TextTable, title: str) -> Table:
     )
     table.padding = (0, 1, 0, 0)
     for number, heading in enumerate(text.headings):
-        table.add_column(heading, justify="right" if number else "left")
+        # Settings are wider than a terminal; cut off, nobody could repeat the run.
+        table.add_column(heading, justify="right" if number else "left", overflow="fold")
     for row in text.rows:
         table.add_row(*row)
     return table

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch_thor.bench.checkpoint import CHECKPOINT_FILE
 from torch_thor.bench.compare import Comparison, is_pending, run_comparison
 from torch_thor.bench.config import DataSource, RunConfig
 from torch_thor.bench.errors import BenchError, RunDivergedError, RunInterruptedError
@@ -140,6 +141,8 @@ class StudyRunner:
             observers = self._observe(trial.config, folder, f"{told} {folder.name}")
             self._train(trial.config, folder, observers, settling)
         self._counted += 1
+        # A search makes hundreds of runs, and only their records are read again.
+        (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
         return read_run(folder)
 
     def _limit(self, optimizer: str, target: float) -> float:
