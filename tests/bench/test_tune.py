@@ -139,7 +139,7 @@ def test_a_study_finds_winners_and_reports_them(tiny: Workload, tmp_path: Path) 
         settings = [run.config.settings for run in result.runs if run.config.optimizer == name]
         assert settings == [winner.trial.config.settings] * 2
     kept = sorted(path.parent.parent.name for path in tmp_path.rglob(CHECKPOINT_FILE))
-    assert kept == ["winners"] * 6  # nobody goes on with a trial
+    assert kept == ["target"] * 2 + ["winners"] * 6  # and none of a trial
     report = write_study(result)
     assert report.page.exists()
     html = report.page.read_text()
