@@ -33,7 +33,7 @@ from torch_thor.bench.records import (
 from torch_thor.bench.report import write_report
 from torch_thor.bench.style import LIGHT, colours
 from torch_thor.bench.summary import Spread, summarize
-from torch_thor.bench.tables import comparison_csv, comparison_table
+from torch_thor.bench.tables import TextTable, comparison_csv, comparison_table
 from torch_thor.bench.workloads import ACCURACY, WORKLOADS
 
 if TYPE_CHECKING:
@@ -169,6 +169,18 @@ def test_the_table_fits_the_terminal(runs: list[Run], width: int, peers: int) ->
     text = console.export_text()
     assert "…" not in text
     assert all(name in text for name in ("thor", "sgd", "4.00", "0.67"))
+
+
+def test_words_stand_left_numbers_right_and_nothing_is_cut_off() -> None:
+    settings = "weight_decay=0.0002554, warmup=0.2748"
+    text = TextTable(("optimizer", "s", "settings"), (("thor", "∞", settings),))
+    assert text.to_markdown().splitlines()[1] == "| --- | ---: | --- |"
+    console = Console(width=30)
+    with console.capture() as captured:
+        console.print(text.to_rich("t", console))
+    shown = "".join(captured.get().split())
+    assert "…" not in shown
+    assert "0002554," in shown
 
 
 def test_figures_are_drawn_for_both_themes(runs: list[Run], tmp_path: Path) -> None:

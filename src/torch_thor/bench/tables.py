@@ -33,8 +33,15 @@ class TextTable:
 
     def to_markdown(self) -> str:
         """Returns a Markdown table, numbers to the right."""
-        lines = [self.headings, ("---", *("---:" for _ in self.headings[1:])), *self.rows]
+        rules = ("---" if words else "---:" for words in self.are_words())
+        lines = [self.headings, tuple(rules), *self.rows]
         return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+    def are_words(self) -> list[bool]:
+        """Says of each column whether it holds words (names, settings) and not numbers."""
+        columns = zip(*self.rows, strict=True)
+        found = [any(cell[:1].isalpha() for cell in cells) for cells in columns]
+        return found or [True for _ in self.headings]
 
     def to_csv(self) -> str:
         """Returns the cells as comma-separated values."""
@@ -68,9 +75,9 @@ def _to_rich(text: TextTable, title: str) -> Table:
         title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
     )
     table.padding = (0, 1, 0, 0)
-    for number, heading in enumerate(text.headings):
+    for heading, words in zip(text.headings, text.are_words(), strict=True):
         # Settings are wider than a terminal; cut off, nobody could repeat the run.
-        table.add_column(heading, justify="right" if number else "left", overflow="fold")
+        table.add_column(heading, justify="left" if words else "right", overflow="fold")
     for row in text.rows:
         table.add_row(*row)
     return table
