@@ -24,6 +24,7 @@ from torch_thor.bench.config import DataSource
 from torch_thor.bench.errors import BenchError
 from torch_thor.bench.recipes import plan_run
 from torch_thor.bench.session import Session
+from torch_thor.bench.tables import TextTable
 from torch_thor.bench.workloads import Workload, find_workload
 
 if TYPE_CHECKING:
@@ -84,21 +85,18 @@ def measure(workload: Workload, names: list[str], steps: int) -> list[Contestant
 def report(title: str, contestants: list[Contestant]) -> str:
     """Returns a Markdown table of means and medians; ratios of means, to the first contestant."""
     first = contestants[0]
-    base = statistics.fmean(first.steps[_WARM_UP:])
-    lines = [
-        f"{title}, {len(first.steps) - _WARM_UP} steps each",
-        "",
-        f"| optimizer | step, ms, mean | ÷ {first.name} | median | optimizer, ms, mean | median |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
+    mean, median = statistics.fmean, statistics.median
+    base = mean(first.steps[_WARM_UP:])
+    rows = []
     for one in contestants:
         step, update = one.steps[_WARM_UP:], one.updates[_WARM_UP:]
-        mean, median = statistics.fmean, statistics.median
-        lines.append(
-            f"| {one.name} | {mean(step) * 1e3:.2f} | {mean(step) / base:.3f} "
-            f"| {median(step) * 1e3:.2f} | {mean(update) * 1e3:.2f} | {median(update) * 1e3:.2f} |"
-        )
-    return "\n".join(lines)
+        times = [f"{x * 1e3:.2f}" for x in (mean(step), median(step), mean(update), median(update))]
+        rows.append((one.name, times[0], f"{mean(step) / base:.3f}", *times[1:]))
+    headings = (
+        "optimizer", "step, ms, mean", f"÷ {first.name}", "median", "optimizer, ms, mean", "median",
+    )  # fmt: skip
+    head = f"{title}, {len(first.steps) - _WARM_UP} steps each"
+    return f"{head}\n\n{TextTable(headings, tuple(rows)).to_markdown()}"
 
 
 def main() -> None:

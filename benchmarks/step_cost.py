@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from models import TASKS, Task
 from optimizers import OPTIMIZERS
+from torch_thor.bench.tables import TextTable
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -99,28 +100,22 @@ def measure(
 
 def report(title: str, contestants: list[Contestant], interval: int | None) -> str:
     """Returns a Markdown table; ratios are to the first contestant."""
-    base = amortized(contestants[0].steps, interval)
-    lines = [
-        (
-            f"{title}; {'own intervals' if interval is None else f'interval {interval}'}, "
-            f"{len(contestants[0].steps)} measured steps each"
-        ),
-        "",
-        (
-            f"| optimizer | step, ms | ÷ {contestants[0].name} | optimizer, ms | p99 ÷ p50 "
-            "| state ÷ parameters |"
-        ),
-        "|---|---|---|---|---|---|",
-    ]
+    first = contestants[0]
+    base = amortized(first.steps, interval)
+    rows = []
     for c in contestants:
         step, update = amortized(c.steps, interval), amortized(c.updates, interval)
         ordered = sorted(c.steps)
         tail = ordered[int(0.99 * (len(ordered) - 1))] / statistics.median(ordered)
-        lines.append(
-            f"| {c.name} | {step * 1e3:.1f} | {step / base:.3f} | {update * 1e3:.2f} | {tail:.2f} "
-            f"| {c.state_share():.2f} |"
-        )
-    return "\n".join(lines)
+        numbers = (f"{update * 1e3:.2f}", f"{tail:.2f}", f"{c.state_share():.2f}")
+        rows.append((c.name, f"{step * 1e3:.1f}", f"{step / base:.3f}", *numbers))
+    headings = (
+        "optimizer", "step, ms", f"÷ {first.name}", "optimizer, ms", "p99 ÷ p50",
+        "state ÷ parameters",
+    )  # fmt: skip
+    chosen = "own intervals" if interval is None else f"interval {interval}"
+    head = f"{title}; {chosen}, {len(first.steps)} measured steps each"
+    return f"{head}\n\n{TextTable(headings, tuple(rows)).to_markdown()}"
 
 
 def main() -> None:

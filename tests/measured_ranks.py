@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from unittest import mock
 
 import torch
@@ -46,10 +46,9 @@ def train_measured(split: MeasuredSplit) -> Measured:
 
     optimizer = build()
     draw = torch.Generator().manual_seed(dist.get_rank())
-    forbidden: dict[str, Any] = {"side_effect": AssertionError("a second rank measures")}
-    guard = mock.patch("torch_thor.engine.split_rule", **forbidden)
     if dist.get_rank() > 0:
-        guard.start()
+        only_once = AssertionError("a second rank measures")
+        mock.patch("torch_thor.engine.split_rule", side_effect=only_once).start()
     for _ in range(4):
         optimizer.zero_grad()
         outputs = model(torch.randn(32, 160, generator=draw))

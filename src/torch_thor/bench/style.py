@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 
 DPI = 160
 
-# Okabe and Ito (2008), in an order that keeps neighbours apart; then darker ones of Tol's (2021).
+# Okabe and Ito (2008), in an order that keeps neighbours apart; for more names, darker ones.
 _HUES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 _MORE_HUES = (
     "#7F3C8D", "#999933", "#882255", "#44AA99", "#6B4C1E", "#6699CC", "#DDAA33", "#8A97A6",
