@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from oracle import grafted, kl_clip_factor, with_rms
 from torch_thor import THOR, InvalidOptionError, NormControl
-from torch_thor.norms import clip_factor, length_factors, orthogonalize
+from torch_thor.norms import Lengths, clip_factor, orthogonalize
 from torch_thor.partition import Partition
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def controlled(
     cuts: tuple[Partition | None, ...] = (None, None),
 ) -> list[Tensor]:
     """Every layer's direction after norm control."""
-    factors = length_factors(control, ours, raw, cuts, [None] * len(ours))
+    factors = Lengths(control, cuts, [None] * len(ours)).factors(ours, raw)
     return layers_of([stack * factor for stack, factor in zip(ours, factors, strict=True)])
 
 

@@ -210,9 +210,10 @@ def test_lengths_of_more_or_less_than_a_layer_are_not_swept(control: NormControl
     thor = THOR(module, lr=0.1, norm_control=control)
     module(torch.randn(12, 6)).square().mean().backward()
     thor.step()
-    rule = type("Rule", (), {"moves": lambda *_: True})()
-    assert sweeps.ready_sweeps(thor.preconditioner.stacks, rule, control) == []
-    assert len(sweeps.ready_sweeps(thor.preconditioner.stacks, rule, None)) == 1
+    stacks = thor.preconditioner.stacks
+    assert sweeps.ready_sweeps(stacks, lambda _: True, control) == []
+    assert len(sweeps.ready_sweeps(stacks, lambda _: True, None)) == 1
+    assert sweeps.ready_sweeps(stacks, lambda _: False, None) == []
 
 
 def test_ekfac_and_grouped_layers_are_not_swept() -> None:

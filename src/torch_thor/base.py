@@ -1,9 +1,9 @@
-"""First-order rules, by torch's own kernels: every parameter outside the tracked layers."""
+"""First-order rules of every parameter outside the tracked layers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,10 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from torch_thor.errors import InvalidOptionError, require
-from torch_thor.shards import is_dtensor, local
+from torch_thor.shards import local
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ParameterState = dict[str, Any]
 
@@ -27,8 +30,8 @@ class Base:
         betas: AdamW's averages.
         eps: AdamW's ε.
         fused: As in ``torch.optim``; picks the kernel, not the result. ``None`` takes AdamW's
-            fused one on the CPU, where torch would go through tensors one by one, and leaves
-            SGD's choice to torch, whose fused SGD rounds otherwise.
+            fused one on the CPU, where torch would go through tensors one by one, and not
+            SGD's, which rounds otherwise.
 
     Raises:
         InvalidOptionError: For values out of range.
@@ -56,12 +59,12 @@ def allocate_state(
         state["step"] = torch.tensor(0.0)
         state["exp_avg"] = torch.zeros_like(parameter)
         state["exp_avg_sq"] = torch.zeros_like(parameter)
-    elif base.rule == "sgd" and momentum and "momentum_buffer" not in state:
-        state["momentum_buffer"] = torch.zeros_like(parameter)
+    elif base.rule == "sgd" and momentum:
+        momentum_buffers([parameter], [state])
 
 
 def sgd_step(
-    parameters: list[nn.Parameter],
+    parameters: Sequence[nn.Parameter],
     steps: list[Tensor],
     states: list[ParameterState],
     *,
@@ -71,34 +74,55 @@ def sgd_step(
     nesterov: bool,
     fused: bool | None,
 ) -> None:
-    """torch.optim.SGD's update over given directions, with its own state layout."""
-    for parameter, state in zip(parameters, states, strict=True):
-        if is_dtensor(parameter):  # its momentum has to be distributed too, for checkpoints
-            allocate_state(Base(), parameter, state, momentum)
-    buffers = [
-        None if state.get("momentum_buffer") is None else local(state["momentum_buffer"])
-        for state in states
-    ]
-    sgd(
-        [local(parameter) for parameter in parameters],
-        [local(step) for step in steps],
-        buffers,
-        fused=fused,
-        weight_decay=weight_decay,
-        momentum=momentum,
-        lr=lr,
-        dampening=0.0,
-        nesterov=nesterov and momentum > 0,
-        maximize=False,
-    )
+    """torch.optim.SGD's update over given directions, with its own state layout.
+
+    Its arithmetic too, to the bit, but all tensors at once on any device and without writing to
+    the steps: on the CPU torch's own goes through them one by one, and its multi-tensor kernel
+    leaves Nesterov's sum in the gradients.
+    """
+    weights, steps = [local(p) for p in parameters], [local(step) for step in steps]
+    buffers = momentum_buffers(parameters, states) if momentum else []
+    if fused:
+        sgd(
+            weights,
+            steps,
+            [*buffers] or [None] * len(weights),
+            fused=True,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            lr=lr,
+            dampening=0.0,
+            nesterov=nesterov and momentum > 0,
+            maximize=False,
+        )
+        return
+    if weight_decay:
+        steps = list(torch._foreach_add(steps, weights, alpha=weight_decay))
     if momentum:
-        for state, buffer in zip(states, buffers, strict=True):
-            state.setdefault("momentum_buffer", buffer)
+        renew(buffers, steps, momentum)
+        steps = list(torch._foreach_add(steps, buffers, alpha=momentum)) if nesterov else buffers
+    torch._foreach_add_(weights, steps, alpha=-lr)
+
+
+def momentum_buffers(
+    parameters: Sequence[Tensor], states: Sequence[ParameterState]
+) -> list[Tensor]:
+    """Returns this rank's part of each parameter's momentum; a first one is zero."""
+    for parameter, state in zip(parameters, states, strict=True):
+        if state.get("momentum_buffer") is None:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+    return [local(state["momentum_buffer"]) for state in states]
+
+
+def renew(buffers: list[Tensor], steps: list[Tensor], momentum: float) -> None:
+    """Takes steps into their momentum: m ← momentum · m + step."""
+    torch._foreach_mul_(buffers, momentum)
+    torch._foreach_add_(buffers, steps)
 
 
 def adamw_step(
     base: Base,
-    parameters: list[nn.Parameter],
+    parameters: Sequence[nn.Parameter],
     gradients: list[Tensor],
     states: list[ParameterState],
     *,

@@ -17,7 +17,7 @@ from torch_thor.layers import Part, parts_of, reason_against
 from torch_thor.shards import reason_against_shards, unsharded_type
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Container, Iterator, Sequence
 
 Selector: TypeAlias = str | type[nn.Module]
 
@@ -99,7 +99,10 @@ class Coverage:
 
 
 def survey(
-    model: nn.Module, exclude: Sequence[Selector], include: Sequence[Selector] = ()
+    model: nn.Module,
+    exclude: Sequence[Selector],
+    include: Sequence[Selector] = (),
+    served: Container[nn.Parameter] | None = None,
 ) -> tuple[list[TrackedLayer], Coverage]:
     """Finds the layers to precondition and accounts for every parameter.
 
@@ -107,6 +110,7 @@ def survey(
         model: The model.
         exclude: Names (``*`` is a wildcard) or types of modules to leave alone.
         include: The same of modules whose type is left alone unless asked for.
+        served: Parameters that the optimizer steps; ``None`` takes all of the model's.
 
     Raises:
         InvalidOptionError: For a selector that matches no module, or a lazy parameter.
@@ -124,7 +128,7 @@ def survey(
             full = _full_name(name, part)
             reason = _reason_against(full, module, part, (exclude, include), owners)
             reason = reason or _reason_against_shards(model, module, part)
-            if not reason and part.weight is not None:
+            if not reason and part.weight is not None and _serves(served, part.weight):
                 layers.append(_track(full, module, part, part.weight, owners))
                 continue
             hit = (part.weight, part.bias) if part.name else module.parameters(recurse=False)
@@ -138,6 +142,8 @@ def survey(
         why = shared or reasons.get(id(parameter), "") or reason_against(module)
         if not parameter.requires_grad:
             treatment, why = Treatment.FROZEN, "requires_grad is False"
+        elif not _serves(served, parameter):
+            treatment, why = Treatment.FROZEN, "in no parameter group of this optimizer"
         elif id(parameter) in covered:
             treatment, why = Treatment.PRECONDITIONED, covered[id(parameter)]
         shape, kind = tuple(parameter.shape), unsharded_type(module).__name__
@@ -152,6 +158,10 @@ def sparse_parameters(model: nn.Module) -> dict[Tensor, str]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse
     }
+
+
+def _serves(served: Container[nn.Parameter] | None, parameter: nn.Parameter) -> bool:
+    return served is None or parameter in served
 
 
 def _curvature(layer: TrackedLayer) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,130 +11,110 @@ from torch import Tensor, nn
 from torch_thor import norms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch_thor.capture import TrackedLayer
     from torch_thor.matrices import Pair
     from torch_thor.options import NormControl
     from torch_thor.stacks import LayerStack
 
-ParameterGroup: TypeAlias = dict[str, Any]
 
-
-@dataclass(frozen=True)
-class GroupPlan:
-    """A parameter group sorted by how its parameters step.
+class Passage:
+    """The way of some layers through their curvature, found once for the steps that all take it.
 
     Args:
-        group: The group.
-        layers: Tracked layers whose weight is in it.
-        curved: Parameters of tracked layers.
-        plain: All others, which step by the base rule.
-    """
-
-    group: ParameterGroup
-    layers: tuple[TrackedLayer, ...]
-    curved: tuple[nn.Parameter, ...]
-    plain: tuple[nn.Parameter, ...]
-
-
-def plan_groups(
-    groups: Iterable[ParameterGroup], layer_of: Mapping[nn.Parameter, TrackedLayer]
-) -> list[GroupPlan]:
-    """Sorts each group's parameters into those of tracked layers and all others."""
-    plans = []
-    for group in groups:
-        curved = tuple(p for p in group["params"] if p in layer_of)
-        plain = tuple(p for p in group["params"] if p not in layer_of)
-        layers = tuple(layer_of[p] for p in curved if layer_of[p].weight is p)
-        plans.append(GroupPlan(group, layers, curved, plain))
-    return plans
-
-
-def precondition(
-    stacks: Sequence[LayerStack],
-    sources: Mapping[nn.Parameter, Tensor],
-    control: NormControl | None,
-    plans: Sequence[GroupPlan],
-) -> dict[nn.Parameter, Tensor]:
-    """Preconditions gradients or momenta, stack by stack, and sets each layer's length.
-
-    Args:
-        stacks: The model's curvature; a layer without any keeps its source.
-        sources: What is preconditioned, by parameter.
+        stacks: The model's curvature; a layer that has none yet keeps its source.
+        moves: Says whether a parameter takes part.
         control: Norm control.
-        plans: Groups, for the learning rates that the KL clip needs.
-
-    Returns:
-        A direction for every source.
     """
-    chosen = [
-        (stack, [n for n, layer in enumerate(stack.layers) if layer.weight in sources])
-        for stack in stacks
-    ]
-    chosen = [(stack, slots) for stack, slots in chosen if slots]
-    rates = None
-    if control is not None and control.kind == "kl_clip":
-        rate_of = {layer.name: float(p.group["lr"]) for p in plans for layer in p.layers}
-        rates = [[rate_of[stack.layers[slot].name] for slot in slots] for stack, slots in chosen]
-    pairs = [[_pair(stack.layers[n], sources) for n in slots] for stack, slots in chosen]
-    found = precondition_stacks(chosen, pairs, control, rates)
-    directions = dict(sources)
-    for (stack, slots), steps in zip(chosen, found, strict=True):
-        for slot, (weight, bias) in zip(slots, steps, strict=True):
-            layer = stack.layers[slot]
-            directions[layer.weight] = weight
-            if layer.bias is not None and layer.bias in sources and bias is not None:
-                directions[layer.bias] = bias
-    return directions
+
+    def __init__(
+        self,
+        stacks: Sequence[LayerStack],
+        moves: Callable[[nn.Parameter], bool],
+        control: NormControl | None,
+    ) -> None:
+        """Finds the layers."""
+        found = [
+            (stack, [slot for slot, layer in enumerate(stack.layers) if moves(layer.weight)])
+            for stack in stacks
+        ]
+        self._chosen = [(stack, slots) for stack, slots in found if slots]
+        self._parameters = [
+            [_pair(stack.layers[slot], moves) for slot in slots] for stack, slots in self._chosen
+        ]
+        self._control = control
+        self._lengths = None
+        if control is not None and control.kind != "kl_clip":
+            self._lengths = norms.Lengths(
+                control,
+                [stack.row_cut(control) for stack, _ in self._chosen],
+                [stack.rows_of(slots, control) for stack, slots in self._chosen],
+            )
+
+    def take(
+        self, sources: Mapping[nn.Parameter, Tensor], rates: Mapping[nn.Parameter, float]
+    ) -> dict[nn.Parameter, Tensor]:
+        """Preconditions gradients or momenta, stack by stack, and sets each layer's length.
+
+        Args:
+            sources: What is preconditioned, by parameter.
+            rates: The weights' learning rates, which the KL clip needs.
+
+        Returns:
+            A direction for every source; memory that the next call may write to.
+        """
+        directions = dict(sources)
+        pairs = [
+            [(sources[w], None if b is None else sources[b]) for w, b in own]
+            for own in self._parameters
+        ]
+        for own, steps in zip(self._parameters, self._precondition(pairs, rates), strict=True):
+            for (weight, bias), (step, bias_step) in zip(own, steps, strict=True):
+                directions[weight] = step
+                if bias is not None and bias_step is not None:
+                    directions[bias] = bias_step
+        return directions
+
+    def _precondition(
+        self, sources: list[list[Pair]], rates: Mapping[nn.Parameter, float]
+    ) -> list[list[Pair]]:
+        """Returns directions in the form of the sources: of each stack, of each layer."""
+        packed = [
+            stack.matrices.write(own) for (stack, _), own in zip(self._chosen, sources, strict=True)
+        ]
+        raw = [
+            stack.direction(slots, source)
+            for (stack, slots), source in zip(self._chosen, packed, strict=True)
+        ]
+        control = self._control
+        if control is not None and control.kind == "spectral":
+            raw = [norms.orthogonalize(direction, control.iterations) for direction in raw]
+        # The sources have served: their memory takes the directions.
+        return [
+            stack.matrices.read(slots, torch.mul(direction, factor, out=source))
+            for (stack, slots), direction, factor, source in zip(
+                self._chosen, raw, self._factors(raw, packed, rates), packed, strict=True
+            )
+        ]
+
+    def _factors(
+        self, raw: list[Tensor], packed: list[Tensor], rates: Mapping[nn.Parameter, float]
+    ) -> Sequence[Tensor | float]:
+        """What each stack's directions are multiplied by."""
+        if not raw or self._control is None:
+            return [1.0] * len(raw)
+        if self._lengths is not None:
+            return self._lengths.factors(raw, packed)
+        own = [[rates[weight] for weight, _ in pairs] for pairs in self._parameters]
+        clip = norms.clip_factor(self._control.limit, raw, packed, own)
+        return [clip.to(direction) for direction in raw]
 
 
-def precondition_stacks(
-    chosen: Sequence[tuple[LayerStack, list[int]]],
-    sources: Sequence[list[Pair]],
-    control: NormControl | None,
-    rates: Sequence[Sequence[float]] | None = None,
-) -> list[list[Pair]]:
-    """Preconditions weight- and bias-shaped tensors of some layers of each stack.
-
-    Args:
-        chosen: Stacks, and the layers of each.
-        sources: Of each stack, of each layer.
-        control: Norm control.
-        rates: Learning rates, the same way; the KL clip needs them.
-
-    Returns:
-        Directions in the form of the sources; memory that the next call may write to.
-    """
-    if not chosen:
-        return []
-    packed = [stack.matrices.write(own) for (stack, _), own in zip(chosen, sources, strict=True)]
-    raw = [
-        stack.direction(slots, source)
-        for (stack, slots), source in zip(chosen, packed, strict=True)
-    ]
-    if control is not None and control.kind == "spectral":
-        raw = [norms.orthogonalize(direction, control.iterations) for direction in raw]
-    if control is None:
-        factors: Sequence[Tensor | float] = [1.0] * len(raw)
-    elif rates is not None:
-        clip = norms.clip_factor(control.limit, raw, packed, rates)
-        factors = [clip.to(direction) for direction in raw]
-    else:
-        cuts = [stack.row_cut(control) for stack, _ in chosen]
-        rows = [stack.rows_of(slots, control) for stack, slots in chosen]
-        factors = norms.length_factors(control, raw, packed, cuts, rows)
-    # The sources have served: their memory takes the directions.
-    return [
-        stack.matrices.read(slots, torch.mul(direction, factor, out=source))
-        for (stack, slots), direction, factor, source in zip(
-            chosen, raw, factors, packed, strict=True
-        )
-    ]
-
-
-def _pair(layer: TrackedLayer, sources: Mapping[nn.Parameter, Tensor]) -> Pair:
-    return sources[layer.weight], None if layer.bias is None else sources.get(layer.bias)
+def _pair(
+    layer: TrackedLayer, moves: Callable[[nn.Parameter], bool]
+) -> tuple[nn.Parameter, nn.Parameter | None]:
+    return layer.weight, layer.bias if layer.bias is not None and moves(layer.bias) else None
 
 
 def all_finite(gradients: list[Tensor]) -> bool:
@@ -147,4 +126,6 @@ def all_finite(gradients: list[Tensor]) -> bool:
     wide = any(gradient.dtype == torch.float64 for gradient in gradients)
     lengths = torch._foreach_norm(gradients, dtype=torch.float64 if wide else torch.float32)
     device = lengths[0].device
-    return math.isfinite(torch.stack([length.to(device) for length in lengths]).sum().item())
+    if any(length.device != device for length in lengths):
+        lengths = tuple(length.to(device) for length in lengths)
+    return math.isfinite(torch.stack(lengths).sum().item())

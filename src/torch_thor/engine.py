@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -11,64 +10,24 @@ from torch import nn
 from torch_thor import state
 from torch_thor.candidates import Candidate, LayerRecord, decide, evidence_of, warn_starved
 from torch_thor.capture import Capture, TrackedLayer
-from torch_thor.coverage import Coverage, Selector, survey
-from torch_thor.distributed import Distributed, communicator_for
+from torch_thor.coverage import Coverage, survey
+from torch_thor.distributed import communicator_for
 from torch_thor.distributed.description import describe, describe_model
 from torch_thor.errors import InvalidOptionError, require
 from torch_thor.layer_splits import split_rule
-from torch_thor.options import MeasuredSplit
-from torch_thor.policies import Decision, LayerDecision, RefreshClock, TraceRule
+from torch_thor.policies import Decision, LayerDecision, RefreshClock
 from torch_thor.refresh import correct, fold, gather, refresh
 from torch_thor.schedules import value_at
 from torch_thor.shards import is_dtensor
 from torch_thor.stacks import LayerStack, SplitRule, StackOptions, build_stacks
 
 if TYPE_CHECKING:
-    from torch_thor.options import Damping, Intervals, Refresh, Statistics
+    from collections.abc import Iterable
+
+    from torch_thor.curvature_options import CurvatureOptions
 
 _SEED_STRIDE = 1_000_003
 _RANK_STRIDE = 1_000_000_007
-
-
-@dataclass(frozen=True)
-class CurvatureOptions:
-    """Everything that the engine is told, see ``Preconditioner``.
-
-    Args:
-        damping: λ and how it enters.
-        split: Block size of both factors, ``"auto"``, ``"per_layer"`` or ``None``.
-        power: p of the inverse root.
-        intervals: Steps between updates of factors and inverses.
-        trace_rule: When a due layer is refreshed, kept or frozen.
-        statistics: How factors are estimated.
-        refresh: Staggering, type of the inverses, failure handling.
-        exclude: Modules left alone.
-        include: Modules of types that are left alone unless asked for.
-        eigenvalue_correction: EKFAC's eigenvalue-corrected basis.
-        distributed: How ranks share the curvature.
-
-    Raises:
-        InvalidOptionError: For a value out of range.
-    """
-
-    damping: Damping
-    split: int | MeasuredSplit | None
-    power: float
-    intervals: Intervals
-    trace_rule: TraceRule | None
-    statistics: Statistics
-    refresh: Refresh
-    exclude: tuple[Selector, ...]
-    include: tuple[Selector, ...]
-    eigenvalue_correction: bool
-    distributed: Distributed = Distributed()
-
-    def __post_init__(self) -> None:
-        """Validates what is not validated by the groups themselves."""
-        require("power", self.power, self.power in (0.5, 1.0), "1 or 1/2")
-        split = self.split
-        valid = split >= 1 if isinstance(split, int) else split in (None, *get_args(MeasuredSplit))
-        require("split", split, valid, "an int >= 1, 'auto', 'per_layer' or None")
 
 
 class CurvatureEngine:
@@ -111,6 +70,7 @@ class CurvatureEngine:
         self._split_rule: SplitRule | None = None
         self.layers: list[TrackedLayer] = []
         self.surveys = 0
+        self._served: frozenset[nn.Parameter] | None = None
         self.stacks: list[LayerStack] = []
         self.records: dict[str, LayerRecord] = {}
         self.clocks = (RefreshClock(), RefreshClock())
@@ -125,7 +85,10 @@ class CurvatureEngine:
     def _find_layers(self) -> None:
         """Surveys the model, hangs the hooks, and gives each layer its share of an interval."""
         self._capture.remove()
-        self.layers, self._coverage = survey(self.model, self.options.exclude, self.options.include)
+        options = self.options
+        self.layers, self._coverage = survey(
+            self.model, options.exclude, options.include, self._served
+        )
         self.surveys += 1
         self.layer_of = {p: layer for layer in self.layers for p in layer.parameters}
         self._parameters = list(self.model.parameters())
@@ -147,8 +110,24 @@ class CurvatureEngine:
 
     def _follow_thaws(self) -> None:
         """Takes in layers that were thawed, or frozen, since the last step."""
-        if self._requires_grad() == self._trained:
-            return
+        if self._requires_grad() != self._trained:
+            self._find_layers_again()
+
+    def serve(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Leaves the model's other parameters alone, whoever trains them.
+
+        Args:
+            parameters: All that the optimizer steps.
+        """
+        chosen = frozenset(parameters)
+        served = None if chosen.issuperset(self._parameters) else chosen
+        if served != self._served:
+            self._served = served
+            self._find_layers_again()
+            self._arm()
+
+    def _find_layers_again(self) -> None:
+        """Takes in another set of layers; those that stay keep their curvature."""
         saved = state.save(self)
         self._find_layers()
         if self._split_rule is not None:
@@ -172,9 +151,17 @@ class CurvatureEngine:
         """
         if self.layers and not self.stacks:
             self._build_stacks()
-        ranks = self.communicator
         candidates = self._candidates(gradient_scale)
-        rule = self.options.trace_rule
+        if candidates:
+            self._renew(candidates)
+        self.last_decisions = tuple(c.report(self.steps) for c in candidates if c.refresh)
+        self.steps += 1
+        self._follow_thaws()
+        self._arm()
+
+    def _renew(self, candidates: list[Candidate]) -> None:
+        """Decides about layers with new statistics, folds these in, and refreshes what is due."""
+        ranks, rule = self.communicator, self.options.trace_rule
         if rule is not None and rule.compare == "distance":
             gather([c for c in candidates if c.refresh and c.is_ready], ranks)
         decide(candidates, rule)
@@ -182,10 +169,6 @@ class CurvatureEngine:
         due = [c for c in candidates if c.refresh and c.decision is Decision.UPDATE]
         renewed = refresh(self.stacks, due, ranks, self.options.refresh.tolerated_failures)
         correct(candidates, renewed, ranks)
-        self.last_decisions = tuple(c.report(self.steps) for c in candidates if c.refresh)
-        self.steps += 1
-        self._follow_thaws()
-        self._arm()
 
     @property
     def is_sharded(self) -> bool:
@@ -233,18 +216,19 @@ class CurvatureEngine:
         """Tells the capture which layers the next step needs."""
         for clock, interval in zip(self.clocks, self._intervals(), strict=True):
             clock.advance(self.steps, interval)
-        ready = {
+        waiting = {
             layer
             for stack in self.stacks
-            for layer, r in zip(stack.layers, stack.ready, strict=True)
-            if r
+            for layer, ready in zip(stack.layers, stack.ready, strict=True)
+            if not ready
         }
         wanted = {
             layer
             for layer in self.layers
             if not self.records[layer.name].frozen
             and (
-                layer not in ready
+                not self.stacks
+                or layer in waiting
                 or any(clock.due(self.steps, layer.share) for clock in self.clocks)
             )
         }

@@ -115,6 +115,8 @@ def multiply_left(roots: Tensor, cut: Partition, matrices: Tensor) -> Tensor:
     batch, rows, columns = matrices.shape
     if cut.block == 1:
         return matrices * roots.flatten(1).unsqueeze(2)
+    if cut.count == 1:
+        return torch.bmm(roots[:, 0], matrices)
     padded = pad(matrices, (0, 0, 0, cut.padding)) if cut.padding else matrices
     product = torch.bmm(roots.flatten(0, 1), padded.view(-1, cut.block, columns))
     product = product.view(batch, cut.padded, columns)
@@ -157,6 +159,7 @@ class InverseRoots:
         self._partitions = (a.partition, g.partition)
         self.a = torch.zeros_like(a.blocks, dtype=dtype)
         self.g = torch.zeros_like(g.blocks, dtype=dtype)
+        self._flat = (self.a.flatten(0, 1), self.g.flatten(0, 1))
 
     def jobs(
         self, a: FactorStack, g: FactorStack, slots: list[int], shifts: tuple[Tensor, Tensor]
@@ -174,11 +177,11 @@ class InverseRoots:
 
     def direction(self, matrices: Tensor, slots: list[int] | None) -> Tensor:
         """Preconditions ``[l, k, out, columns]``; ``slots`` names the layers, None all."""
-        a, g = (self.a, self.g) if slots is None else (self.a[slots], self.g[slots])
-        shape, flat = matrices.shape, matrices.flatten(0, 1)
-        flat = multiply_left(g.flatten(0, 1), self._partitions[1], flat)
-        flat = multiply_right(flat, self._partitions[0], a.flatten(0, 1))
-        return flat.reshape(shape)
+        a, g = self._flat
+        if slots is not None:
+            a, g = self.a[slots].flatten(0, 1), self.g[slots].flatten(0, 1)
+        left = multiply_left(g, self._partitions[1], matrices.flatten(0, 1))
+        return multiply_right(left, self._partitions[0], a).view(matrices.shape)
 
     def band(self, matrices: Tensor, slot: int, blocks: slice) -> Tensor:
         """Preconditions the rows of some blocks of G of one layer that is one matrix.

@@ -8,17 +8,22 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from torch_thor.base import Base, adamw_step, allocate_state, sgd_step
-from torch_thor.directions import precondition
+from torch_thor.base import (
+    Base,
+    adamw_step,
+    allocate_state,
+    momentum_buffers,
+    renew,
+    sgd_step,
+)
 from torch_thor.shards import local
-from torch_thor.sweeps import gradient_of, ready_sweeps
+from torch_thor.sweeps import gradient_of
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from torch_thor.directions import GroupPlan, ParameterGroup
     from torch_thor.options import NormControl, Update
-    from torch_thor.stacks import LayerStack
+    from torch_thor.routes import GroupPlan, GroupRoute, ParameterGroup, Route
 
 States: TypeAlias = "Mapping[Any, Any]"
 
@@ -46,7 +51,7 @@ class RowMotion:
         gradient, momentum = gradient_of(parameter)[rows], self.groups[parameter]["momentum"]
         if not (self.order.momentum_first and momentum):
             return gradient
-        buffer = self._momentum(parameter, momentum)[rows]
+        buffer = self._momentum(parameter)[rows]
         torch.add(gradient, buffer, alpha=momentum, out=buffer)
         return torch.add(gradient, buffer, alpha=momentum) if self.order.nesterov else buffer
 
@@ -63,15 +68,13 @@ class RowMotion:
         if decay and not order.decoupled_decay:
             direction.add_(weight, alpha=decay)
         if momentum:
-            buffer = self._momentum(parameter, momentum)[rows]
+            buffer = self._momentum(parameter)[rows]
             torch.add(direction, buffer, alpha=momentum, out=buffer)
             direction = direction.add_(buffer, alpha=momentum) if order.nesterov else buffer
         weight.add_(direction, alpha=-lr)
 
-    def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
-        allocate_state(Base(), parameter, self.states[parameter], momentum)
-        buffer: Tensor = self.states[parameter]["momentum_buffer"]
-        return buffer
+    def _momentum(self, parameter: nn.Parameter) -> Tensor:
+        return momentum_buffers([parameter], [self.states[parameter]])[0]
 
 
 @dataclass(frozen=True)
@@ -86,64 +89,45 @@ class Motion:
     order: Update
     base: Base
 
-    def step(
-        self,
-        plans: Sequence[GroupPlan],
-        stacks: Sequence[LayerStack],
-        control: NormControl | None,
-        states: States,
-    ) -> None:
+    def step(self, route: Route, control: NormControl | None, states: States) -> None:
         """Moves all parameters: large layers one by one, all others together.
 
         Args:
-            plans: The groups.
-            stacks: The model's curvature.
+            route: Which way each takes.
             control: Length of each layer's step.
             states: The optimizer's state.
         """
-        groups = {parameter: plan.group for plan in plans for parameter in plan.curved}
-        rule = RowMotion(self.order, groups, states)
-        sweeps = ready_sweeps(stacks, rule, control)
-        swept = {parameter for sweep in sweeps for parameter in sweep.layer.parameters}
         sources: dict[nn.Parameter, Tensor] = {}
-        for plan in plans:
-            sources |= self._sources(plan, states, swept)
-        directions = precondition(stacks, sources, control, plans)
-        for plan in plans:
-            self._step_layers(plan, directions, states)
-            self._step_base(plan, states)
-        for sweep in sweeps:
+        rates: dict[nn.Parameter, float] = {}
+        for own in route.groups:
+            sources.update(zip(own.curved, self._sources(own, states), strict=True))
+            rates.update(dict.fromkeys(own.curved, float(own.group["lr"])))
+        directions = route.passage.take(sources, rates)
+        for own in route.groups:
+            self._step_layers(own, [directions[p] for p in own.curved], states)
+            self._step_base(own, states)
+        rule = RowMotion(self.order, route.group_of, states)
+        for sweep in route.sweeps:
             sweep.run(rule, control)
 
-    def _sources(
-        self, plan: GroupPlan, states: States, swept: Container[nn.Parameter]
-    ) -> dict[nn.Parameter, Tensor]:
+    def _sources(self, own: GroupRoute, states: States) -> list[Tensor]:
         """What is preconditioned of a group: gradients, or their momentum."""
-        parameters = [p for p in plan.curved if p.grad is not None and p not in swept]
-        gradients = [local(p.grad) for p in parameters if p.grad is not None]
-        momentum = plan.group["momentum"]
-        if gradients and self.order.momentum_first and momentum:
-            for parameter in parameters:
-                allocate_state(Base(), parameter, states[parameter], momentum)
-            buffers = [local(states[p]["momentum_buffer"]) for p in parameters]
-            torch._foreach_mul_(buffers, momentum)
-            torch._foreach_add_(buffers, gradients)
-            if self.order.nesterov:
-                gradients = list(torch._foreach_add(gradients, buffers, alpha=momentum))
-            else:
-                gradients = buffers
-        return dict(zip(parameters, gradients, strict=True))
+        gradients = [local(gradient_of(parameter)) for parameter in own.curved]
+        momentum = own.group["momentum"]
+        if not (gradients and self.order.momentum_first and momentum):
+            return gradients
+        buffers = momentum_buffers(own.curved, [states[p] for p in own.curved])
+        renew(buffers, gradients, momentum)
+        if not self.order.nesterov:
+            return buffers
+        return list(torch._foreach_add(gradients, buffers, alpha=momentum))
 
-    def _step_layers(
-        self, plan: GroupPlan, directions: Mapping[nn.Parameter, Tensor], states: States
-    ) -> None:
+    def _step_layers(self, own: GroupRoute, steps: list[Tensor], states: States) -> None:
         """Adds decay and momentum to the directions of a group and moves the weights."""
-        pairs = [(p, directions[p]) for p in plan.curved if p in directions]
-        if not pairs:
+        if not steps:
             return
-        parameters, steps = [p for p, _ in pairs], [step for _, step in pairs]
-        weights = [local(parameter) for parameter in parameters]
-        order, lr, decay = self.order, float(plan.group["lr"]), plan.group["weight_decay"]
+        weights = [local(parameter) for parameter in own.curved]
+        order, lr, decay = self.order, float(own.group["lr"]), own.group["weight_decay"]
         if decay and (order.decoupled_decay or order.momentum_first):
             # Without momentum after it, decay added to the direction is decay of the weight.
             torch._foreach_mul_(weights, 1.0 - lr * decay)
@@ -151,22 +135,21 @@ class Motion:
             torch._foreach_add_(weights, steps, alpha=-lr)
         else:
             coupled = 0.0 if order.decoupled_decay else decay
-            self._sgd(plan.group, parameters, steps, states, lr=lr, weight_decay=coupled)
+            self._sgd(own.group, own.curved, steps, states, lr=lr, weight_decay=coupled)
 
-    def _step_base(self, plan: GroupPlan, states: States) -> None:
+    def _step_base(self, own: GroupRoute, states: States) -> None:
         """Steps the parameters of a group that have no curvature."""
-        parameters = [p for p in plan.plain if p.grad is not None]
-        if not parameters:
+        if not own.plain:
             return
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        base, group = self.base, plan.group
+        gradients = [gradient_of(parameter) for parameter in own.plain]
+        base, group = self.base, own.group
         lr = group["lr"] * base.lr_scale
         decay = group["weight_decay"] if base.weight_decay is None else base.weight_decay
         if base.rule == "adamw":
-            own = [states[parameter] for parameter in parameters]
-            adamw_step(base, parameters, gradients, own, lr=lr, weight_decay=decay)
+            state = [states[parameter] for parameter in own.plain]
+            adamw_step(base, own.plain, gradients, state, lr=lr, weight_decay=decay)
         else:
-            self._sgd(group, parameters, gradients, states, lr=lr, weight_decay=decay)
+            self._sgd(group, own.plain, gradients, states, lr=float(lr), weight_decay=decay)
 
     def allocate(self, plan: GroupPlan, states: States) -> None:
         """Gives the parameters of a group the state that their first step would."""
@@ -179,7 +162,7 @@ class Motion:
     def _sgd(
         self,
         group: ParameterGroup,
-        parameters: list[nn.Parameter],
+        parameters: Sequence[nn.Parameter],
         steps: list[Tensor],
         states: States,
         *,

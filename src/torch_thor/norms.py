@@ -49,82 +49,96 @@ def orthogonalize(matrices: Tensor, iterations: int) -> Tensor:
     return result.reshape(matrices.shape)
 
 
-def length_factors(
-    control: NormControl,
-    directions: Sequence[Tensor],
-    sources: Sequence[Tensor],
-    cuts: Sequence[Partition | None],
-    rows: Sequence[ChosenRows | None],
-) -> list[Tensor]:
-    """What each direction is multiplied by to get the length that ``control`` names.
+class Lengths:
+    """What directions are multiplied by to get the lengths that ``control`` names.
 
     Args:
         control: ``"graft"`` takes the source's norm; ``"rms"`` and ``"spectral"`` take
             √rows · limit, so that an entry's root mean square is limit / √columns.
-        directions: One ``[l, k, out, columns]`` a stack.
-        sources: What was preconditioned, same shapes.
         cuts: Of each stack, blocks of rows with lengths of their own; ``None``: a length a layer.
         rows: Of each stack, the averages that even its rows first; ``None`` leaves them.
-
-    Returns:
-        ``[l, 1, 1, 1]`` or ``[l, k, out, 1]`` for each stack, in its directions' type.
     """
-    together: dict[RowAverages | None, list[int]] = defaultdict(list)
-    for place, row in enumerate(rows):
-        together[None if row is None else row.stack.averages].append(place)
-    factors = [directions[0]] * len(directions)
-    for places in together.values():
-        chosen = [row for place in places if (row := rows[place]) is not None]
-        own, before = [[side[place] for place in places] for side in (directions, sources)]
-        if chosen and control.row_decay is not None:
-            found = _even_factors(control, own, before, plan_of(chosen), control.row_decay)
+
+    def __init__(
+        self,
+        control: NormControl,
+        cuts: Sequence[Partition | None],
+        rows: Sequence[ChosenRows | None],
+    ) -> None:
+        """Sorts the stacks by where their averages lie."""
+        self._control = control
+        self._cuts = cuts
+        together: dict[RowAverages | None, list[int]] = defaultdict(list)
+        for place, row in enumerate(rows):
+            together[None if row is None else row.stack.averages].append(place)
+        self._plain = together.pop(None, [])
+        self._evened = [
+            (places, plan_of([row for place in places if (row := rows[place]) is not None]))
+            for places in together.values()
+        ]
+        self._targets: dict[object, Tensor] = {}
+
+    def factors(self, directions: Sequence[Tensor], sources: Sequence[Tensor]) -> list[Tensor]:
+        """Returns ``[l, 1, 1, 1]`` or ``[l, k, out, 1]`` of each stack, in its directions' type.
+
+        Args:
+            directions: One ``[l, k, out, columns]`` a stack.
+            sources: What was preconditioned, same shapes.
+        """
+        factors = [directions[0]] * len(directions)
+        if self._plain:
+            own, before = [[side[n] for n in self._plain] for side in (directions, sources)]
+            for place, found in zip(self._plain, self._by_layers(own, before), strict=True):
+                factors[place] = found.to(directions[place])
+        for places, plan in self._evened:
+            own, before = [[side[n] for n in places] for side in (directions, sources)]
+            for place, found in zip(places, self._by_rows(own, before, plan), strict=True):
+                factors[place] = found.to(directions[place])
+        return factors
+
+    def _by_rows(
+        self, directions: Sequence[Tensor], sources: Sequence[Tensor], plan: RowPlan
+    ) -> list[Tensor]:
+        """The factors ``[l, k, out, 1]`` of directions whose rows are evened."""
+        for direction, lengths in zip(directions, plan.lengths, strict=True):
+            if direction.dtype == lengths.dtype and direction.device == lengths.device:
+                torch.linalg.vector_norm(direction, dim=3, out=lengths)
+            else:
+                lengths.copy_(torch.linalg.vector_norm(direction, dim=3))
+        lengths = plan.fold(self._control.row_decay or 0.0)
+        if self._control.kind == "graft":
+            targets = torch.cat([_lengths(source, None).to(lengths) for source in sources])
         else:
-            found = _factors(control, own, before, [cuts[place] for place in places])
-        for place, factor in zip(places, found, strict=True):
-            factors[place] = factor.to(directions[place])
-    return factors
+            targets = self._fixed(plan, plan.counts, lengths)
+        return plan.factors(_ratios(targets, lengths))
 
-
-def _even_factors(
-    control: NormControl,
-    directions: Sequence[Tensor],
-    sources: Sequence[Tensor],
-    plan: RowPlan,
-    decay: float,
-) -> list[Tensor]:
-    """The factors ``[l, k, out, 1]`` of directions whose rows are evened."""
-    for direction, lengths in zip(directions, plan.lengths, strict=True):
-        if direction.dtype == lengths.dtype and direction.device == lengths.device:
-            torch.linalg.vector_norm(direction, dim=3, out=lengths)
+    def _by_layers(self, directions: Sequence[Tensor], sources: Sequence[Tensor]) -> list[Tensor]:
+        """The factors ``[l, 1, 1, 1]``, or those of blocks of rows."""
+        cuts = [self._cuts[place] for place in self._plain]
+        lengths, shapes = _all_lengths(directions, cuts)
+        if self._control.kind == "graft":
+            targets, _ = _all_lengths(sources, cuts)
         else:
-            lengths.copy_(torch.linalg.vector_norm(direction, dim=3))
-    lengths = plan.fold(decay)
-    if control.kind == "graft":
-        targets = torch.cat([_lengths(source, None).to(lengths) for source in sources])
-    else:
-        targets = plan.sizes.sqrt().mul_(control.limit)
-    return plan.factors(torch.where(lengths > 0, targets / lengths, 1.0))
+            pairs = zip(directions, cuts, strict=True)
+            counts = [n for direction, cut in pairs for n in _rows(direction.shape, cut)]
+            targets = self._fixed(None, counts, lengths)
+        factors = _ratios(targets, lengths)
+        parts = torch.split(factors, [shape.numel() for shape in shapes])
+        return [
+            _spread(part.view(shape), cut, direction.shape[2])
+            for part, shape, direction, cut in zip(parts, shapes, directions, cuts, strict=True)
+        ]
+
+    def _fixed(self, key: object, counts: Sequence[int], like: Tensor) -> Tensor:
+        """√rows · limit for the numbers of rows behind each length: the same in every step."""
+        if key not in self._targets:
+            self._targets[key] = like.new_tensor(counts).sqrt_().mul_(self._control.limit)
+        return self._targets[key]
 
 
-def _factors(
-    control: NormControl,
-    directions: Sequence[Tensor],
-    sources: Sequence[Tensor],
-    cuts: Sequence[Partition | None],
-) -> list[Tensor]:
-    """The factors ``[l, 1, 1, 1]``, or those of blocks of rows."""
-    lengths, shapes = _all_lengths(directions, cuts)
-    if control.kind == "graft":
-        targets, _ = _all_lengths(sources, cuts)
-    else:
-        counts = [n for d, cut in zip(directions, cuts, strict=True) for n in _rows(d.shape, cut)]
-        targets = control.limit * lengths.new_tensor(counts).sqrt_()
-    factors = torch.where(lengths > 0, targets / lengths, 1.0)
-    parts = torch.split(factors, [shape.numel() for shape in shapes])
-    return [
-        _spread(part.view(shape), cut, d.shape[2])
-        for part, shape, d, cut in zip(parts, shapes, directions, cuts, strict=True)
-    ]
+def _ratios(targets: Tensor, lengths: Tensor) -> Tensor:
+    """Targets ÷ lengths; 1 for a direction of zeros."""
+    return torch.div(targets, lengths).nan_to_num_(nan=1.0, posinf=1.0)
 
 
 def _all_lengths(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_thor.coverage import sparse_parameters
-from torch_thor.directions import GroupPlan, ParameterGroup, all_finite, plan_groups
+from torch_thor.directions import all_finite
 from torch_thor.distributed import Distributed, UnevenInputs
 from torch_thor.distributed.description import describe
 from torch_thor.errors import InvalidOptionError, NonFiniteGradientError, require
@@ -20,6 +20,7 @@ from torch_thor.options import (
     as_norm_control,
     check_norm_control,
 )
+from torch_thor.routes import ParameterGroup, Router
 from torch_thor.schedules import ScheduledFloat, value_at
 from torch_thor.shards import local
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from torch_thor.options import Update
     from torch_thor.policies import LayerDecision
     from torch_thor.preconditioner import Preconditioner
+    from torch_thor.routes import GroupPlan
 
 Parameters = Iterable[nn.Parameter] | Iterable[ParameterGroup]
 
@@ -69,6 +71,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         self.preconditioner = preconditioner
         self.norm_control = as_norm_control(norm_control)
         self._motion = Motion(update, base)
+        self._router = Router(self.norm_control)
         self._lr_schedule = lr if callable(lr) else None
         defaults = {
             "lr": value_at(lr, 0),
@@ -77,9 +80,11 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
             "damping": value_at(preconditioner.options.damping.value, 0),
         }
         self._scaler: torch.amp.GradScaler | None = None
-        self._planned: tuple[object, list[GroupPlan]] = (None, [])
+        self._is_built = False
         chosen = preconditioner.model.parameters() if params is None else params
         super().__init__(chosen, defaults)
+        self._is_built = True
+        self._serve()
         UnevenInputs.__init__(self)
         check_norm_control(self.norm_control, sharded=preconditioner.is_sharded)
         self._agree()
@@ -163,6 +168,12 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
                     "optimizer of its own (torch.optim.SparseAdam)"
                 )
                 raise InvalidOptionError("gradient of", sparse[parameter], allowed)
+        if self._is_built:
+            self._serve()
+
+    def _serve(self) -> None:
+        """Keeps the curvature to the layers whose weight is in a group."""
+        self.preconditioner.serve(p for group in self.param_groups for p in group["params"])
 
     def remove(self) -> None:
         """Takes every hook off the model."""
@@ -207,7 +218,8 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         plans = self._plans()
         self._follow_schedules(plans)
         self.preconditioner.update(scale)
-        self._motion.step(plans, self.preconditioner.stacks, self.norm_control, self.state)
+        route = self._router.route(plans, self.preconditioner.stacks)
+        self._motion.step(route, self.norm_control, self.state)
 
     def _gradients(self) -> list[Tensor]:
         """All gradients, averaged over ranks where the user asked for that."""
@@ -225,11 +237,8 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
             )
 
     def _plans(self) -> list[GroupPlan]:
-        """Sorts the groups' parameters; again only when groups or layers have changed."""
-        key = (self.preconditioner.surveys, [len(group["params"]) for group in self.param_groups])
-        if self._planned[0] != key:
-            self._planned = (key, plan_groups(self.param_groups, self.preconditioner.layer_of))
-        return self._planned[1]
+        engine = self.preconditioner
+        return self._router.plans(self.param_groups, engine.surveys, engine.layer_of)
 
     def _unscale(self, gradients: list[Tensor]) -> float | None:
         """Divides a GradScaler's scale out of the gradients and returns it.

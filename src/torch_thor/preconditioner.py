@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
 
-from torch_thor.directions import precondition_stacks
+from torch_thor.curvature_options import CurvatureOptions
+from torch_thor.directions import Passage
 from torch_thor.distributed import Distributed, UnevenInputs
-from torch_thor.engine import CurvatureEngine, CurvatureOptions
+from torch_thor.engine import CurvatureEngine
 from torch_thor.errors import InvalidOptionError
 from torch_thor.fisher import Likelihood, sampled_loss
 from torch_thor.options import (
@@ -25,14 +25,13 @@ from torch_thor.options import (
 )
 from torch_thor.schedules import GrowingInterval, ScheduledFloat, value_at
 from torch_thor.shards import local
-from torch_thor.sweeps import GradientRows, ready_sweeps
+from torch_thor.sweeps import GradientRows, gradient_of, ready_sweeps
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from torch import Tensor, nn
 
-    from torch_thor.capture import TrackedLayer
     from torch_thor.coverage import Selector
     from torch_thor.policies import TraceRule
 
@@ -137,28 +136,18 @@ class Preconditioner(CurvatureEngine, UnevenInputs):
 
     def _rewrite(self) -> None:
         rule = GradientRows()
-        sweeps = ready_sweeps(self.stacks, rule, self._norm_control)
-        swept = {sweep.layer for sweep in sweeps}
+        sweeps = ready_sweeps(self.stacks, rule.moves, self._norm_control)
+        swept = {parameter for sweep in sweeps for parameter in sweep.layer.parameters}
         for sweep in sweeps:
             sweep.run(rule, self._norm_control)
-        live = [
-            (
-                stack,
-                [
-                    slot
-                    for slot, layer in enumerate(stack.layers)
-                    if rule.moves(layer.weight) and layer not in swept
-                ],
-            )
-            for stack in self.stacks
-        ]
-        chosen = [(stack, slots) for stack, slots in live if slots]
-        gradients = [[_gradients(stack.layers[slot]) for slot in slots] for stack, slots in chosen]
-        found = precondition_stacks(chosen, gradients, self._norm_control)
-        for old, new in zip(chain(*gradients), chain(*found), strict=True):
-            for gradient, direction in zip(old, new, strict=True):
-                if gradient is not None and direction is not None:
-                    gradient.copy_(direction)
+
+        def together(parameter: nn.Parameter) -> bool:
+            return rule.moves(parameter) and parameter not in swept
+
+        sources = {p: local(gradient_of(p)) for p in self.layer_of if together(p)}
+        directions = Passage(self.stacks, together, self._norm_control).take(sources, rates={})
+        for parameter, gradient in sources.items():
+            gradient.copy_(directions[parameter])
 
     def sample_fisher(
         self,
@@ -207,10 +196,3 @@ class Preconditioner(CurvatureEngine, UnevenInputs):
         if weights:
             with self._capture.sampled_backward():
                 torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
-
-
-def _gradients(layer: TrackedLayer) -> tuple[Tensor, Tensor | None]:
-    weight, bias = layer.weight.grad, None if layer.bias is None else layer.bias.grad
-    if weight is None:
-        raise InvalidOptionError("layer", layer.name, "a layer whose weight has a gradient")
-    return local(weight), None if bias is None else local(bias)

@@ -114,7 +114,7 @@ def _fail(candidate: Candidate, tolerated: int) -> None:
     )
     if record.failures > tolerated:
         raise CurvatureError(message)
-    warnings.warn(message, CurvatureWarning, stacklevel=5)
+    warnings.warn(message, CurvatureWarning, stacklevel=6)
 
 
 def correct(candidates: list[Candidate], renewed: list[Candidate], ranks: Communicator) -> None:

@@ -75,6 +75,7 @@ class RowPlan:
 
     Attributes:
         lengths: ``[l, k, rows]`` of each stack, where the lengths of rows are to be written.
+        counts: Rows of each layer.
     """
 
     def __init__(self, averages: RowAverages, chosen: Chosen) -> None:
@@ -83,12 +84,13 @@ class RowPlan:
         shares = averages.shares
         found = [averages.layer(stack, slot) for stack, slots in chosen for slot in slots]
         self._layers = [number for number, _ in found]
-        counts = torch.tensor([rows.stop - rows.start for _, rows in found])
+        self.counts = [rows.stop - rows.start for _, rows in found]
+        counts = torch.tensor(self.counts)
         whole = len(found) == len(averages.weights)
         rows = torch.cat([torch.arange(len(shares))[inside] for _, inside in found])
         self._rows = None if whole else rows.to(shares.device)
         self._counts = counts.to(shares.device)
-        self.sizes = self._counts.to(shares.dtype)
+        self._sizes = self._counts.to(shares.dtype)
         self._layer_of_row = torch.arange(len(found)).repeat_interleave(counts).to(shares.device)
         self._flat, self._factors = shares.new_empty(len(rows)), shares.new_empty(len(rows))
         shapes = [(len(slots), *averages.shapes[stack][1:]) for stack, slots in chosen]
@@ -108,16 +110,15 @@ class RowPlan:
             The length of each layer's direction once its rows are evened, layer by layer.
         """
         squares = self._flat.square_()
-        means = self._sums(squares).div_(self.sizes).clamp_min_(torch.finfo(squares.dtype).tiny)
+        means = self._sums(squares).div_(self._sizes).clamp_min_(torch.finfo(squares.dtype).tiny)
         shares = squares / self._of_rows(means)
         kept = self._averages.shares
         old = kept if self._rows is None else kept[self._rows]
-        averages = torch.lerp(old, shares, self._fresh(decay))
-        if self._rows is None:
-            kept.copy_(averages)
-        else:
+        averages = old.lerp_(shares, self._fresh(decay))
+        if self._rows is not None:
             kept[self._rows] = averages
-        torch.rsqrt(averages.clamp_min_(_LEAST), out=self._factors)
+        averages = averages.clamp_min(_LEAST)
+        torch.rsqrt(averages, out=self._factors)
         return self._sums(squares.div_(averages)).sqrt_()
 
     def factors(self, scales: Tensor) -> list[Tensor]:
@@ -137,17 +138,17 @@ class RowPlan:
         if of_rows.device.type in _SEGMENTED:  # in the same order on every run and rank
             sums: Tensor = torch.segment_reduce(of_rows, "sum", lengths=self._counts, unsafe=True)
             return sums
-        return torch.zeros_like(self.sizes).index_add_(0, self._layer_of_row, of_rows)
+        return torch.zeros_like(self._sizes).index_add_(0, self._layer_of_row, of_rows)
 
     def _fresh(self, decay: float) -> float | Tensor:
         """Share of the new value in each row's average: a number where all layers have the same."""
         weights = self._averages.weights
-        steps = [kept_share(decay, weights[layer]) for layer in self._layers]
-        for layer, (_, following) in zip(self._layers, steps, strict=True):
-            weights[layer] = following
-        fresh = [1.0 - keep for keep, _ in steps]
-        same = all(share == fresh[0] for share in fresh)
-        return fresh[0] if same else self._of_rows(self.sizes.new_tensor(fresh))
+        before = [weights[layer] for layer in self._layers]
+        steps = {weight: kept_share(decay, weight) for weight in set(before)}
+        for layer, weight in zip(self._layers, before, strict=True):
+            weights[layer] = steps[weight][1]
+        fresh = [1.0 - steps[weight][0] for weight in before]
+        return fresh[0] if len(steps) == 1 else self._of_rows(self._sizes.new_tensor(fresh))
 
 
 def _views(flat: Tensor, parts: list[int], shapes: list[tuple[int, int, int]]) -> list[Tensor]:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_PLAIN = frozenset({Tensor, nn.Parameter})
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -51,6 +53,8 @@ class Shard:
 
 def is_dtensor(tensor: object) -> bool:
     """Whether a tensor is distributed; importing DTensor would take a process seconds."""
+    if type(tensor) in _PLAIN:
+        return False
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 

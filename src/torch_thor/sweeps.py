@@ -24,7 +24,7 @@ from torch_thor.row_averages import ChosenRows, plan_of
 from torch_thor.shards import is_dtensor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import nn
 
@@ -134,19 +134,22 @@ class Sweep:
         bias_source = None if bias is None else rule.source(bias, slice(None))
         shape = (1, geometry.outputs, geometry.columns)
         directions = torch.empty(shape, dtype=self.roots.a.dtype)
-        found = [
-            self._precondition(band, rule.source(layer.weight, band.rows), bias_source, directions)
-            for band in self.bands
-        ]
-        rows = torch.cat([rows for _, rows in found])
-        source = math.hypot(*(length for length, _ in found))
+        grafts = control is not None and control.kind == "graft"
+        parts = [] if bias_source is None or not grafts else [_length(bias_source)]
+        found = []
+        for band in self.bands:
+            source = rule.source(layer.weight, band.rows)
+            if grafts:
+                parts.append(_length(source))
+            found.append(self._precondition(band, source, bias_source, directions))
+        rows = found[0] if len(found) == 1 else torch.cat(found)
         length, factors = float(torch.linalg.vector_norm(rows)), None
         if control is not None and control.row_decay is not None:
             plan = plan_of([ChosenRows(self.stack.rows, (self.slot,))])
             plan.lengths[0].copy_(rows.view(1, 1, -1))
             evened = plan.fold(control.row_decay)
             length, factors = float(evened), plan.factors(torch.ones_like(evened))[0][0, 0]
-        scale = self._scale(control, source, length)
+        scale = self._scale(control, math.hypot(*parts), length)
         for band in self.bands:
             if factors is not None:
                 directions[0, band.rows].mul_(factors[band.rows])
@@ -158,12 +161,8 @@ class Sweep:
 
     def _precondition(
         self, band: Band, weight: Tensor, bias: Tensor | None, directions: Tensor
-    ) -> tuple[float, Tensor]:
-        """Writes the directions of a band.
-
-        Returns:
-            The lengths of its source and of each row of these.
-        """
+    ) -> Tensor:
+        """Writes the directions of a band and returns the length of each row."""
         rows, columns = band.geometry.outputs, band.geometry.columns
         source = directions.new_empty(1, band.padded, self.stack.a.partition.padded)
         if rows < band.padded:
@@ -174,9 +173,8 @@ class Sweep:
         write_matrices(band.geometry, inside, weight, None if bias is None else bias[band.rows])
         found = self.roots.band(source, self.slot, band.blocks)
         directions[:, band.rows] = found[:, :rows, :columns]
-        lengths = torch.linalg.vector_norm(found[0, :rows], dim=1)
-        wide = torch.promote_types(lengths.dtype, torch.float32)
-        return float(torch.linalg.vector_norm(source)), lengths.to(wide)
+        lengths: Tensor = torch.linalg.vector_norm(found[0, :rows], dim=1)
+        return lengths.to(torch.promote_types(lengths.dtype, torch.float32))
 
     def _scale(self, control: NormControl | None, source: float, direction: float) -> float:
         """What a layer's direction of a length is multiplied by, given its source's length."""
@@ -185,6 +183,12 @@ class Sweep:
         if control.kind == "rms":
             source = control.limit * self.stack.geometry.outputs**0.5
         return source / direction if direction > 0 else 1.0
+
+
+def _length(tensor: Tensor) -> float:
+    return float(
+        torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
+    )
 
 
 def sweeps_of(stack: LayerStack) -> list[Sweep]:
@@ -200,7 +204,9 @@ def sweeps_of(stack: LayerStack) -> list[Sweep]:
 
 
 def ready_sweeps(
-    stacks: Sequence[LayerStack], rule: RowRule, control: NormControl | None
+    stacks: Sequence[LayerStack],
+    moves: Callable[[nn.Parameter], bool],
+    control: NormControl | None,
 ) -> list[Sweep]:
     """Returns the ways through all layers that can be swept in this step.
 
@@ -209,7 +215,7 @@ def ready_sweeps(
 
     Args:
         stacks: The model's curvature.
-        rule: Who moves the parameters.
+        moves: Says whether a parameter takes part.
         control: Norm control.
     """
     if control is not None and (control.kind in ("kl_clip", "spectral") or control.per == "rows"):
@@ -218,5 +224,5 @@ def ready_sweeps(
         sweep
         for stack in stacks
         for sweep in stack.sweeps
-        if stack.ready[sweep.slot] and rule.moves(sweep.layer.weight)
+        if stack.ready[sweep.slot] and moves(sweep.layer.weight)
     ]

@@ -1,0 +1,176 @@
+"""Which way each parameter takes in a step, found once for the steps that are alike.
+
+Steps differ only where groups, layers or curvature have changed, or others have gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from torch_thor.directions import Passage
+from torch_thor.sweeps import ready_sweeps
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from torch import nn
+
+    from torch_thor.capture import TrackedLayer
+    from torch_thor.options import NormControl
+    from torch_thor.stacks import LayerStack
+    from torch_thor.sweeps import Sweep
+
+ParameterGroup: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """A parameter group sorted by how its parameters step.
+
+    Args:
+        group: The group.
+        layers: Tracked layers whose weight is in it.
+        curved: Parameters of tracked layers.
+        plain: All others, which step by the base rule.
+    """
+
+    group: ParameterGroup
+    layers: tuple[TrackedLayer, ...]
+    curved: tuple[nn.Parameter, ...]
+    plain: tuple[nn.Parameter, ...]
+
+    def follows(self, group: ParameterGroup) -> bool:
+        """Says whether this is still the plan of a group."""
+        known = len(self.curved) + len(self.plain)
+        return self.group is group and len(group["params"]) == known
+
+
+def plan_groups(
+    groups: Iterable[ParameterGroup], layer_of: Mapping[nn.Parameter, TrackedLayer]
+) -> list[GroupPlan]:
+    """Sorts each group's parameters into those of tracked layers and all others."""
+    plans = []
+    for group in groups:
+        curved = tuple(p for p in group["params"] if p in layer_of)
+        plain = tuple(p for p in group["params"] if p not in layer_of)
+        layers = tuple(layer_of[p] for p in curved if layer_of[p].weight is p)
+        plans.append(GroupPlan(group, layers, curved, plain))
+    return plans
+
+
+@dataclass(frozen=True)
+class GroupRoute:
+    """Those parameters of a group that step together with others: all but swept ones.
+
+    Args:
+        group: The group.
+        curved: Parameters of tracked layers.
+        plain: Parameters that step by the base rule.
+    """
+
+    group: ParameterGroup
+    curved: tuple[nn.Parameter, ...]
+    plain: tuple[nn.Parameter, ...]
+
+
+@dataclass(frozen=True)
+class Route:
+    """The ways of all parameters with a gradient.
+
+    Args:
+        groups: Parameters that step together, by group.
+        passage: The way of the curved ones through their curvature.
+        sweeps: Large layers, which step one by one.
+        group_of: The group of each parameter of a tracked layer.
+    """
+
+    groups: tuple[GroupRoute, ...]
+    passage: Passage
+    sweeps: tuple[Sweep, ...]
+    group_of: Mapping[nn.Parameter, ParameterGroup]
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A route and what it was found for; groups and stacks are compared by identity."""
+
+    plans: Sequence[GroupPlan]
+    stacks: Sequence[LayerStack]
+    ready: list[list[bool]]
+    live: list[list[bool]]
+    route: Route
+
+
+class Router:
+    """Finds the groups' plans and the route of a step, again only where something has changed.
+
+    Args:
+        control: Norm control.
+    """
+
+    def __init__(self, control: NormControl | None) -> None:
+        """Knows no way yet."""
+        self._control = control
+        self._surveys = -1
+        self._plans: list[GroupPlan] = []
+        self._known: _Known | None = None
+
+    def plans(
+        self,
+        groups: Sequence[ParameterGroup],
+        surveys: int,
+        layer_of: Mapping[nn.Parameter, TrackedLayer],
+    ) -> list[GroupPlan]:
+        """Returns the groups' plans.
+
+        Args:
+            groups: The optimizer's groups; loading a state replaces them.
+            surveys: How often the model was searched for layers.
+            layer_of: The tracked layer of each of their parameters.
+        """
+        same = surveys == self._surveys and len(groups) == len(self._plans)
+        if not same or not all(p.follows(g) for p, g in zip(self._plans, groups, strict=True)):
+            self._surveys, self._plans = surveys, plan_groups(groups, layer_of)
+        return self._plans
+
+    def route(self, plans: Sequence[GroupPlan], stacks: Sequence[LayerStack]) -> Route:
+        """Returns the route of a step.
+
+        Args:
+            plans: The groups' plans.
+            stacks: The model's curvature.
+        """
+        ready = [list(stack.ready) for stack in stacks]
+        live = [[p.grad is not None for p in (*plan.curved, *plan.plain)] for plan in plans]
+        known = self._known
+        if known is None or not (
+            known.plans is plans
+            and known.stacks is stacks
+            and known.ready == ready
+            and known.live == live
+        ):
+            known = self._known = _Known(plans, stacks, ready, live, self._find(plans, stacks))
+        return known.route
+
+    def _find(self, plans: Sequence[GroupPlan], stacks: Sequence[LayerStack]) -> Route:
+        group_of = {parameter: plan.group for plan in plans for parameter in plan.curved}
+
+        def moves(parameter: nn.Parameter) -> bool:
+            return parameter in group_of and parameter.grad is not None
+
+        sweeps = ready_sweeps(stacks, moves, self._control)
+        swept = {parameter for sweep in sweeps for parameter in sweep.layer.parameters}
+
+        def together(parameter: nn.Parameter) -> bool:
+            return moves(parameter) and parameter not in swept
+
+        groups = tuple(
+            GroupRoute(
+                plan.group,
+                tuple(p for p in plan.curved if together(p)),
+                tuple(p for p in plan.plain if p.grad is not None),
+            )
+            for plan in plans
+        )
+        return Route(groups, Passage(stacks, together, self._control), tuple(sweeps), group_of)
