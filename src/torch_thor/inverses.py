@@ -27,6 +27,21 @@ Kernel = Callable[[Tensor], Solution]
 
 
 @dataclass(frozen=True)
+class Solver:
+    """How blocks are factorized.
+
+    Args:
+        kernel: Factorizes a stack ``[b, s, s]``.
+        symmetric: Whether its results are symmetric matrices.
+        power: p of inverse roots.
+    """
+
+    kernel: Kernel
+    symmetric: bool
+    power: float
+
+
+@dataclass(frozen=True)
 class Factorization:
     """Blocks to factorize and where the results belong.
 
@@ -44,13 +59,13 @@ class Factorization:
 
 
 def factorize(
-    jobs: Iterable[Factorization], solver: Callable[[list[Tensor]], Solutions]
+    jobs: Iterable[Factorization], solve: Callable[[list[Tensor]], Solutions]
 ) -> list[list[bool]]:
     """Solves all jobs, stacked by block size, and stores what succeeded.
 
     Args:
         jobs: What to factorize.
-        solver: Factorizes stacks ``[b, s, s]``, one for each size, type and device.
+        solve: Factorizes stacks ``[b, s, s]``, one for each size, type and device.
 
     Returns:
         For every job, for each of its slots, whether all its blocks succeeded.
@@ -65,7 +80,7 @@ def factorize(
     for numbers in alike.values():
         parts = [jobs[number].matrices.flatten(0, 2) for number in numbers]
         stacked.append(torch.cat(parts) if len(parts) > 1 else parts[0])
-    for numbers, (results, good) in zip(alike.values(), solver(stacked), strict=True):
+    for numbers, (results, good) in zip(alike.values(), solve(stacked), strict=True):
         counts = [jobs[number].matrices.shape[:3].numel() for number in numbers]
         pieces = [torch.split(result, counts) for result in results]
         for place, (number, mask) in enumerate(
@@ -75,9 +90,9 @@ def factorize(
     return success
 
 
-def solve_all(stacks: Sequence[Tensor], inverses: Inverses) -> Solutions:
+def solve_all(stacks: Sequence[Tensor], solver: Solver) -> Solutions:
     """Factorizes stacks ``[b, s, s]`` in this process."""
-    return [solve(stack, inverses.kernel) for stack in stacks]
+    return [solve(stack, solver.kernel) for stack in stacks]
 
 
 def solve(matrices: Tensor, kernel: Kernel) -> Solution:
@@ -146,12 +161,7 @@ class InverseRoots:
         g: Output gradient factors.
         power: p, 1 or 1/2.
         dtype: Type of the stored roots and of the products.
-
-    Attributes:
-        symmetric: Whether the kernel's results are symmetric matrices.
     """
-
-    symmetric = True
 
     def __init__(self, a: FactorStack, g: FactorStack, power: float, dtype: torch.dtype) -> None:
         """Allocates the roots."""
@@ -170,10 +180,14 @@ class InverseRoots:
             Factorization(g.damped(slots, shifts[1]), (self.g,), slots),
         ]
 
-    def kernel(self, matrices: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Factorizes a batch of damped blocks."""
-        roots, good = linalg.inverse_root(matrices, self.power)
-        return (roots,), good
+    def solver(self, condition: float) -> Solver:
+        """Returns what factorizes damped blocks, given a bound on their condition numbers."""
+
+        def kernel(matrices: Tensor) -> Solution:
+            roots, good = linalg.inverse_root(matrices, self.power, condition)
+            return (roots,), good
+
+        return Solver(kernel, symmetric=True, power=self.power)
 
     def direction(self, matrices: Tensor, slots: list[int] | None) -> Tensor:
         """Preconditions ``[l, k, out, columns]``; ``slots`` names the layers, None all."""
@@ -213,12 +227,7 @@ class EigenBasis:
         g: Output gradient factors.
         power: p, 1 or 1/2.
         dtype: Type of the stored bases and of the products.
-
-    Attributes:
-        symmetric: Whether the kernel's results are symmetric matrices.
     """
-
-    symmetric = False
 
     def __init__(self, a: FactorStack, g: FactorStack, power: float, dtype: torch.dtype) -> None:
         """Allocates bases, eigenvalues and scalings."""
@@ -248,11 +257,15 @@ class EigenBasis:
             Factorization(g.damped(slots, zero), (self.g, self.values_g), slots),
         ]
 
-    def kernel(self, matrices: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Factorizes a batch of blocks."""
-        values, vectors = linalg.eigh(linalg.symmetrize(matrices))
-        good = values.isfinite().all(-1) & vectors.isfinite().flatten(-2).all(-1)
-        return (vectors, values.clamp_min(0)), good
+    def solver(self, condition: float) -> Solver:  # noqa: ARG002 (it has no say here)
+        """Returns what factorizes blocks."""
+
+        def kernel(matrices: Tensor) -> Solution:
+            values, vectors = linalg.eigh(linalg.symmetrize(matrices))
+            good = values.isfinite().all(-1) & vectors.isfinite().flatten(-2).all(-1)
+            return (vectors, values.clamp_min(0)), good
+
+        return Solver(kernel, symmetric=False, power=self.power)
 
     def reset_scalings(self, slot: int) -> None:
         """A new basis: start again from K-FAC's estimate, the products of eigenvalues."""

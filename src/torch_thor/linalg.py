@@ -6,10 +6,15 @@ never waits for the device: success is returned as a mask.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-_HALF_ITERATIONS = 30
+from torch_thor.square_roots import inverse_square_root
+
+# Rows up to which products are faster on a CPU than LAPACK, and more accurate than it in float32.
+_PRODUCTS = 96
 
 
 def symmetrize(matrices: Tensor) -> Tensor:
@@ -24,16 +29,18 @@ def add_to_diagonal(matrices: Tensor, shift: Tensor) -> Tensor:
     return shifted
 
 
-def inverse_root(matrices: Tensor, power: float) -> tuple[Tensor, Tensor]:
+def inverse_root(
+    matrices: Tensor, power: float, condition: float = math.inf
+) -> tuple[Tensor, Tensor]:
     """Computes M⁻¹ or M^-1/2 of symmetric positive definite matrices.
 
-    The inverse goes through Cholesky. The inverse square root goes through the
-    eigendecomposition on the CPU, and elsewhere through a coupled Newton-Schulz
-    iteration, because batched eigendecompositions are slow on several CUDA builds.
+    The inverse goes through Cholesky. The inverse square root goes through products, but on
+    the CPU through the eigendecomposition where that is faster or the type is float64.
 
     Args:
         matrices: ``[..., n, n]``, damped already.
         power: 1 or 1/2.
+        condition: Bound on the condition numbers, if one is known: it saves products.
 
     Returns:
         The roots ``[..., n, n]``, and a mask ``[...]`` that is true where the root is
@@ -44,10 +51,12 @@ def inverse_root(matrices: Tensor, power: float) -> tuple[Tensor, Tensor]:
         roots, good = matrices.pow(-power), matrices.flatten(-2).squeeze(-1) > 0
     elif power == 1.0:
         roots, good = _inverse(matrices)
-    elif matrices.device.type == "cpu":
+    elif matrices.device.type == "cpu" and (
+        matrices.dtype == torch.float64 or matrices.shape[-1] > _PRODUCTS
+    ):
         roots, good = _inverse_square_root(matrices)
     else:
-        roots, good = newton_schulz_inverse_square_root(matrices)
+        roots, good = inverse_square_root(matrices, condition)
     return roots, good & roots.isfinite().flatten(-2).all(-1)
 
 
@@ -64,31 +73,6 @@ def _inverse_square_root(matrices: Tensor) -> tuple[Tensor, Tensor]:
     good = values[..., 0] > 0
     scaled = vectors * values.clamp_min(torch.finfo(values.dtype).tiny).rsqrt().unsqueeze(-2)
     return scaled @ vectors.mT, good
-
-
-def newton_schulz_inverse_square_root(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Computes M^-1/2 by products alone, for devices with slow eigendecompositions.
-
-    Coupled iteration Y → M^1/2, Z → M^-1/2 with Y₀ = M / c, Z₀ = I, and
-    T = (3I - Z Y) / 2 (Higham, Functions of Matrices, eq. 6.35); c bounds the largest
-    eigenvalue, so it converges for every positive definite M.
-
-    Args:
-        matrices: ``[..., n, n]``, symmetric.
-
-    Returns:
-        As ``inverse_root``; the mask is true where M · Z² has come close to I.
-    """
-    identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
-    # The largest row sum bounds the spectral radius more tightly than the trace does.
-    bound = matrices.abs().sum(-1).amax(-1).clamp_min(torch.finfo(matrices.dtype).tiny)
-    bound = bound.unsqueeze(-1).unsqueeze(-1)
-    root, inverse = matrices / bound, identity.expand_as(matrices)
-    for _ in range(_HALF_ITERATIONS):
-        step = 1.5 * identity - 0.5 * (inverse @ root)
-        root, inverse = root @ step, step @ inverse
-    residual = (inverse @ root - identity).flatten(-2).abs().amax(-1)
-    return inverse * bound.rsqrt(), residual < 1e-2
 
 
 def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from torch_thor.candidates import Candidate
-    from torch_thor.inverses import Factorization, Inverses
+    from torch_thor.inverses import Factorization, Solver
     from torch_thor.stacks import LayerStack
 
 
@@ -68,8 +68,8 @@ def refresh(
     if not chosen:
         return []
     jobs = [job for stack, due in chosen for job in stack.jobs([c.slot for c in due])]
-    inverses = chosen[0][0].inverses
-    success = _factorize(jobs, inverses, ranks)
+    condition = max(stack.condition([c.slot for c in due]) for stack, due in chosen)
+    success = _factorize(jobs, chosen[0][0].inverses.solver(condition), ranks)
     renewed = []
     for number, (_, due) in enumerate(chosen):
         for place, c in enumerate(due):
@@ -82,9 +82,7 @@ def refresh(
     return renewed
 
 
-def _factorize(
-    jobs: list[Factorization], inverses: Inverses, ranks: Communicator
-) -> list[list[bool]]:
+def _factorize(jobs: list[Factorization], solver: Solver, ranks: Communicator) -> list[list[bool]]:
     """Factorizes what all ranks have together, and what this one owns alone.
 
     Returns:
@@ -93,11 +91,11 @@ def _factorize(
     shared = [number for number, job in enumerate(jobs) if not job.owned]
     owned = [number for number, job in enumerate(jobs) if job.owned]
     success: list[list[bool]] = [[] for _ in jobs]
-    found = factorize([jobs[n] for n in shared], lambda blocks: ranks.solve(blocks, inverses))
+    found = factorize([jobs[n] for n in shared], lambda blocks: ranks.solve(blocks, solver))
     for number, good in zip(shared, found, strict=True):
         success[number] = good
     if owned:
-        found = factorize([jobs[n] for n in owned], partial(solve_all, inverses=inverses))
+        found = factorize([jobs[n] for n in owned], partial(solve_all, solver=solver))
         everywhere = iter(ranks.all([fine for good in found for fine in good]))
         for number in owned:
             success[number] = [next(everywhere) for _ in jobs[number].slots]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
@@ -154,6 +155,14 @@ class LayerStack:
         if self.geometry.unit_wise:
             return unit_shifts(self.options.mode, self.damping(slots), trace_g, sizes[1])
         return diagonal_shifts(self.options.mode, self.damping(slots), trace_a, trace_g, sizes)
+
+    def condition(self, slots: list[int]) -> float:
+        """Bound on the condition numbers of some layers' damped blocks; infinite where unknown."""
+        least = min(self.layers[slot].damping for slot in slots)
+        if self.options.mode != "relative" or least <= 0:
+            return math.inf
+        # No eigenvalue exceeds the trace, and damping is a share of the mean eigenvalue.
+        return 1.0 + max(self.geometry.columns, self.outputs) / least
 
     def jobs(self, slots: list[int]) -> list[Factorization]:
         """Returns the factorizations that refresh some layers."""

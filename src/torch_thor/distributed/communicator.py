@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from torch_thor.distributed.wire import Traffic
 from torch_thor.errors import StateMismatchError
-from torch_thor.inverses import Inverses, Solutions, solve_all
+from torch_thor.inverses import Solutions, Solver, solve_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -81,7 +81,7 @@ class Communicator(ABC):
         """Yields the sum over ranks of each part, in order."""
 
     @abstractmethod
-    def solve(self, stacks: Sequence[Tensor], inverses: Inverses) -> Solutions:
+    def solve(self, stacks: Sequence[Tensor], solver: Solver) -> Solutions:
         """Factorizes stacks ``[b, s, s]`` of blocks that are the same on all ranks."""
 
     @abstractmethod
@@ -138,9 +138,9 @@ class Local(Communicator):
         """Yields the parts."""
         return (part.compute() for part in parts)
 
-    def solve(self, stacks: Sequence[Tensor], inverses: Inverses) -> Solutions:
+    def solve(self, stacks: Sequence[Tensor], solver: Solver) -> Solutions:
         """Factorizes every stack."""
-        return solve_all(stacks, inverses)
+        return solve_all(stacks, solver)
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Leaves them alone."""

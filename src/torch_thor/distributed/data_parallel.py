@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch_thor.distributed.evidence import Evidence
     from torch_thor.distributed.options import Distributed
-    from torch_thor.inverses import Inverses, Solutions
+    from torch_thor.inverses import Solutions, Solver
 
 # Squares of such numbers, and sums of them over ranks, are exact in float64.
 _CHECK_MASK = (1 << 20) - 1
@@ -112,9 +112,9 @@ class DataParallel(Communicator):
         """Sends the parts in buckets, each while the next one is computed."""
         return sum_in_buckets(parts, self._wire, self.options.wire)
 
-    def solve(self, stacks: Sequence[Tensor], inverses: Inverses) -> Solutions:
+    def solve(self, stacks: Sequence[Tensor], solver: Solver) -> Solutions:
         """Factorizes on all ranks, or each block on one, whichever is faster."""
-        return self._inverter.solve(stacks, inverses)
+        return self._inverter.solve(stacks, solver)
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Averages in one message for each type of parameter."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch_thor.distributed.options import Inversion
     from torch_thor.distributed.wire import Wire
-    from torch_thor.inverses import Inverses, Solution, Solutions
+    from torch_thor.inverses import Solution, Solutions, Solver
 
 _LOG = logging.getLogger(__name__)
 # Block sizes whose inversion is measured; others lie between, or follow the cube of the size.
@@ -75,22 +75,22 @@ class Inverter:
         self._profile: Profile | None = None
         self._said: bool | None = None
 
-    def solve(self, stacks: Sequence[Tensor], inverses: Inverses) -> Solutions:
+    def solve(self, stacks: Sequence[Tensor], solver: Solver) -> Solutions:
         """Factorizes ``[b, s, s]`` stacks; the answer is the same on all ranks."""
         if self._choice != "replicate":
-            profile = self._profile or self._measure(stacks[0].device, inverses.power)
+            profile = self._profile or self._measure(stacks[0].device, solver.power)
             self._profile = profile
             costs = [profile.inversion(stack.shape[-1]) for stack in stacks for _ in stack]
             owners = _by_stack(place(costs, self._wire.size), stacks)
-            if self._choice == "owners" or self._pays(stacks, inverses, costs, owners):
-                return self._share(stacks, inverses, owners)
-        solutions = solve_all(stacks, inverses)
-        return [_as_sent(solution) for solution in solutions] if inverses.symmetric else solutions
+            if self._choice == "owners" or self._pays(stacks, solver, costs, owners):
+                return self._share(stacks, solver, owners)
+        solutions = solve_all(stacks, solver)
+        return [_as_sent(solution) for solution in solutions] if solver.symmetric else solutions
 
     def _pays(
         self,
         stacks: Sequence[Tensor],
-        inverses: Inverses,
+        solver: Solver,
         costs: list[float],
         owners: list[list[int]],
     ) -> bool:
@@ -101,7 +101,7 @@ class Inverter:
         alone = sum(costs)
         size = max(
             sum(
-                _result_bytes(stack, inverses) * owned.count(rank)
+                _result_bytes(stack, solver) * owned.count(rank)
                 for stack, owned in zip(stacks, owners, strict=True)
             )
             for rank in range(ranks)
@@ -145,7 +145,7 @@ class Inverter:
         return Profile(tuple(inversions), latency, per_byte)
 
     def _share(
-        self, stacks: Sequence[Tensor], inverses: Inverses, owners: list[list[int]]
+        self, stacks: Sequence[Tensor], solver: Solver, owners: list[list[int]]
     ) -> Solutions:
         """Inverts this rank's blocks and gathers everyone's."""
         places = [
@@ -154,8 +154,7 @@ class Inverter:
         ]
         mine = places[self._wire.rank]
         found = [
-            solve(stack[chosen], inverses.kernel)
-            for stack, chosen in zip(stacks, mine, strict=True)
+            solve(stack[chosen], solver.kernel) for stack, chosen in zip(stacks, mine, strict=True)
         ]
         solutions: Solutions = [
             (tuple(r.new_empty(len(s), *r.shape[1:]) for r in results), good.new_empty(len(s)))
@@ -165,7 +164,7 @@ class Inverter:
         for kind in kinds:
             alike = [n for n, s in enumerate(stacks) if (s.dtype, s.device) == kind]
             layout = [
-                [_Slot(solutions[n], chosen[n], inverses.symmetric) for n in alike]
+                [_Slot(solutions[n], chosen[n], solver.symmetric) for n in alike]
                 for chosen in places
             ]
             self._gather(layout, [found[n] for n in alike], kind)
@@ -251,8 +250,8 @@ def _by_stack(values: list[int], stacks: Sequence[Tensor]) -> list[list[int]]:
     return parts
 
 
-def _result_bytes(stack: Tensor, inverses: Inverses) -> int:
+def _result_bytes(stack: Tensor, solver: Solver) -> int:
     """Bytes of one block's result."""
     size = stack.shape[-1]
-    entries = packed_size(size) if inverses.symmetric else size * size + size
+    entries = packed_size(size) if solver.symmetric else size * size + size
     return (entries + 1) * stack.element_size()
