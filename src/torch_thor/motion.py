@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch_thor.options import NormControl, Update
-    from torch_thor.routes import GroupPlan, GroupRoute, ParameterGroup, Route
+    from torch_thor.routes import GroupPlan, ParameterGroup, Route
 
 States: TypeAlias = "Mapping[Any, Any]"
 
@@ -101,7 +101,8 @@ class Motion:
         rates: dict[nn.Parameter, float] = {}
         for own in route.groups:
             sources.update(zip(own.curved, self._sources(own, states), strict=True))
-            rates.update(dict.fromkeys(own.curved, float(own.group["lr"])))
+            if control is not None and control.kind == "kl_clip":
+                rates.update(dict.fromkeys(own.curved, float(own.group["lr"])))
         directions = route.passage.take(sources, rates)
         for own in route.groups:
             self._step_layers(own, [directions[p] for p in own.curved], states)
@@ -110,7 +111,7 @@ class Motion:
         for sweep in route.sweeps:
             sweep.run(rule, control)
 
-    def _sources(self, own: GroupRoute, states: States) -> list[Tensor]:
+    def _sources(self, own: GroupPlan, states: States) -> list[Tensor]:
         """What is preconditioned of a group: gradients, or their momentum."""
         gradients = [local(gradient_of(parameter)) for parameter in own.curved]
         momentum = own.group["momentum"]
@@ -122,7 +123,7 @@ class Motion:
             return buffers
         return list(torch._foreach_add(gradients, buffers, alpha=momentum))
 
-    def _step_layers(self, own: GroupRoute, steps: list[Tensor], states: States) -> None:
+    def _step_layers(self, own: GroupPlan, steps: list[Tensor], states: States) -> None:
         """Adds decay and momentum to the directions of a group and moves the weights."""
         if not steps:
             return
@@ -137,7 +138,7 @@ class Motion:
             coupled = 0.0 if order.decoupled_decay else decay
             self._sgd(own.group, own.curved, steps, states, lr=lr, weight_decay=coupled)
 
-    def _step_base(self, own: GroupRoute, states: States) -> None:
+    def _step_base(self, own: GroupPlan, states: States) -> None:
         """Steps the parameters of a group that have no curvature."""
         if not own.plain:
             return

@@ -5,7 +5,7 @@ Steps differ only where groups, layers or curvature have changed, or others have
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch_thor.directions import Passage
@@ -60,32 +60,17 @@ def plan_groups(
 
 
 @dataclass(frozen=True)
-class GroupRoute:
-    """Those parameters of a group that step together with others: all but swept ones.
-
-    Args:
-        group: The group.
-        curved: Parameters of tracked layers.
-        plain: Parameters that step by the base rule.
-    """
-
-    group: ParameterGroup
-    curved: tuple[nn.Parameter, ...]
-    plain: tuple[nn.Parameter, ...]
-
-
-@dataclass(frozen=True)
 class Route:
     """The ways of all parameters with a gradient.
 
     Args:
-        groups: Parameters that step together, by group.
+        groups: The plans, of the parameters that step together: all but swept ones.
         passage: The way of the curved ones through their curvature.
         sweeps: Large layers, which step one by one.
         group_of: The group of each parameter of a tracked layer.
     """
 
-    groups: tuple[GroupRoute, ...]
+    groups: tuple[GroupPlan, ...]
     passage: Passage
     sweeps: tuple[Sweep, ...]
     group_of: Mapping[nn.Parameter, ParameterGroup]
@@ -166,10 +151,10 @@ class Router:
             return moves(parameter) and parameter not in swept
 
         groups = tuple(
-            GroupRoute(
-                plan.group,
-                tuple(p for p in plan.curved if together(p)),
-                tuple(p for p in plan.plain if p.grad is not None),
+            replace(
+                plan,
+                curved=tuple(p for p in plan.curved if together(p)),
+                plain=tuple(p for p in plan.plain if p.grad is not None),
             )
             for plan in plans
         )
