@@ -10,9 +10,9 @@ from torch_thor.errors import require
 from torch_thor.options import MeasuredSplit
 
 if TYPE_CHECKING:
-    from torch_thor.coverage import Selector
     from torch_thor.options import Damping, Intervals, Refresh, Statistics
     from torch_thor.policies import TraceRule
+    from torch_thor.selection import Selector
 
 
 @dataclass(frozen=True)

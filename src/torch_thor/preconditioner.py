@@ -24,6 +24,7 @@ from torch_thor.options import (
     check_norm_control,
 )
 from torch_thor.schedules import GrowingInterval, ScheduledFloat, value_at
+from torch_thor.selection import as_selectors
 from torch_thor.shards import local
 from torch_thor.sweeps import GradientRows, gradient_of, ready_sweeps
 
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from torch_thor.coverage import Selector
     from torch_thor.policies import TraceRule
+    from torch_thor.selection import Selector
 
 
 class Preconditioner(CurvatureEngine, UnevenInputs):
@@ -79,8 +80,8 @@ class Preconditioner(CurvatureEngine, UnevenInputs):
         norm_control: NormControl | NormControlKind | None = None,
         statistics: Statistics = Statistics(),
         refresh: Refresh = Refresh(),
-        exclude: Iterable[Selector] = (),
-        include: Iterable[Selector] = (),
+        exclude: Selector | Iterable[Selector] = (),
+        include: Selector | Iterable[Selector] = (),
         eigenvalue_correction: bool = False,
         distributed: Distributed = Distributed(),
     ) -> None:
@@ -100,8 +101,8 @@ class Preconditioner(CurvatureEngine, UnevenInputs):
             trace_rule=trace_rule,
             statistics=statistics,
             refresh=refresh,
-            exclude=tuple(exclude),
-            include=tuple(include),
+            exclude=as_selectors("exclude", exclude),
+            include=as_selectors("include", include),
             eigenvalue_correction=eigenvalue_correction,
             distributed=distributed,
         )

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from torch_thor.coverage import Selector
     from torch_thor.policies import TraceRule
+    from torch_thor.selection import Selector
 
 _PAPER_ORDER = Update(nesterov=False, momentum_first=False, decoupled_decay=False)
 _ALL_ROWS = Statistics(decay=0.95, rows=None)
@@ -86,8 +86,8 @@ class THOR(CurvatureOptimizer):
         statistics: Statistics = Statistics(),
         refresh: Refresh = Refresh(inverse_dtype="auto"),
         base: Base = Base(),
-        exclude: Iterable[Selector] = (),
-        include: Iterable[Selector] = (),
+        exclude: Selector | Iterable[Selector] = (),
+        include: Selector | Iterable[Selector] = (),
         distributed: Distributed = Distributed(),
     ) -> None:
         """Finds the layers, hangs the hooks and builds the parameter groups."""
@@ -129,8 +129,8 @@ class THOR(CurvatureOptimizer):
         split: int | MeasuredSplit | None = 72,
         interval: ScheduledFloat | Intervals = GrowingInterval(10, 1.2),
         statistics: Statistics = Statistics(),
-        exclude: Iterable[Selector] = (),
-        include: Iterable[Selector] = (),
+        exclude: Selector | Iterable[Selector] = (),
+        include: Selector | Iterable[Selector] = (),
         distributed: Distributed = Distributed(),
     ) -> Self:
         """Builds THOR for a task without a known learning rate of SGD's.
@@ -217,8 +217,8 @@ class KFAC(CurvatureOptimizer):
         statistics: Statistics = _ALL_ROWS,
         refresh: Refresh = Refresh(stagger=False),
         base: Base = Base(),
-        exclude: Iterable[Selector] = (),
-        include: Iterable[Selector] = (),
+        exclude: Selector | Iterable[Selector] = (),
+        include: Selector | Iterable[Selector] = (),
         distributed: Distributed = Distributed(),
     ) -> None:
         """Finds the layers, hangs the hooks and builds the parameter groups."""
