@@ -26,7 +26,8 @@ class Base:
     Args:
         rule: ``"sgd"`` or ``"adamw"``.
         lr_scale: Learning rate ÷ that of the group, so that schedulers move both.
-        weight_decay: Decay of these parameters; ``None`` takes the group's.
+        weight_decay: Decay of these parameters; ``None`` takes the group's, and so do groups that
+            were given a decay of their own.
         betas: AdamW's averages.
         eps: AdamW's ε.
         fused: As in ``torch.optim``; picks the kernel, not the result. ``None`` takes AdamW's

@@ -13,6 +13,7 @@ from torch_thor.directions import all_finite
 from torch_thor.distributed import Distributed, UnevenInputs
 from torch_thor.distributed.description import describe
 from torch_thor.errors import InvalidOptionError, NonFiniteGradientError, require
+from torch_thor.groups import OWN, ParameterGroup, note_own, values_at
 from torch_thor.motion import Motion
 from torch_thor.options import (
     NormControl,
@@ -20,7 +21,7 @@ from torch_thor.options import (
     as_norm_control,
     check_norm_control,
 )
-from torch_thor.routes import ParameterGroup, Router
+from torch_thor.routes import Router
 from torch_thor.schedules import ScheduledFloat, value_at
 from torch_thor.shards import local
 
@@ -72,12 +73,14 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         self.norm_control = as_norm_control(norm_control)
         self._motion = Motion(update, base)
         self._router = Router(self.norm_control)
-        self._lr_schedule = lr if callable(lr) else None
+        damping = preconditioner.options.damping.value
+        scheduled = {"lr": lr, "damping": damping}
+        self._schedules = {name: value for name, value in scheduled.items() if callable(value)}
         defaults = {
             "lr": value_at(lr, 0),
             "momentum": momentum,
             "weight_decay": weight_decay,
-            "damping": value_at(preconditioner.options.damping.value, 0),
+            "damping": value_at(damping, 0),
         }
         self._scaler: torch.amp.GradScaler | None = None
         self._is_built = False
@@ -94,7 +97,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         groups = [
             {k: len(v) if k == "params" else v for k, v in g.items()} for g in self.param_groups
         ]
-        options = (type(self), self._lr_schedule, self.norm_control, self._motion)
+        options = (type(self), self._schedules, self.norm_control, self._motion)
         ranks = self.preconditioner.communicator
         ranks.agree("options of the optimizer", describe([*options, groups]))
 
@@ -156,9 +159,13 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
     def add_param_group(self, param_group: ParameterGroup) -> None:
         """Adds a group, as any torch optimizer does.
 
+        What the group says for itself it keeps: a schedule of ``lr`` or ``damping`` serves the
+        others, and its own ``weight_decay`` holds for the base rule too.
+
         Raises:
             InvalidOptionError: For a parameter whose gradients are sparse.
         """
+        note_own(param_group, self.defaults)
         super().add_param_group(param_group)
         sparse = sparse_parameters(self.preconditioner.model)
         for parameter in self.param_groups[-1]["params"]:
@@ -205,6 +212,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         return loss
 
     def _take_step(self) -> None:
+        values = self._scheduled()
         gradients = self._gradients()
         scale = self._unscale(gradients)
         finite = scale is not None and self._are_finite(gradients)
@@ -216,7 +224,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
             self._skip(overflow=scale is None)
             return
         plans = self._plans()
-        self._follow_schedules(plans)
+        self._follow(plans, values)
         self.preconditioner.update(scale)
         route = self._router.route(plans, self.preconditioner.stacks)
         self._motion.step(route, self.norm_control, self.state)
@@ -262,18 +270,16 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         ignored = self.preconditioner.options.refresh.on_nonfinite == "ignore"
         return ignored or not gradients or all_finite(gradients)
 
-    def _follow_schedules(self, plans: list[GroupPlan]) -> None:
+    def _scheduled(self) -> list[dict[str, float]]:
+        """What schedules give to the groups in this step."""
+        return values_at(self.param_groups, self._schedules, self.preconditioner.steps)
+
+    def _follow(self, plans: list[GroupPlan], values: list[dict[str, float]]) -> None:
         """Writes scheduled values into the groups, and the groups' damping to the layers."""
-        step = self.preconditioner.steps
-        damping = self.preconditioner.options.damping.value
-        for plan in plans:
-            group = plan.group
-            if self._lr_schedule is not None:
-                group["lr"] = value_at(self._lr_schedule, step)
-            if callable(damping):
-                group["damping"] = value_at(damping, step)
+        for plan, given in zip(plans, values, strict=True):
+            plan.group.update(given)
             for layer in plan.layers:
-                layer.damping = group["damping"]
+                layer.damping = plan.group["damping"]
 
     def shadow_step(self) -> None:
         """Takes part in a step of the other ranks, without samples.
@@ -287,7 +293,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         elif self.preconditioner.communicator.any(False):  # noqa: FBT003 (as the built-in)
             self.preconditioner.discard()
         else:
-            self._follow_schedules(self._plans())
+            self._follow(self._plans(), self._scheduled())
             self.preconditioner.update()
 
     def catch_up(self, *, up_to_date: bool) -> None:
@@ -325,5 +331,8 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         """
         curvature = state_dict.get("curvature", {})
         self.preconditioner.prepare(curvature)
+        said = [group[OWN] for group in self.param_groups]
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "curvature"})
+        for group, own in zip(self.param_groups, said, strict=True):
+            group.setdefault(OWN, own)  # not in checkpoints of version 0.1
         self.preconditioner.load_state_dict(curvature)
