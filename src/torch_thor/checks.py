@@ -8,15 +8,12 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from torch_thor.errors import InvalidOptionError
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -45,8 +42,8 @@ LEAST_DAMPING = torch.finfo(torch.float32).tiny
 RATE = Range(0.0, math.inf, ">= 0 and finite")
 SHARE = Range(0.0, 1.0, "in [0, 1)")
 POSITIVE = Range(math.ulp(0.0), math.inf, "> 0 and finite")
-DAMPING = Range(LEAST_DAMPING, math.inf, f"> 0 and finite, at least {LEAST_DAMPING:.2g}")
-STEPS = Range(1.0, math.inf, ">= 1 step, or a schedule of such numbers")
+DAMPING = Range(LEAST_DAMPING, math.inf, f"> 0, finite and normal in float32 (>= {LEAST_DAMPING:.2g})")
+AT_LEAST_ONE = Range(1.0, math.inf, ">= 1 and finite")
 
 
 def require_number(name: str, value: object, within: Range) -> None:
@@ -82,7 +79,7 @@ def require_type(name: str, value: object, hint: Any) -> None:
         raise InvalidOptionError(name, value, _words(hint) + _advice(value, hint))
 
 
-def check_types(options: DataclassInstance, **names: str) -> None:
+def check_types(options: Any, **names: str) -> None:
     """Raises unless each field of a dataclass is of its annotated type.
 
     Args:
@@ -92,7 +89,8 @@ def check_types(options: DataclassInstance, **names: str) -> None:
     Raises:
         InvalidOptionError: For the first that is not.
     """
-    hints = _hints(type(options))
+    kind: type = type(options)
+    hints = _hints(kind)
     for field in fields(options):
         value = getattr(options, field.name)
         require_type(names.get(field.name, field.name), value, hints[field.name])
@@ -143,9 +141,10 @@ def _words(hint: Any) -> str:
 
 def _advice(value: object, hint: Any) -> str:
     """What to do about a common slip."""
-    numbers = bool({float, int} & {hint, *get_args(hint)})
-    if isinstance(value, str) and numbers:
-        return ", without quotes"
     if isinstance(value, type) or (isinstance(value, dict) and is_dataclass(hint)):
         return ": build one"
+    if isinstance(value, str) and {float, int} & {hint, *get_args(hint)}:
+        return ", without quotes"
+    if callable(value) and hint is float:
+        return "; lr and damping may be schedules, as arguments of the optimizer"
     return ""

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
 
+from torch_thor.base import Base, BaseRule, as_base
+from torch_thor.checks import require_number, require_type
 from torch_thor.coverage import sparse_parameters
 from torch_thor.directions import all_finite
 from torch_thor.distributed import Distributed, UnevenInputs
 from torch_thor.distributed.description import describe
-from torch_thor.errors import InvalidOptionError, NonFiniteGradientError, require
-from torch_thor.groups import OWN, ParameterGroup, note_own, values_at
+from torch_thor.errors import (
+    CurvatureWarning,
+    InvalidOptionError,
+    NonFiniteGradientError,
+    require,
+)
+from torch_thor.groups import OWN, RANGES, ParameterGroup, as_groups, complete, values_at
 from torch_thor.motion import Motion
 from torch_thor.options import (
     NormControl,
     NormControlKind,
+    Update,
     as_norm_control,
     check_norm_control,
 )
@@ -26,10 +35,8 @@ from torch_thor.schedules import ScheduledFloat, value_at
 from torch_thor.shards import local
 
 if TYPE_CHECKING:
-    from torch_thor.base import Base
     from torch_thor.coverage import Coverage
     from torch_thor.fisher import Likelihood
-    from torch_thor.options import Update
     from torch_thor.policies import LayerDecision
     from torch_thor.preconditioner import Preconditioner
     from torch_thor.routes import GroupPlan
@@ -63,34 +70,70 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         weight_decay: float,
         norm_control: NormControl | NormControlKind | None,
         update: Update,
-        base: Base,
+        base: Base | BaseRule,
     ) -> None:
         """Builds the parameter groups."""
-        require("lr", lr, callable(lr) or lr >= 0, ">= 0")
-        require("momentum", momentum, 0 <= momentum < 1, "in [0, 1)")
-        require("weight_decay", weight_decay, weight_decay >= 0, ">= 0")
-        self.preconditioner = preconditioner
-        self.norm_control = as_norm_control(norm_control)
-        self._motion = Motion(update, base)
-        self._router = Router(self.norm_control)
-        damping = preconditioner.options.damping.value
-        scheduled = {"lr": lr, "damping": damping}
-        self._schedules = {name: value for name, value in scheduled.items() if callable(value)}
-        defaults = {
-            "lr": value_at(lr, 0),
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "damping": value_at(damping, 0),
-        }
-        self._scaler: torch.amp.GradScaler | None = None
-        self._is_built = False
-        chosen = preconditioner.model.parameters() if params is None else params
-        super().__init__(chosen, defaults)
-        self._is_built = True
-        self._serve()
-        UnevenInputs.__init__(self)
-        check_norm_control(self.norm_control, sharded=preconditioner.is_sharded)
-        self._agree()
+        try:
+            self._check(lr=lr, momentum=momentum, weight_decay=weight_decay, update=update)
+            self.preconditioner = preconditioner
+            self.norm_control = as_norm_control(norm_control)
+            self._motion = Motion(update, as_base(base))
+            self._router = Router(self.norm_control)
+            damping = preconditioner.options.damping.value
+            scheduled = {"lr": lr, "damping": damping}
+            self._schedules = {name: value for name, value in scheduled.items() if callable(value)}
+            defaults = {
+                "lr": value_at(lr, 0, "lr"),
+                "momentum": momentum,
+                "weight_decay": weight_decay,
+                "damping": value_at(damping, 0, "damping"),
+            }
+            self._scaler: torch.amp.GradScaler | None = None
+            self._is_built = False
+            chosen = preconditioner.model.parameters() if params is None else params
+            super().__init__(as_groups(chosen), defaults)
+            self._look_for_foreign(self.param_groups)
+            self._is_built = True
+            self._serve()
+            UnevenInputs.__init__(self)
+            check_norm_control(self.norm_control, sharded=preconditioner.is_sharded)
+            self._agree()
+        except Exception:
+            preconditioner.remove()  # what was refused leaves no hooks
+            raise
+
+    @staticmethod
+    def _check(*, lr: object, momentum: object, weight_decay: object, update: object) -> None:
+        require_type("lr", lr, ScheduledFloat)
+        given = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        for name, value in given.items():
+            if name != "lr" or not callable(value):
+                require_number(name, value, RANGES[name])
+        require_type("update", update, Update)
+
+    def _look_for_foreign(self, groups: list[ParameterGroup]) -> None:
+        """Says which parameters of some groups the model does not have.
+
+        Raises:
+            InvalidOptionError: Where it has none at all: of another model, or replaced since.
+        """
+        own = set(self.preconditioner.model.parameters())
+        given = [p for group in groups for p in group["params"]]
+        foreign = sum(p not in own for p in given)
+        if foreign and foreign == len(given) and not self._is_built:
+            raise InvalidOptionError(
+                "params",
+                f"{foreign} parameters that the model does not have",
+                "parameters of the model: pass the model that holds them, or no params at all",
+            )
+        if foreign:
+            warnings.warn(
+                f"{foreign} of {len(given)} parameters in the groups are not the model's: they "
+                "train by the base rule, without curvature. Pass the model that holds them, if "
+                "that is not what you want.",
+                CurvatureWarning,
+                stacklevel=4,
+            )
 
     def _agree(self) -> None:
         """Raises unless all ranks of a distributed run have the same options and groups."""
@@ -163,19 +206,21 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         others, and its own ``weight_decay`` holds for the base rule too.
 
         Raises:
-            InvalidOptionError: For a parameter whose gradients are sparse.
+            InvalidOptionError: For a value that no step could take, or a parameter whose
+                gradients are sparse; nothing is added then.
         """
-        note_own(param_group, self.defaults)
-        super().add_param_group(param_group)
+        parameters = complete(param_group, len(self.param_groups), self.defaults)
         sparse = sparse_parameters(self.preconditioner.model)
-        for parameter in self.param_groups[-1]["params"]:
+        for parameter in parameters:
             if parameter in sparse:
                 allowed = (
                     "dense: build the embedding with sparse=False, or leave it to an "
                     "optimizer of its own (torch.optim.SparseAdam)"
                 )
                 raise InvalidOptionError("gradient of", sparse[parameter], allowed)
+        super().add_param_group(param_group)
         if self._is_built:
+            self._look_for_foreign(self.param_groups[-1:])
             self._serve()
 
     def _serve(self) -> None:
@@ -202,6 +247,8 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         Raises:
             NonFiniteGradientError: Where a gradient is not finite and ``on_nonfinite`` is
                 ``"raise"``; nothing has changed then.
+            InvalidOptionError: Where a group or a schedule gives a value that no step can take;
+                nothing has changed then.
         """
         loss = None
         if closure is not None:
@@ -271,7 +318,8 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         return ignored or not gradients or all_finite(gradients)
 
     def _scheduled(self) -> list[dict[str, float]]:
-        """What schedules give to the groups in this step."""
+        """What schedules give to the groups in this step; checked before anything changes."""
+        self.preconditioner.check_schedules()
         return values_at(self.param_groups, self._schedules, self.preconditioner.steps)
 
     def _follow(self, plans: list[GroupPlan], values: list[dict[str, float]]) -> None:
@@ -287,13 +335,14 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         DistributedDataParallel keeps the others' gradients to itself and sends the weights at
         the end; with gradients of our own (``reduce_gradients``) the step is a full one.
         """
+        values = self._scheduled()
         self.zero_grad()
         if self.preconditioner.options.distributed.reduce_gradients:
             self._take_step()
         elif self.preconditioner.communicator.any(False):  # noqa: FBT003 (as the built-in)
             self.preconditioner.discard()
         else:
-            self._follow(self._plans(), self._scheduled())
+            self._follow(self._plans(), values)
             self.preconditioner.update()
 
     def catch_up(self, *, up_to_date: bool) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from torch_thor.checks import DAMPING, require_number
 from torch_thor.curvature_options import CurvatureOptions
 from torch_thor.directions import Passage
 from torch_thor.distributed import Distributed, UnevenInputs
@@ -111,15 +112,23 @@ class Preconditioner(CurvatureEngine, UnevenInputs):
         UnevenInputs.__init__(self)
 
     def step(self) -> None:
-        """Updates the curvature and rewrites ``.grad`` of every preconditioned layer."""
+        """Updates the curvature and rewrites ``.grad`` of every preconditioned layer.
+
+        Raises:
+            InvalidOptionError: Where a schedule gives a value that no step can take; nothing has
+                changed then.
+        """
         self._begin_step()
         self._average_and_update()
         with torch.no_grad():
             self._rewrite()
 
     def _average_and_update(self) -> None:
+        self.check_schedules()
+        damping = value_at(self.options.damping.value, self.steps, "damping")
+        require_number(f"damping at step {self.steps}", damping, DAMPING)
         for layer in self.layers:
-            layer.damping = value_at(self.options.damping.value, self.steps)
+            layer.damping = damping
         self.communicator.average_gradients(self.model.parameters())
         self.update()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-from torch_thor.base import Base
+from torch_thor.base import Base, BaseRule
 from torch_thor.distributed import Distributed
 from torch_thor.optimizer import CurvatureOptimizer, Parameters
 from torch_thor.options import (
@@ -54,7 +54,7 @@ class THOR(CurvatureOptimizer):
         update: Order of preconditioning, momentum and decay.
         statistics: How factors are estimated.
         refresh: Staggering, type of the inverses, failure handling.
-        base: First-order rule of all other parameters.
+        base: First-order rule of all other parameters: ``"sgd"``, ``"adamw"`` or a ``Base``.
         exclude: Modules (names, with ``*`` as wildcard, or types) that train by the base rule.
         include: The same for types that do so unless asked for: embeddings and norms.
         distributed: How the ranks of a data-parallel run share the curvature.
@@ -85,7 +85,7 @@ class THOR(CurvatureOptimizer):
         update: Update = Update(),
         statistics: Statistics = Statistics(),
         refresh: Refresh = Refresh(inverse_dtype="auto"),
-        base: Base = Base(),
+        base: Base | BaseRule = Base(),
         exclude: Selector | Iterable[Selector] = (),
         include: Selector | Iterable[Selector] = (),
         distributed: Distributed = Distributed(),
@@ -191,7 +191,7 @@ class KFAC(CurvatureOptimizer):
         norm_control: Length of each layer's step.
         statistics: How factors are estimated.
         refresh: Staggering, type of the inverses, failure handling.
-        base: First-order rule of all other parameters.
+        base: First-order rule of all other parameters: ``"sgd"``, ``"adamw"`` or a ``Base``.
         exclude: Modules that train by the base rule.
         include: Modules that do so unless asked for: embeddings and norms.
         distributed: How the ranks of a data-parallel run share the curvature.
@@ -216,7 +216,7 @@ class KFAC(CurvatureOptimizer):
         norm_control: NormControl | NormControlKind | None = "graft",
         statistics: Statistics = _ALL_ROWS,
         refresh: Refresh = Refresh(stagger=False),
-        base: Base = Base(),
+        base: Base | BaseRule = Base(),
         exclude: Selector | Iterable[Selector] = (),
         include: Selector | Iterable[Selector] = (),
         distributed: Distributed = Distributed(),
