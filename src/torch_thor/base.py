@@ -55,7 +55,7 @@ def allocate_state(
     base: Base, parameter: nn.Parameter, state: ParameterState, momentum: float
 ) -> None:
     """Gives a parameter the state that its first step would."""
-    if base.rule == "adamw" and not state:
+    if base.rule == "adamw" and "exp_avg" not in state:
         state["step"] = torch.tensor(0.0)
         state["exp_avg"] = torch.zeros_like(parameter)
         state["exp_avg_sq"] = torch.zeros_like(parameter)
