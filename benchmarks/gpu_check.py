@@ -137,7 +137,7 @@ def _difference(kind: str, option: str, device: torch.device) -> tuple[float, st
     for (name, one), other in zip(here.named_parameters(), there.parameters(), strict=True):
         one, other = one.detach(), other.detach().cpu()  # noqa: PLW2901
         found.append((((one - other).norm() / one.norm()).item(), name))
-    return max(found, key=lambda pair: float("inf") if pair[0] != pair[0] else pair[0])  # noqa: PLR0124
+    return max(found, key=lambda pair: float("inf") if pair[0] != pair[0] else pair[0])
 
 
 def check_against_cpu(report: Report) -> None:

@@ -1,4 +1,4 @@
-"""What THOR's steps ask of the card: launches, waits of the host, kernels; graphs and the compiler."""
+"""What THOR's steps ask of a card: launches, waits of the host, kernels; graphs, compiling."""
 
 from __future__ import annotations
 
@@ -99,7 +99,10 @@ class _Training:
         self.model: nn.Module = task.model().to(device)
         build = optimizer or (
             lambda model: THOR(
-                model, lr=1e-4, interval=_EVERY, refresh=Refresh(stagger=False, inverse_dtype="auto")
+                model,
+                lr=1e-4,
+                interval=_EVERY,
+                refresh=Refresh(stagger=False, inverse_dtype="auto"),
             )
         )
         self.optimizer = build(self.model)
@@ -149,9 +152,16 @@ def profile_task(report: Report, title: str, task: Task) -> None:
     (report.folder / f"profile-{title}.txt").write_text("\n".join(texts))
     report.table(
         (
-            "step: part", "launches", "waits", "copies to host", "to device", "kernels, ms",
-            "wall, ms (profiled)", "host, ms", "aten calls",
-        ),  # fmt: skip
+            "step: part",
+            "launches",
+            "waits",
+            "copies to host",
+            "to device",
+            "kernels, ms",
+            "wall, ms (profiled)",
+            "host, ms",
+            "aten calls",
+        ),
         rows,
     )
     report.record(f"launches of {title}", records)
@@ -191,7 +201,7 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-def _milliseconds(device: torch.device, work: Callable[[], object], times: int = 50) -> float:
+def _milliseconds(device: torch.device, work: Callable[[], object], times: int = 20) -> float:
     work()
     synchronize(device)
     begin = time.perf_counter()

@@ -135,7 +135,7 @@ def _enter(
     return one
 
 
-def time_task(  # noqa: PLR0913
+def time_task(
     report: Report,
     title: str,
     task: Task,
@@ -187,18 +187,32 @@ def _write(report: Report, title: str, contestants: list[Contestant], steps: int
         records.append(values)
         rows.append(
             (
-                one.name, f"{step * 1e3:.2f}", f"{step / base:.3f}", f"{update * 1e3:.2f}",
-                f"{host * 1e3:.2f}", f"{spread:.1%}", f"{one.peak:.0f}",
-                f"{one.peak / (first.peak or 1):.3f}", f"{values['state_mib']:.0f}",
+                one.name,
+                f"{step * 1e3:.2f}",
+                f"{step / base:.3f}",
+                f"{update * 1e3:.2f}",
+                f"{host * 1e3:.2f}",
+                f"{spread:.1%}",
+                f"{one.peak:.0f}",
+                f"{one.peak / (first.peak or 1):.3f}",
+                f"{values['state_mib']:.0f}",
                 f"{one.loss:.3g}",
-            )  # fmt: skip
+            )
         )
     report.write(f"growing intervals over {steps} steps\n")
     report.table(
         (
-            "optimizer", "step, ms", f"÷ {first.name}", "optimizer, ms", "host in it, ms",
-            "chunks' range", "peak, MiB", "÷", "state, MiB", "last loss",
-        ),  # fmt: skip
+            "optimizer",
+            "step, ms",
+            f"÷ {first.name}",
+            "optimizer, ms",
+            "host in it, ms",
+            "chunks' range",
+            "peak, MiB",
+            "÷",
+            "state, MiB",
+            "last loss",
+        ),
         rows,
     )
     report.record(title, records)
