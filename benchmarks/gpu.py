@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from gpu_check import check_against_cpu, check_losses
+from gpu_check import MODELS, check_against_cpu, check_losses
 from gpu_contestants import BUILDS, TASKS, TINY_TASKS
 from gpu_profile import find_waits, profile_task, try_compile, try_elsewhere, try_graph
 from gpu_report import Report
@@ -54,17 +54,17 @@ def _arguments() -> argparse.Namespace:
     return chosen
 
 
-def _run_checks(report: Report) -> None:
+def _run_checks(report: Report, chosen: argparse.Namespace) -> None:
     with report.section("float64 on this device and on the CPU: relative difference of weights"):
         check_against_cpu(report)
     with report.section("losses of one batch, 24 steps"):
-        check_losses(report)
+        check_losses(report, ("convnet", "attention") if chosen.quick else MODELS)
 
 
 def _run_profiles(report: Report, chosen: argparse.Namespace, wanted: set[str]) -> None:
     tasks = TINY_TASKS if chosen.tiny else TASKS
-    named = wanted & set(TASKS)
-    for name in [n for n in _PROFILED if n in named] or _PROFILED[: 1 if chosen.quick else 2]:
+    named = [name for name in _PROFILED if name in chosen.only.split(",")]
+    for name in named or _PROFILED[: 1 if chosen.quick else 2]:
         title = f"launches and waits, {name}"
         if "profile" in wanted and report.starts(title, _NEEDED):
             with report.section(title):
@@ -83,7 +83,7 @@ def _run_times(report: Report, chosen: argparse.Namespace, wanted: set[str]) -> 
     names = list(_QUICK_NAMES if chosen.quick else BUILDS)
     if chosen.optimizers:
         names = chosen.optimizers.split(",")
-    amounts = Amounts(rounds_of_others=4) if chosen.quick else Amounts()
+    amounts = Amounts(rounds=4, rounds_of_others=3) if chosen.quick else Amounts()
     if chosen.tiny:
         amounts = Amounts(2, 2, 3, 2)
     for name, task in tasks.items():
@@ -115,7 +115,7 @@ def main() -> None:
         everything.append("compile")
     wanted = set(filter(None, chosen.only.split(","))) or set(everything)
     if "check" in wanted:
-        _run_checks(report)
+        _run_checks(report, chosen)
     torch.backends.cudnn.benchmark = True
     _run_profiles(report, chosen, wanted)
     _run_times(report, chosen, wanted)

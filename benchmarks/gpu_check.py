@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch_thor import EKFAC, KFAC, THOR, Refresh, Statistics, TraceRule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from gpu_report import Report
 
@@ -157,7 +157,7 @@ def check_against_cpu(report: Report) -> None:
     report.record("check: differences and errors", bad)
 
 
-def check_losses(report: Report) -> None:
+def check_losses(report: Report, kinds: Iterable[str] = MODELS) -> None:
     """Losses of one batch over and over, in float32 and in short types."""
     types = {"float32": None, "bf16": torch.bfloat16, "fp16 scaler": torch.float16}
     chosen = {
@@ -168,11 +168,11 @@ def check_losses(report: Report) -> None:
         ),
     }
     for option, build in chosen.items():
-        for kind, make in MODELS.items():
+        for kind in kinds:
             for name, dtype in types.items():
                 try:
                     torch.manual_seed(0)
-                    model = make().to(report.device)
+                    model = MODELS[kind]().to(report.device)
                     batches = _batches(kind, 1, torch.float32) * 24
                     losses = _train(model, build(model), batches, dtype)
                     verdict = "ok" if losses[-1] < 0.9 * losses[0] else "DOES NOT FALL"
