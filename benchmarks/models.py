@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,6 @@ from torch.nn import functional
 from torchvision.models import resnet18, resnet50, vit_b_16
 
 from torch_thor.bench.precision import autocast
-from torch_thor.bench.workloads.models import small_resnet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,19 +40,22 @@ class Task:
         model = self.build()
         return model if self.tokens else model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
-    def batch(self) -> tuple[Tensor, Tensor]:
-        """Draws a batch, always the same."""
-        generator = torch.Generator().manual_seed(1)
+    def batch(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Draws a batch, always the same on a device."""
+        how: dict[str, Any] = {
+            "generator": torch.Generator(device).manual_seed(1),
+            "device": device,
+        }
         if self.tokens:
-            drawn = torch.randint(self.classes, self.inputs, generator=generator)
+            drawn = torch.randint(self.classes, self.inputs, **how)
             return drawn, drawn.flatten()
-        images = torch.randn(self.inputs, generator=generator)
-        targets = torch.randint(self.classes, self.inputs[:1], generator=generator)
+        images = torch.randn(self.inputs, **how)
+        targets = torch.randint(self.classes, self.inputs[:1], **how)
         return images.contiguous(memory_format=torch.channels_last), targets
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Returns the loss, under bf16 autocast where the processor multiplies bfloat16."""
-        with autocast(torch.bfloat16, torch.device("cpu")):
+        """Returns the loss, under bf16 autocast where the hardware multiplies bfloat16."""
+        with autocast(torch.bfloat16, batch[0].device):
             return functional.cross_entropy(model(batch[0]).flatten(0, -2), batch[1])
 
 
@@ -94,7 +96,7 @@ class GPT(nn.Module):
         return self.head(self.norm(self.blocks(self.tokens(tokens) + self.positions(places))))
 
 
-def _cifar_resnet18() -> nn.Module:
+def cifar_resnet18() -> nn.Module:
     model = resnet18(num_classes=10)
     model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()
@@ -102,6 +104,8 @@ def _cifar_resnet18() -> nn.Module:
 
 
 def _fashion_resnet() -> nn.Module:
+    from torch_thor.bench.workloads.models import small_resnet  # noqa: PLC0415 - its package needs the bench's extras
+
     return small_resnet(channels_in=1, widths=(16, 32, 64), blocks=1, classes=10)
 
 
@@ -116,7 +120,7 @@ def _gpt(blocks: int, width: int) -> Task:
 
 TASKS = {
     "small-resnet": Task(_fashion_resnet, (128, 1, 28, 28), 10),
-    "resnet18": Task(_cifar_resnet18, (128, 3, 32, 32), 10),
+    "resnet18": Task(cifar_resnet18, (128, 3, 32, 32), 10),
     "resnet50": Task(resnet50, (8, 3, 224, 224), 1000),
     "vit-b16": Task(vit_b_16, (8, 3, 224, 224), 1000),
     "gpt2-small": Task(GPT, (2, 1024), 50257, tokens=True),

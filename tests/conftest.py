@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import TYPE_CHECKING
 
 import pytest
@@ -32,8 +33,51 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the switch that records golden curves anew."""
+    """Add the switch that records golden curves anew, and the device of the tests."""
     parser.addoption("--record-golden", action="store_true", help="write tests/golden anew")
+    parser.addoption(
+        "--device", default="cpu", help="where tests make their tensors: cpu (the default) or cuda"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Fail at once where the device does not work, and let it say once what it says once."""
+    device = torch.device(config.getoption("--device"))
+    if device.type == "cpu":
+        return
+    with warnings.catch_warnings():
+        # The first product in autograd's thread warns that it makes a context.
+        warnings.simplefilter("ignore")
+        weight = torch.ones(2, 2, device=device, requires_grad=True)
+        (weight @ weight).sum().backward()  # type: ignore[no-untyped-call]
+        float(weight.grad.sum())  # type: ignore[union-attr]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what is about the CPU on other devices."""
+    if torch.device(config.getoption("--device")).type == "cpu":
+        return
+    for item in items:
+        if item.get_closest_marker("cpu") is not None:
+            item.add_marker(pytest.mark.skip(reason="about the CPU: skipped on other devices"))
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where the test makes its tensors."""
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(autouse=True)
+def device_by_default(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let all that a test makes without a device lie on the one asked for."""
+    device = torch.device(request.config.getoption("--device"))
+    if device.type == "cpu":
+        yield
+        return
+    torch.set_default_device(device)
+    yield
+    torch.set_default_device(None)
 
 
 @pytest.fixture

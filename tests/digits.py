@@ -10,6 +10,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from helpers import draws
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -29,7 +31,7 @@ class Curve:
 def images() -> tuple[Tensor, Tensor]:
     """1,797 images [64] in [0, 1], shuffled once, and their classes."""
     table, classes = load_digits(return_X_y=True)
-    order = torch.randperm(len(table), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(table), generator=draws(0))
     return torch.tensor(table, dtype=torch.float32)[order] / 16, torch.tensor(classes)[order]
 
 
@@ -43,7 +45,7 @@ def train_on_digits(
         nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)
     )
     optimizer = build(model)
-    order = torch.Generator().manual_seed(seed)
+    order = draws(seed)
     losses = []
     for _ in range(epochs):
         epoch = []

@@ -30,6 +30,17 @@ EXACT_THOR: dict[str, Any] = {
 AT_EVERY_STEP: dict[str, Any] = {"interval": 1, "refresh": Refresh(stagger=False)}
 
 
+def draws(seed: int) -> torch.Generator:
+    """A seeded source of draws on the default device, which torch's own does not follow."""
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
+
+
+def a_scaler(init_scale: float, growth_interval: int = 2000) -> torch.amp.GradScaler:
+    """A GradScaler for the default device."""
+    kind = torch.get_default_device().type
+    return torch.amp.GradScaler(kind, init_scale=init_scale, growth_interval=growth_interval)
+
+
 def half_square(outputs: Tensor, targets: Tensor) -> Tensor:
     """½‖y − t‖², summed over everything: the loss of one sample, or the sum over several."""
     return 0.5 * ((outputs - targets) ** 2).sum()

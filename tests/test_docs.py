@@ -46,6 +46,7 @@ def what_a_reader_has() -> dict[str, Any]:
     }
 
 
+@pytest.mark.cpu  # readers' lines, which name no device
 @pytest.mark.parametrize(
     "page",
     [page for page in PAGES if blocks_of(page)],

@@ -64,7 +64,11 @@ def test_the_running_average_is_unbiased_from_the_first_batch(
 ) -> None:
     size = 5
     stack = FactorStack(
-        2, MATRICES, Partition.of(size, split), dtype=torch.float64, device=torch.device("cpu")
+        2,
+        MATRICES,
+        Partition.of(size, split),
+        dtype=torch.float64,
+        device=torch.get_default_device(),
     )
     expected = [RunningAverage(decay) for _ in range(MATRICES)]
     weight = 0.0
@@ -82,7 +86,7 @@ def test_the_running_average_is_unbiased_from_the_first_batch(
 
 def test_damping_leaves_the_stored_factor_alone_and_pads_with_the_identity() -> None:
     stack = FactorStack(
-        2, MATRICES, Partition.of(5, 2), dtype=torch.float64, device=torch.device("cpu")
+        2, MATRICES, Partition.of(5, 2), dtype=torch.float64, device=torch.get_default_device()
     )
     fold(stack, 0, batch_of(5), 0.0)
     fold(stack, 1, batch_of(5), 0.0)

@@ -300,7 +300,7 @@ def test_a_run_goes_on_bit_for_bit_with_the_blocks_that_were_chosen(
 def test_measured_times_join_the_inversions_in_the_cache(
     own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device = torch.device("cpu")
+    device = torch.get_default_device()
     inversions = hardware.inversion_times((1, 4), device, 1.0)
     products = hardware.product_times((4, 8), device)
     assert min(products) > 0

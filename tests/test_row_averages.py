@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from helpers import EXACT_THOR
+from helpers import EXACT_THOR, draws
 from oracle import EvenedRows, with_rms
 from torch_thor import THOR, InvalidOptionError, NormControl, row_averages
 from torch_thor.row_averages import RowAverages, RowPlan
@@ -23,7 +23,7 @@ def averages(layers: int = 2, matrices: int = 1) -> RowAverages:
 
 
 def over(shapes: list[tuple[int, int, int]]) -> RowAverages:
-    return RowAverages(shapes, dtype=torch.float64, device=torch.device("cpu"))
+    return RowAverages(shapes, dtype=torch.float64, device=torch.get_default_device())
 
 
 def even(ours: RowAverages, slots: list[int], directions: Tensor, decay: float) -> None:
@@ -69,7 +69,7 @@ def test_matrices_of_one_layer_share_its_length() -> None:
 
 @given(scale=st.floats(1e-6, 1e6), decay=st.floats(0.0, 0.99))
 def test_the_length_of_a_direction_does_not_enter(scale: float, decay: float) -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = draws(0)
     first = torch.randn(1, 1, ROWS, 4, dtype=torch.float64, generator=generator)
     second = torch.randn(1, 1, ROWS, 4, dtype=torch.float64, generator=generator)
     found = []
@@ -163,7 +163,7 @@ def test_a_checkpoint_holds_the_averages() -> None:
 
     def train(module: nn.Module, thor: THOR, steps: range) -> None:
         for step in steps:
-            inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+            inputs = torch.randn(8, 4, generator=draws(step))
             thor.zero_grad()
             module(inputs).square().mean().backward()
             thor.step()

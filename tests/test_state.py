@@ -176,19 +176,20 @@ NEEDS_CUDA = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
-def test_map_location_moves_the_state_and_the_next_step_works(device: str) -> None:
+@pytest.mark.parametrize("saved_on", ["cpu", pytest.param("cuda", marks=NEEDS_CUDA)])
+def test_map_location_moves_the_state_and_the_next_step_works(saved_on: str) -> None:
     """Case 34: saved on a device, loaded through the CPU, and gone on with on the CPU."""
-    model, batches = mlp().to(device), [data(8) for _ in range(3)]
+    torch.set_default_device("cpu")  # the fixture sets it back
+    model, batches = mlp().to(saved_on), [data(8) for _ in range(3)]
     optimizer = THOR(model, interval=1)
-    train(model, optimizer, [(x.to(device), y.to(device)) for x, y in batches[:2]])
+    train(model, optimizer, [(x.to(saved_on), y.to(saved_on)) for x, y in batches[:2]])
     state = through_a_file(optimizer.state_dict(), map_location=torch.device("cpu"))
     twin = mlp()
     twin.load_state_dict(model.state_dict())
     resumed = THOR(twin, interval=1)
     resumed.load_state_dict(state)
     train(twin, resumed, batches[2:])
-    train(model, optimizer, [(x.to(device), y.to(device)) for x, y in batches[2:]])
+    train(model, optimizer, [(x.to(saved_on), y.to(saved_on)) for x, y in batches[2:]])
     for moved, stayed in zip(weights(twin), weights(model), strict=True):
         torch.testing.assert_close(moved, stayed.cpu())
 

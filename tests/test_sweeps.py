@@ -66,6 +66,7 @@ class ByHand:
         return weight - LR * self.after_momentum(find(gradient) + DECAY * weight)
 
 
+@pytest.mark.cpu  # large layers are swept there alone
 @pytest.mark.parametrize("split", [None, 4, 3])
 @pytest.mark.parametrize("control", [None, "graft", NormControl("rms", 0.2)])
 @pytest.mark.parametrize("layer", LAYERS)
@@ -89,6 +90,7 @@ def test_directions(layer: str, control: Any, split: int | None) -> None:
     assert bands_of(preconditioner) == (1 if split is None else math.ceil(len(found) / split))
 
 
+@pytest.mark.cpu  # large layers are swept there alone
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize(
@@ -132,6 +134,7 @@ def test_steps(
     assert bands_of(thor.preconditioner) > 1
 
 
+@pytest.mark.cpu  # large layers are swept there alone
 @pytest.mark.parametrize("layer", ["linear", "channels last"])
 def test_rows_are_evened(layer: str) -> None:
     module, shape = LAYERS[layer]()
@@ -167,6 +170,7 @@ def matrix(module: Any) -> Tensor:
     return torch.cat([module.weight.flatten(1), module.bias.unsqueeze(1)], 1).detach().clone()
 
 
+@pytest.mark.cpu  # large layers are swept there alone
 def test_a_bias_in_another_group_keeps_its_rates() -> None:
     module = nn.Linear(6, 8)
     before = [parameter.detach().clone() for parameter in module.parameters()]
@@ -202,6 +206,7 @@ def test_half_precision_is_as_close_as_its_type() -> None:
     assert 0 < float(apart.norm()) < 0.02 * 0.1 * float(exact.weight.grad.norm())
 
 
+@pytest.mark.cpu  # large layers are swept there alone
 @pytest.mark.parametrize(
     "control", [NormControl("kl_clip", 1e-3), NormControl("graft", per="rows")]
 )

@@ -70,8 +70,8 @@ def allocate_state(
     base: Base, parameter: nn.Parameter, state: ParameterState, momentum: float
 ) -> None:
     """Gives a parameter the state that its first step would."""
-    if base.rule == "adamw" and not state:
-        state["step"] = torch.tensor(0.0)
+    if base.rule == "adamw" and "exp_avg" not in state:
+        state["step"] = torch.tensor(0.0, device="cpu")
         state["exp_avg"] = torch.zeros_like(parameter)
         state["exp_avg_sq"] = torch.zeros_like(parameter)
     elif base.rule == "sgd" and momentum:

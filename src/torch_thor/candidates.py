@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
+from torch_thor.capture import REPLACED
 from torch_thor.distributed import Evidence
-from torch_thor.errors import CurvatureWarning
+from torch_thor.notices import warn
 from torch_thor.policies import Decision, LayerDecision, TraceRule, relative_change
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class LayerRecord:
         trace: Damped trace of the curvature in use, eq. 8's reference; ``None`` before it.
         frozen: Whether the trace rule froze the layer.
         failures: Failed inversions in a row.
-        starved: Whether the missing-statistics warning was given.
+        starved: Whether it was said that it gets a gradient and no statistics.
     """
 
     trace: float | None = None
@@ -92,32 +92,35 @@ def evidence_of(
     return Evidence(layer.name, (a, g), traces, seen=seen, called=layer.called, graded=graded)
 
 
-def warn_starved(name: str, record: LayerRecord, *, called: bool, sampled: bool) -> None:
+def tell_starved(layer: TrackedLayer, record: LayerRecord, *, called: bool, sampled: bool) -> None:
     """Says once that a layer gets a gradient but no statistics.
 
     Args:
-        name: The layer's.
-        record: Remembers that it was said.
-        called: Whether the layer's forward ran.
+        layer: The layer.
+        record: Remembers what was said.
+        called: Whether the layer's forward ran on any rank.
         sampled: Whether only a backward of sampled labels counts.
     """
-    if record.starved or (called and not sampled):
+    told = record.starved or not layer.listened
+    if told or (called and not sampled and not layer.obstacle):
         return
-    record.starved = True
-    if called:
+    if layer.obstacle:
+        cause, remedy = layer.obstacle, "Exclude the layer, or see docs/coverage.md."
+        if cause is REPLACED:
+            remedy = "Write into the gradient (p.grad.copy_(...)) in place of replacing it."
+    elif called:
         cause = "no backward of sampled labels reached it since the last step"
         remedy = "Call optimizer.sample_fisher(outputs) before loss.backward()."
     else:
         cause = "its forward hook saw no call since the last step"
         remedy = (
-            "Build the optimizer before torch.compile(model), call modules and not their "
-            "weights, differentiate by backward() and not by torch.func, or exclude the layer."
+            "Build the optimizer before torch.compile(model), compile without fullgraph=True, call "
+            "modules and not their weights, differentiate by backward() and not by torch.func, or "
+            "exclude the layer."
         )
-    warnings.warn(
-        f"Layer {name!r} has a gradient but {cause}, so its curvature is not updated. {remedy}",
-        CurvatureWarning,
-        stacklevel=5,
-    )
+    record.starved, layer.cause = True, cause
+    what = f"Layer {layer.name!r} has a gradient but {cause}"
+    warn(f"{what}, so its curvature is not updated. {remedy}")
 
 
 def decide(candidates: list[Candidate], rule: TraceRule | None) -> None:

@@ -8,19 +8,32 @@ modules used twice and activation checkpointing; full backward hooks don't.
 
 from __future__ import annotations
 
+import weakref
 from collections import defaultdict
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from torch_thor.autograd import base_of, inside_backward, is_transformed, receives_gradient
+from torch_thor.autograd import (
+    Delivery,
+    as_plain,
+    base_of,
+    delivery_of,
+    inside_backward,
+    is_transformed,
+    on_gradient_of,
+    require_plain,
+    running_backward,
+    when_backward_ends,
+)
 from torch_thor.calls import Call, inverse_rows, joined, loss_terms, make_call, rows_of
 from torch_thor.factors import FactorBatch, OneHotBatch
-from torch_thor.hooks import EnterHook, ForwardHook, LeaveHook, Watches
+from torch_thor.hooks import EnterHook, ForwardHook, LeaveHook, Watches, take_off
+from torch_thor.ledger import Ledger
 from torch_thor.sampling import plan_rows
 from torch_thor.shards import shard_of
 
@@ -34,6 +47,9 @@ if TYPE_CHECKING:
     from torch_thor.shards import Shard
 
 
+REPLACED = "its gradient was replaced by a tensor that no backward of its calls made"
+
+
 @dataclass(eq=False)
 class TrackedLayer:
     """A weight that is preconditioned, with the module that uses it.
@@ -45,11 +61,14 @@ class TrackedLayer:
         geometry: Shape of the weight as matrices.
         weight: The trained weight.
         bias: The trained bias, where there is one.
+        part: Name below the module's, where the module has several weights.
         damping: λ of the weight's parameter group; the optimizer keeps it current.
         share: Where in an interval the layer refreshes, in [0, 1).
         armed: Whether its calls count now.
         called: Whether its forward ran since the last step.
-        calls: Calls whose gradient has arrived.
+        obstacle: Why the statistics since the last step can't be had; empty where they can.
+        cause: Why it has no curvature, once that was said.
+        listened: Whether it was there when the steps' first forward ran.
         group: Number of the current forward pass since the last step.
         group_has_gradient: Whether a gradient of that pass has arrived.
     """
@@ -60,13 +79,21 @@ class TrackedLayer:
     geometry: Geometry
     weight: nn.Parameter
     bias: nn.Parameter | None
+    part: str = ""
     damping: float = 0.0
     share: float = 0.0
     armed: bool = False
     called: bool = False
-    calls: list[Call] = field(default_factory=list)
+    obstacle: str = ""
+    cause: str = ""
+    listened: bool = False
     group: int = 0
     group_has_gradient: bool = False
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The calls whose gradient stands in ``weight.grad``."""
+        return Ledger(self.weight)
 
     @cached_property
     def shard(self) -> Shard | None:
@@ -78,6 +105,16 @@ class TrackedLayer:
         """Shape of the matrices that this rank keeps."""
         shard = self.shard
         return self.geometry if shard is None else replace(self.geometry, outputs=shard.chunk)
+
+    @property
+    def identity(self) -> tuple[nn.Module, str]:
+        """What stays when names and parameters change."""
+        return self.module, self.part
+
+    def is_as(self, other: TrackedLayer) -> bool:
+        """Whether it is another one's layer with the same parameters."""
+        alike = self.weight is other.weight and self.bias is other.bias
+        return alike and self.geometry == other.geometry and self.adapter is other.adapter
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
@@ -102,6 +139,7 @@ class Capture:
         self._sampled_backward = False
         self._handles: list[RemovableHandle] = []
         self._watches: list[Watches] = []
+        weakref.finalize(self, take_off, self._handles)
 
     def attach(self, layers: Iterable[TrackedLayer]) -> None:
         """Registers one forward hook a layer, or a pair of hooks around a hidden function."""
@@ -128,19 +166,21 @@ class Capture:
 
     def remove(self) -> None:
         """Takes every hook off the model again."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        take_off(self._handles)
         self._watches.clear()
 
+    def forget(self, layers: Iterable[TrackedLayer]) -> None:
+        """Drops what was collected."""
+        for layer in layers:
+            layer.ledger.clear()
+            layer.called, layer.obstacle, layer.listened = False, "", True
+            layer.group, layer.group_has_gradient = 0, False
+
     def arm(self, layers: Iterable[TrackedLayer], wanted: set[TrackedLayer], seed: int) -> None:
-        """Drops what was collected and says which layers count until the next step."""
+        """Says which layers count until the next step."""
         self.seed = seed
         for layer in layers:
             layer.armed = layer in wanted
-            layer.calls.clear()
-            layer.called = False
-            layer.group, layer.group_has_gradient = 0, False
         for watches in self._watches:
             watches.arm()
 
@@ -170,8 +210,24 @@ class Capture:
         if is_transformed(output):
             return
         _begin_call(layer)
-        if not (weight.requires_grad and output.requires_grad and output.numel()):
-            return
+        if weight.requires_grad and output.requires_grad and output.numel():
+            with self.obstructing(layer):
+                require_plain(output)
+                self._await(layer, weight, as_plain(inputs), output, first)
+
+    @contextmanager
+    def obstructing(self, layer: TrackedLayer) -> Iterator[None]:
+        """Inside, an error costs the layer its statistics of this step, and the user nothing."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 (a forward that works without us has to work)
+            said = str(error).strip().partition("\n")[0]
+            kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+            layer.obstacle = f"its call can't be understood ({kind}{said})"
+
+    def _await(
+        self, layer: TrackedLayer, weight: Tensor, inputs: Tensor, output: Tensor, first: int
+    ) -> None:
         options, module, geometry = self.options, layer.module, layer.geometry
         # Means of one-hot rows are no longer one-hot, so these are always expanded.
         reduce = geometry.unit_wise or (options.weight_sharing == "reduce" and not geometry.one_hot)
@@ -180,26 +236,70 @@ class Capture:
             budget = None if geometry.one_hot and self._matched else options.rows
             chosen = plan_rows(samples, positions, budget, reduce=reduce, seed=self.seed)
             plan = replace(chosen, output_shape=tuple(output.shape))
-            rows = layer.adapter.input_rows(module, inputs.detach(), plan, bias=geometry.bias)
+            rows = layer.adapter.input_rows(module, inputs, plan, bias=geometry.bias)
         group = layer.group
         base = base_of(output)
         watched, is_view = (output, False) if base is None else (base, True)
         place = (output.shape, output.stride(), output.storage_offset())
 
+        def call_of(gradient: Tensor) -> Call:
+            with torch.no_grad():
+                gradient = as_plain(gradient)
+                if is_view:
+                    gradient = gradient.contiguous().as_strided(*place)
+                gradients = layer.adapter.output_rows(module, gradient, plan)
+                return make_call(geometry, rows, gradients, plan, first, group)
+
         def on_gradient(gradient: Tensor) -> None:
             if not layer.armed:
                 return
-            sampled = options.fisher == "mc" and self._sampled_backward
-            if not sampled and (options.fisher == "mc" or not receives_gradient(weight)):
-                return
-            with torch.no_grad():
-                if is_view:
-                    gradient = gradient.contiguous().as_strided(*place)
-                gradients = layer.adapter.output_rows(module, gradient.detach(), plan)
-                layer.calls.append(make_call(geometry, rows, gradients, plan, first, group))
-            layer.group_has_gradient = True
+            mc = options.fisher == "mc"
+            with self.obstructing(layer):
+                if mc and self._sampled_backward:
+                    layer.ledger.draw(call_of(gradient))
+                elif not self._begin_backward(layer, weight):
+                    return
+                elif not mc:
+                    layer.ledger.add(running_backward(), call_of(gradient))
+                layer.group_has_gradient = True
 
-        watched.register_hook(on_gradient)  # type: ignore[no-untyped-call]
+        on_gradient_of(watched, on_gradient)
+
+    def _begin_backward(self, layer: TrackedLayer, weight: Tensor) -> bool:
+        """Whether the running backward delivers a gradient of the weight; opens the ledger."""
+        delivery = delivery_of(weight)
+        if delivery is Delivery.NONE:
+            return False
+        task, ledger = running_backward(), layer.ledger
+        if ledger.begin(task, weight):
+            hook = None
+            if delivery is Delivery.HANDED_OUT:
+                hook = weight.register_hook(lambda gradient: ledger.hand_out(task, gradient))
+
+            def end() -> None:
+                if hook is not None:
+                    hook.remove()
+                ledger.settle(task)
+
+            when_backward_ends(end)
+        return True
+
+    def settle(self, layers: Iterable[TrackedLayer]) -> None:
+        """Leaves the calls whose gradient is in ``.grad`` now; before a step reads them."""
+        suspects: dict[torch.device, list[tuple[Ledger, Tensor]]] = defaultdict(list)
+        for layer in layers:
+            ledger = layer.ledger
+            had = ledger.is_used
+            ledger.review()
+            if (gradient := ledger.suspect) is not None:
+                suspects[gradient.device].append((ledger, gradient))
+            if had and not ledger.calls and layer.weight.grad is not None:
+                layer.obstacle = layer.obstacle or REPLACED
+        for alike in suspects.values():
+            moved = torch.stack([gradient.any() for _, gradient in alike]).tolist()
+            for (ledger, _), moves in zip(alike, moved, strict=True):
+                if not moves:
+                    ledger.drop()
 
     def batch(
         self, layer: TrackedLayer, gradient_scale: float = 1.0
@@ -210,8 +310,8 @@ class Capture:
             layer: The layer.
             gradient_scale: What the loss was multiplied by (a GradScaler's scale).
         """
-        calls, one_hot = layer.calls, layer.geometry.one_hot
-        if not calls:
+        calls, one_hot = layer.ledger.read(), layer.geometry.one_hot
+        if not calls or layer.obstacle:
             return None
         if layer.geometry.unit_wise:
             calls = joined(calls)
@@ -244,7 +344,9 @@ class Capture:
 def _begin_call(layer: TrackedLayer) -> None:
     """Notes that an armed layer runs, and whether that opens a new micro-batch."""
     layer.called = True
-    if layer.group_has_gradient and not inside_backward():
-        # A forward after a backward belongs to the next micro-batch, unless a
-        # checkpointed segment is being recomputed.
+    if inside_backward():
+        # A checkpointed segment is being recomputed: no new micro-batch.
+        return
+    layer.ledger.review()
+    if layer.group_has_gradient:
         layer.group, layer.group_has_gradient = layer.group + 1, False

@@ -42,7 +42,9 @@ LEAST_DAMPING = torch.finfo(torch.float32).tiny
 RATE = Range(0.0, math.inf, ">= 0 and finite")
 SHARE = Range(0.0, 1.0, "in [0, 1)")
 POSITIVE = Range(math.ulp(0.0), math.inf, "> 0 and finite")
-DAMPING = Range(LEAST_DAMPING, math.inf, f"> 0, finite and normal in float32 (>= {LEAST_DAMPING:.2g})")
+DAMPING = Range(
+    LEAST_DAMPING, math.inf, f"> 0, finite and normal in float32 (>= {LEAST_DAMPING:.2g})"
+)
 AT_LEAST_ONE = Range(1.0, math.inf, ">= 1 and finite")
 
 

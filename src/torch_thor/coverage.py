@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch_thor.selection import full_name, selected
 from torch_thor.shards import reason_against_shards, unsharded_type
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Sequence
+    from collections.abc import Container, Iterator, Mapping, Sequence
 
     from torch_thor.selection import Selector
 
@@ -150,6 +150,30 @@ def survey(
     return layers, Coverage(tuple(entries))
 
 
+def as_seen(
+    coverage: Coverage, model: nn.Module, reasons: Mapping[nn.Parameter, str], foreign: int
+) -> Coverage:
+    """Corrects a survey by what the hooks have seen since.
+
+    Args:
+        coverage: What was found in the model.
+        model: The model.
+        reasons: Why parameters of tracked layers step by the base rule so far.
+        foreign: Parameters that the optimizer steps and that are not the model's.
+    """
+    named = dict(model.named_parameters())
+    entries = [
+        replace(entry, treatment=Treatment.BASE, reason=reasons[named[entry.name]])
+        if named[entry.name] in reasons
+        else entry
+        for entry in coverage
+    ]
+    if foreign:
+        why = f"{foreign} parameters of the groups are not the model's"
+        entries.append(ParameterCoverage("(others)", (), "", Treatment.BASE, why))
+    return Coverage(tuple(entries))
+
+
 def sparse_parameters(model: nn.Module) -> dict[Tensor, str]:
     """Weights whose gradients are sparse, with the names of their modules."""
     return {
@@ -216,7 +240,7 @@ def _track(
 ) -> TrackedLayer:
     bias = None if part.bias is None or _refused(part.bias, owners) else part.bias
     geometry = part.adapter.geometry(module, bias=bias is not None)
-    return TrackedLayer(name, module, part.adapter, geometry, weight, bias)
+    return TrackedLayer(name, module, part.adapter, geometry, weight, bias, part.name)
 
 
 def _shared(parameter: nn.Parameter, owners: dict[int, list[str]]) -> str:
@@ -233,4 +257,6 @@ def _refused(parameter: nn.Parameter, owners: dict[int, list[str]]) -> str:
         return "weight is not trained"
     if not parameter.is_floating_point():
         return f"no curvature for {parameter.dtype}"
+    if not parameter.numel():
+        return "weight has no entries"
     return ""

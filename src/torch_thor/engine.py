@@ -8,18 +8,20 @@ import torch
 from torch import nn
 
 from torch_thor import state
-from torch_thor.candidates import Candidate, LayerRecord, decide, evidence_of, warn_starved
+from torch_thor.candidates import Candidate, LayerRecord, decide, evidence_of, tell_starved
 from torch_thor.capture import Capture, TrackedLayer
 from torch_thor.checks import AT_LEAST_ONE, require_number
-from torch_thor.coverage import Coverage, survey
+from torch_thor.coverage import Coverage, as_seen, survey
 from torch_thor.distributed import communicator_for
 from torch_thor.distributed.description import describe, describe_model
 from torch_thor.errors import InvalidOptionError, require
 from torch_thor.layer_splits import split_rule
+from torch_thor.notices import warn
 from torch_thor.policies import Decision, LayerDecision, RefreshClock
 from torch_thor.refresh import correct, fold, gather, refresh
 from torch_thor.schedules import value_at
 from torch_thor.shards import is_dtensor
+from torch_thor.snapshot import Snapshot
 from torch_thor.stacks import LayerStack, SplitRule, StackOptions, build_stacks
 
 if TYPE_CHECKING:
@@ -41,8 +43,9 @@ class CurvatureEngine:
     Attributes:
         layers: Tracked layers, in the model's order.
         layer_of: The tracked layer of each of their parameters.
+        curved_by: The same of the layers that have curvature to step by.
         stacks: The layers' curvature, from the first step with statistics on.
-        surveys: How often the model was searched for layers.
+        surveys: How often either of the two has changed.
         steps: Steps taken.
         last_decisions: Decisions of the latest step; empty when it refreshed nothing.
         communicator: Where the other ranks are reached.
@@ -71,8 +74,12 @@ class CurvatureEngine:
         self._split_rule: SplitRule | None = None
         self.layers: list[TrackedLayer] = []
         self.surveys = 0
-        self._served: frozenset[nn.Parameter] | None = None
+        self._chosen: frozenset[nn.Parameter] | None = None
         self.stacks: list[LayerStack] = []
+        self.curved_by: dict[nn.Parameter, TrackedLayer] = {}
+        self._ready: list[tuple[bool, ...]] | None = None
+        self._ready_for: list[TrackedLayer] | None = None
+        self._resting: dict[tuple[nn.Module, str], dict[str, Any]] = {}
         self.records: dict[str, LayerRecord] = {}
         self.clocks = (RefreshClock(), RefreshClock())
         self._find_layers()
@@ -81,23 +88,29 @@ class CurvatureEngine:
         require("eigenvalue_correction", corrected, not corrected, allowed)
         self.communicator.agree("model", describe_model(model))
         self.communicator.agree("options of the curvature", describe(options))
-        self._arm()
+        self.discard()
 
     def _find_layers(self) -> None:
         """Surveys the model, hangs the hooks, and gives each layer its share of an interval."""
         self._capture.remove()
         options = self.options
-        self.layers, self._coverage = survey(
-            self.model, options.exclude, options.include, self._served
-        )
-        self.surveys += 1
+        known = {layer.identity: layer for layer in self.layers}
+        chosen = self._chosen
+        served = None if chosen and chosen.issuperset(self.model.parameters()) else chosen
+        found, self._coverage = survey(self.model, options.exclude, options.include, served)
+        # A layer that is still what it was goes on with the calls that it has.
+        self.layers = [
+            old if (old := known.get(new.identity)) and old.is_as(new) else new for new in found
+        ]
+        for layer, new in zip(self.layers, found, strict=True):
+            layer.name = new.name
+        self._snapshot = Snapshot(self.model)
         self.layer_of = {p: layer for layer in self.layers for p in layer.parameters}
-        self._parameters = list(self.model.parameters())
-        self._trained = self._requires_grad()
         self._capture.attach(self.layers)
         self.records = {
             layer.name: self.records.get(layer.name, LayerRecord()) for layer in self.layers
         }
+        self._note_ready()
         if self.options.refresh.stagger:
             # Shares follow the cost of the layers' statistics.
             total = sum(layer.weight.numel() for layer in self.layers)
@@ -106,12 +119,9 @@ class CurvatureEngine:
                 layer.share = passed / total
                 passed += layer.weight.numel()
 
-    def _requires_grad(self) -> list[bool]:
-        return [parameter.requires_grad for parameter in self._parameters]
-
-    def _follow_thaws(self) -> None:
-        """Takes in layers that were thawed, or frozen, since the last step."""
-        if self._requires_grad() != self._trained:
+    def follow(self) -> None:
+        """Takes in what has changed in the model: layers, parameters, what is trained."""
+        if not self._snapshot.is_current():
             self._find_layers_again()
 
     def serve(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -121,23 +131,77 @@ class CurvatureEngine:
             parameters: All that the optimizer steps.
         """
         chosen = frozenset(parameters)
-        served = None if chosen.issuperset(self._parameters) else chosen
-        if served != self._served:
-            self._served = served
+        if chosen != self._chosen:
+            self._chosen = chosen
             self._find_layers_again()
-            self._arm()
 
     def _find_layers_again(self) -> None:
         """Takes in another set of layers; those that stay keep their curvature."""
-        saved = state.save(self)
+        old = {layer.identity: layer.name for stack in self.stacks for layer in stack.layers}
+        saved = state.save(self)["layers"]
+        self._resting |= {one: saved[name] for one, name in old.items()}
+        before = set(self._snapshot.parameters)
         self._find_layers()
+        self._tell_left_out([p for p in self._snapshot.parameters if p not in before])
+        present = set(self.model.modules())
+        self._resting = {one: it for one, it in self._resting.items() if one[0] in present}
         if self._split_rule is not None:
             self.stacks = build_stacks(self.layers, self._split_rule, self.stack_options)
-            state.restore_layers(self, saved)
+            state.restore_layers(
+                self,
+                {
+                    layer.name: self._resting.pop(layer.identity)
+                    for layer in self.layers
+                    if layer.identity in self._resting
+                },
+            )
+            self._note_ready()
+        self._arm()
+
+    def _tell_left_out(self, new: list[nn.Parameter]) -> None:
+        """Says of parameters that came into the model that nobody trains them."""
+        left = {p for p in new if p.requires_grad and self._chosen and p not in self._chosen}
+        names = [name for name, p in self.model.named_parameters() if p in left]
+        if names:
+            shown = ", ".join(names[:3])
+            warn(
+                f"{len(names)} parameters that are new in the model ({shown}) are in no parameter "
+                "group, so they don't train. Call optimizer.add_param_group, or build the "
+                "optimizer after the model is complete."
+            )
+
+    def _note_ready(self) -> None:
+        """Notes which parameters have curvature to step by; the others step by the base rule."""
+        ready = [tuple(stack.ready) for stack in self.stacks]
+        if self._ready != ready or self._ready_for is not self.layers:
+            self._ready, self._ready_for = ready, self.layers
+            self.surveys += 1
+            self.curved_by = {
+                parameter: layer
+                for stack in self.stacks
+                for layer, fine in zip(stack.layers, stack.ready, strict=True)
+                if fine
+                for parameter in layer.parameters
+            }
 
     def coverage(self) -> Coverage:
         """Says for every parameter how it trains, and why."""
-        return self._coverage
+        self.follow()
+        reasons = {
+            parameter: why
+            for layer in self.layers
+            if (why := self._how(layer))
+            for parameter in layer.parameters
+        }
+        own = set(self._snapshot.parameters)
+        foreign = sum(parameter not in own for parameter in self._chosen or ())
+        return as_seen(self._coverage, self.model, reasons, foreign)
+
+    def _how(self, layer: TrackedLayer) -> str:
+        """Why a layer steps by the base rule so far; empty where it is preconditioned."""
+        if layer.weight in self.curved_by or not self.steps:
+            return ""
+        return layer.cause or "no statistics yet"
 
     def remove(self) -> None:
         """Takes every hook off the model; the engine stops collecting."""
@@ -150,15 +214,17 @@ class CurvatureEngine:
         Args:
             gradient_scale: What the loss was multiplied by (a GradScaler's scale).
         """
+        self.follow()
+        self._capture.settle(self.layers)
         if self.layers and not self.stacks:
             self._build_stacks()
         candidates = self._candidates(gradient_scale)
         if candidates:
             self._renew(candidates)
         self.last_decisions = tuple(c.report(self.steps) for c in candidates if c.refresh)
+        self._note_ready()
         self.steps += 1
-        self._follow_thaws()
-        self._arm()
+        self.discard()
 
     def _renew(self, candidates: list[Candidate]) -> None:
         """Decides about layers with new statistics, folds these in, and refreshes what is due."""
@@ -174,7 +240,7 @@ class CurvatureEngine:
     @property
     def is_sharded(self) -> bool:
         """Whether this rank owns shards of parameters only, whose values other ranks don't see."""
-        return any(is_dtensor(parameter) for parameter in self._parameters)
+        return any(is_dtensor(parameter) for parameter in self._snapshot.parameters)
 
     def allocate(self) -> None:
         """Makes room for the curvature now, so that a distributed checkpoint can be loaded into it.
@@ -196,6 +262,7 @@ class CurvatureEngine:
 
     def discard(self) -> None:
         """Drops the statistics since the last call, as for a step that is skipped."""
+        self._capture.forget(self.layers)
         self._arm()
 
     def _build_stacks(self) -> None:
@@ -204,7 +271,7 @@ class CurvatureEngine:
         def chosen() -> SplitRule:
             return split_rule(self.options.split, self.layers, self._capture, self.options.power)
 
-        some = any(layer.calls for layer in self.layers)
+        some = any(layer.ledger.read() for layer in self.layers)
         self._split_rule = self.communicator.first(chosen if some else None)
         if self._split_rule is not None:
             self.stacks = build_stacks(self.layers, self._split_rule, self.stack_options)
@@ -249,8 +316,7 @@ class CurvatureEngine:
         sampled = self.options.statistics.fisher == "mc"
         for layer in () if self.stacks else self.layers:
             if layer.weight.grad is not None:
-                record = self.records[layer.name]
-                warn_starved(layer.name, record, called=layer.called, sampled=sampled)
+                tell_starved(layer, self.records[layer.name], called=layer.called, sampled=sampled)
         due = [(s, n) for s in self.stacks for n, layer in enumerate(s.layers) if layer.armed]
         own = [
             evidence_of(stack, slot, self._capture.batch(stack.layers[slot], gradient_scale))
@@ -264,7 +330,7 @@ class CurvatureEngine:
                 due_now = not stack.ready[slot] or self.clocks[1].due(self.steps, layer.share)
                 found.append(Candidate(stack, slot, record, seen, due_now))
             elif seen.graded:
-                warn_starved(layer.name, record, called=seen.called, sampled=sampled)
+                tell_starved(layer, record, called=seen.called, sampled=sampled)
         return found
 
     def state_dict(self) -> dict[str, Any]:

@@ -119,8 +119,8 @@ def _measured_once(
 
 def measure_inversion(size: int, device: torch.device, power: float) -> float:
     """Measures the seconds to invert one damped covariance of this size."""
-    generator = torch.Generator().manual_seed(size)
-    rows = torch.randn(2 * size, size, generator=generator).to(device)
+    generator = torch.Generator("cpu").manual_seed(size)
+    rows = torch.randn(2 * size, size, generator=generator, device="cpu").to(device)
     matrix = rows.mT @ rows / (2 * size) + 0.1 * torch.eye(size, device=device)
     return _shortest(lambda: linalg.inverse_root(matrix.unsqueeze(0), power), device)
 

@@ -8,19 +8,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from torch_thor.autograd import graph_must_stay_whole
 from torch_thor.layers import ProjectionWatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from torch.utils.hooks import RemovableHandle
+
     from torch_thor.capture import Capture, TrackedLayer
 
 
 class _InertHook:
-    """What a copied or unpickled model carries in the place of a hook."""
+    """What a copied or unpickled model carries in the place of a hook, until its first call."""
 
-    def __call__(self, *args: object) -> None:
-        """Does nothing."""
+    def __call__(self, module: nn.Module, *args: object) -> None:  # noqa: ARG002
+        """Takes itself off."""
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [key for key, hook in hooks.items() if hook is self]:
+                del hooks[key]
 
 
 class _StaysBehind:
@@ -31,6 +37,20 @@ class _StaysBehind:
 
     def __reduce__(self) -> tuple[type[_InertHook], tuple[()]]:
         return (_InertHook, ())
+
+
+def _may_look() -> bool:
+    """Whether a hook can look at a call and leave what torch records of the model as it is."""
+    if torch.compiler.is_compiling():
+        return not graph_must_stay_whole()
+    return not torch.jit.is_tracing()
+
+
+def take_off(handles: list[RemovableHandle]) -> None:
+    """Takes hooks off their modules."""
+    for handle in handles:
+        handle.remove()
+    handles.clear()
 
 
 class ForwardHook(_StaysBehind):
@@ -55,15 +75,17 @@ class ForwardHook(_StaysBehind):
     ) -> None:
         """Runs after the module's forward."""
         capture, layer = self._capture(), self._layer()
-        if capture is None or layer is None or not layer.armed:
+        if capture is None or layer is None or not layer.armed or not _may_look():
             return
         if not torch.is_grad_enabled():
             layer.called = True
             return
-        inputs = args[0] if args else next(iter(kwargs.values()))
+        inputs = args[0] if args else next(iter(kwargs.values()), None)
         weight = layer.adapter.weight(module)
         if isinstance(weight, Tensor) and isinstance(inputs, Tensor) and isinstance(output, Tensor):
             capture.on_forward(layer, weight, inputs, output)
+        else:
+            layer.obstacle = "its call has no tensor as input, weight or output"
 
 
 class Watches:
@@ -87,7 +109,7 @@ class Watches:
 
     def enter(self) -> None:
         """Begins to watch, where that is wanted."""
-        if self._wanted and torch.is_grad_enabled():
+        if self._wanted and torch.is_grad_enabled() and _may_look():
             self._push()
 
     def leave(self) -> None:

@@ -123,8 +123,8 @@ def largest_eigenvalue(rows: Tensor, iterations: int = 64) -> Tensor:
     Returns:
         ``[...]``.
     """
-    generator = torch.Generator().manual_seed(0)
-    vector = torch.randn(rows.shape[-1], 1, generator=generator).to(rows)
+    generator = torch.Generator("cpu").manual_seed(0)
+    vector = torch.randn(rows.shape[-1], 1, generator=generator, device="cpu").to(rows)
     vector = vector.expand(*rows.shape[:-2], -1, -1)
     tiny = torch.finfo(rows.dtype).tiny
     for _ in range(iterations):

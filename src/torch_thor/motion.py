@@ -21,7 +21,7 @@ from torch_thor.shards import local
 from torch_thor.sweeps import gradient_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Container, Mapping, Sequence
 
     from torch_thor.groups import ParameterGroup
     from torch_thor.options import NormControl, Update
@@ -156,13 +156,13 @@ class Motion:
         else:
             self._sgd(group, own.plain, gradients, states, lr=float(lr), weight_decay=decay)
 
-    def allocate(self, plan: GroupPlan, states: States) -> None:
+    def allocate(
+        self, group: ParameterGroup, curved: Container[nn.Parameter], states: States
+    ) -> None:
         """Gives the parameters of a group the state that their first step would."""
-        momentum = plan.group["momentum"]
-        for parameter in plan.curved:
-            allocate_state(Base(), parameter, states[parameter], momentum)
-        for parameter in plan.plain:
-            allocate_state(self.base, parameter, states[parameter], momentum)
+        for parameter in group["params"]:
+            base = Base() if parameter in curved else self.base
+            allocate_state(base, parameter, states[parameter], group["momentum"])
 
     def _sgd(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, overload
 
@@ -16,13 +15,13 @@ from torch_thor.directions import all_finite
 from torch_thor.distributed import Distributed, UnevenInputs
 from torch_thor.distributed.description import describe
 from torch_thor.errors import (
-    CurvatureWarning,
     InvalidOptionError,
     NonFiniteGradientError,
     require,
 )
 from torch_thor.groups import OWN, RANGES, ParameterGroup, as_groups, complete, values_at
 from torch_thor.motion import Motion
+from torch_thor.notices import warn
 from torch_thor.options import (
     NormControl,
     NormControlKind,
@@ -31,8 +30,10 @@ from torch_thor.options import (
     check_norm_control,
 )
 from torch_thor.routes import Router
+from torch_thor.scaling import calling_scaler
 from torch_thor.schedules import ScheduledFloat, value_at
 from torch_thor.shards import local
+from torch_thor.snapshot import are_same
 
 if TYPE_CHECKING:
     from torch_thor.coverage import Coverage
@@ -57,8 +58,6 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         update: Order of preconditioning, momentum and decay.
         base: Rule of all other parameters.
     """
-
-    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -90,6 +89,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
             }
             self._scaler: torch.amp.GradScaler | None = None
             self._is_built = False
+            self._parameters: list[nn.Parameter] = []
             chosen = preconditioner.model.parameters() if params is None else params
             super().__init__(as_groups(chosen), defaults)
             self._look_for_foreign(self.param_groups)
@@ -127,12 +127,10 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
                 "parameters of the model: pass the model that holds them, or no params at all",
             )
         if foreign:
-            warnings.warn(
+            warn(
                 f"{foreign} of {len(given)} parameters in the groups are not the model's: they "
                 "train by the base rule, without curvature. Pass the model that holds them, if "
-                "that is not what you want.",
-                CurvatureWarning,
-                stacklevel=4,
+                "that is not what you want."
             )
 
     def _agree(self) -> None:
@@ -166,14 +164,14 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
 
     def coverage(self) -> Coverage:
         """Says for every parameter how it trains, and why."""
+        self._serve()
         return self.preconditioner.coverage()
 
     def use_scaler(self, scaler: torch.amp.GradScaler) -> None:
-        """Tells the optimizer of a GradScaler whose ``unscale_`` is called before the step.
+        """Tells the optimizer of a GradScaler that doesn't call its ``step()``.
 
-        Captured output gradients are scaled; ``scaler.step`` hands the scale over, but not
-        after ``scaler.unscale_(optimizer)`` (to clip gradients, say). Without this call such
-        a scale enters G, which matters where damping is absolute or the scale changes.
+        Captured output gradients are scaled. A scaler whose ``scaler.step(optimizer)`` takes the
+        step is found by itself; where the step is called otherwise, its scale would enter G.
         """
         self._scaler = scaler
 
@@ -224,8 +222,12 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
             self._serve()
 
     def _serve(self) -> None:
-        """Keeps the curvature to the layers whose weight is in a group."""
-        self.preconditioner.serve(p for group in self.param_groups for p in group["params"])
+        """Keeps the curvature to the layers whose weight is in a group now."""
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        if not are_same(parameters, self._parameters):
+            self._parameters = parameters
+            self._router.forget()
+            self.preconditioner.serve(parameters)
 
     def remove(self) -> None:
         """Takes every hook off the model."""
@@ -260,32 +262,32 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
 
     def _take_step(self) -> None:
         values = self._scheduled()
-        gradients = self._gradients()
-        scale = self._unscale(gradients)
-        finite = scale is not None and self._are_finite(gradients)
-        self._tell_joined(self.preconditioner.communicator, skipped=not finite)
-        if scale is None or not finite:
-            if self.preconditioner.is_sharded:
+        engine = self.preconditioner
+        self._serve()
+        engine.follow()
+        finite = self._are_finite(self._gradients())
+        self._tell_joined(engine.communicator, skipped=not finite)
+        scale = self._scale_in_force()
+        if not finite:
+            if engine.is_sharded:
                 # The other ranks, whose shards may be finite, count on this one.
-                self.preconditioner.update(scale or 1.0)
-            self._skip(overflow=scale is None)
+                engine.update(scale)
+            self._skip()
             return
-        plans = self._plans()
-        self._follow(plans, values)
-        self.preconditioner.update(scale)
-        route = self._router.route(plans, self.preconditioner.stacks)
+        self._follow(self._plans(), values)
+        engine.update(scale)
+        route = self._router.route(self._plans(), engine.stacks)
         self._motion.step(route, self.norm_control, self.state)
 
     def _gradients(self) -> list[Tensor]:
         """All gradients, averaged over ranks where the user asked for that."""
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        self.preconditioner.communicator.average_gradients(parameters)
-        return [local(p.grad) for p in parameters if p.grad is not None]
+        self.preconditioner.communicator.average_gradients(self._parameters)
+        return [local(p.grad) for p in self._parameters if p.grad is not None]
 
-    def _skip(self, *, overflow: bool) -> None:
-        """Leaves a step out; an ``overflow`` that a scaler found is no error."""
+    def _skip(self) -> None:
+        """Leaves a step out."""
         self.preconditioner.discard()
-        if not overflow and self.preconditioner.options.refresh.on_nonfinite == "raise":
+        if self.preconditioner.options.refresh.on_nonfinite == "raise":
             raise NonFiniteGradientError(
                 f"A gradient holds NaN or Inf at step {self.preconditioner.steps}; nothing was "
                 "changed. Lower the learning rate, or pass Refresh(on_nonfinite='skip')."
@@ -293,25 +295,21 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
 
     def _plans(self) -> list[GroupPlan]:
         engine = self.preconditioner
-        return self._router.plans(self.param_groups, engine.surveys, engine.layer_of)
+        return self._router.plans(
+            self.param_groups, engine.surveys, engine.layer_of, engine.curved_by
+        )
 
-    def _unscale(self, gradients: list[Tensor]) -> float | None:
-        """Divides a GradScaler's scale out of the gradients and returns it.
-
-        ``None`` says that the scaler found an infinite gradient. A scaler hands over its
-        findings because ``_step_supports_amp_scaling`` is set.
-        """
-        found: Tensor | None = getattr(self, "found_inf", None)
-        scale: Tensor | None = getattr(self, "grad_scale", None)
-        if found is not None and bool(found):
-            return None
+    def _scale_in_force(self) -> float:
+        """What the losses behind the captured gradients were multiplied by."""
+        if not self.preconditioner.wants_statistics:
+            return 1.0
+        scaler = self._scaler or calling_scaler()
+        if scaler is None or not scaler.is_enabled():
+            return 1.0
         ours = self.preconditioner.options.distributed.reduce_gradients
         allowed = "False with a GradScaler, whose scale is the rank's own: wrap the model in DDP"
-        require("reduce_gradients", ours, scale is None or not ours, allowed)
-        if scale is None:
-            return 1.0 if self._scaler is None else float(self._scaler.get_scale())
-        torch._foreach_div_(gradients, scale)
-        return float(scale)
+        require("reduce_gradients", ours, not ours, allowed)
+        return float(scaler.get_scale())
 
     def _are_finite(self, gradients: list[Tensor]) -> bool:
         ignored = self.preconditioner.options.refresh.on_nonfinite == "ignore"
@@ -363,8 +361,9 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         optimizer has none before its first step.
         """
         self.preconditioner.allocate()
-        for plan in self._plans():
-            self._motion.allocate(plan, self.state)
+        curved = self.preconditioner.layer_of
+        for group in self.param_groups:
+            self._motion.allocate(group, curved, self.state)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns torch's state plus ``"curvature"``: all that the next steps depend on."""

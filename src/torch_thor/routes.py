@@ -12,7 +12,7 @@ from torch_thor.directions import Passage
 from torch_thor.sweeps import ready_sweeps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Container, Iterable, Mapping, Sequence
 
     from torch import nn
 
@@ -30,7 +30,7 @@ class GroupPlan:
     Args:
         group: The group.
         layers: Tracked layers whose weight is in it.
-        curved: Parameters of tracked layers.
+        curved: Parameters of those that have curvature.
         plain: All others, which step by the base rule.
     """
 
@@ -46,14 +46,17 @@ class GroupPlan:
 
 
 def plan_groups(
-    groups: Iterable[ParameterGroup], layer_of: Mapping[nn.Parameter, TrackedLayer]
+    groups: Iterable[ParameterGroup],
+    layer_of: Mapping[nn.Parameter, TrackedLayer],
+    curved_by: Container[nn.Parameter],
 ) -> list[GroupPlan]:
-    """Sorts each group's parameters into those of tracked layers and all others."""
+    """Sorts each group's parameters into those with curvature and all others."""
     plans = []
     for group in groups:
-        curved = tuple(p for p in group["params"] if p in layer_of)
-        plain = tuple(p for p in group["params"] if p not in layer_of)
-        layers = tuple(layer_of[p] for p in curved if layer_of[p].weight is p)
+        curved = tuple(p for p in group["params"] if p in curved_by)
+        plain = tuple(p for p in group["params"] if p not in curved_by)
+        owners = (layer_of[p] for p in group["params"] if p in layer_of and layer_of[p].weight is p)
+        layers = tuple(owners)
         plans.append(GroupPlan(group, layers, curved, plain))
     return plans
 
@@ -100,22 +103,29 @@ class Router:
         self._plans: list[GroupPlan] = []
         self._known: _Known | None = None
 
+    def forget(self) -> None:
+        """Finds all ways anew, as after a change of the groups' parameters."""
+        self._surveys = -1
+
     def plans(
         self,
         groups: Sequence[ParameterGroup],
         surveys: int,
         layer_of: Mapping[nn.Parameter, TrackedLayer],
+        curved_by: Container[nn.Parameter],
     ) -> list[GroupPlan]:
         """Returns the groups' plans.
 
         Args:
             groups: The optimizer's groups; loading a state replaces them.
-            surveys: How often the model was searched for layers.
+            surveys: How often the two others have changed.
             layer_of: The tracked layer of each of their parameters.
+            curved_by: Parameters that have curvature to step by.
         """
         same = surveys == self._surveys and len(groups) == len(self._plans)
         if not same or not all(p.follows(g) for p, g in zip(self._plans, groups, strict=True)):
-            self._surveys, self._plans = surveys, plan_groups(groups, layer_of)
+            self._surveys = surveys
+            self._plans = plan_groups(groups, layer_of, curved_by)
         return self._plans
 
     def route(self, plans: Sequence[GroupPlan], stacks: Sequence[LayerStack]) -> Route:

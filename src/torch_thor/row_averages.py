@@ -85,13 +85,15 @@ class RowPlan:
         found = [averages.layer(stack, slot) for stack, slots in chosen for slot in slots]
         self._layers = [number for number, _ in found]
         self.counts = [rows.stop - rows.start for _, rows in found]
-        counts = torch.tensor(self.counts)
+        counts = torch.tensor(self.counts, device=shares.device)
         whole = len(found) == len(averages.weights)
-        rows = torch.cat([torch.arange(len(shares))[inside] for _, inside in found])
-        self._rows = None if whole else rows.to(shares.device)
-        self._counts = counts.to(shares.device)
+        numbers = torch.arange(len(shares), device=shares.device)
+        rows = torch.cat([numbers[inside] for _, inside in found])
+        self._rows = None if whole else rows
+        self._counts = counts
         self._sizes = self._counts.to(shares.dtype)
-        self._layer_of_row = torch.arange(len(found)).repeat_interleave(counts).to(shares.device)
+        layers = torch.arange(len(found), device=shares.device)
+        self._layer_of_row = layers.repeat_interleave(counts, output_size=len(rows))
         self._flat, self._factors = shares.new_empty(len(rows)), shares.new_empty(len(rows))
         shapes = [(len(slots), *averages.shapes[stack][1:]) for stack, slots in chosen]
         parts = [layers * matrices * own for layers, matrices, own in shapes]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,8 +41,10 @@ class RowPlan:
 
     def coordinates(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Sample and position number of each taken row, as two ``[r]`` tensors."""
-        flat = torch.arange(self.samples * self.positions) if self.index is None else self.index
-        flat = flat.to(device, non_blocking=True)
+        if self.index is None:
+            flat = torch.arange(self.samples * self.positions, device=device)
+        else:
+            flat = self.index.to(device, non_blocking=True)
         return flat // self.positions, flat % self.positions
 
     def take_inputs(self, table: Tensor) -> Tensor:
@@ -89,15 +92,16 @@ def plan_rows(
     """
     if reduce or budget is None or samples * positions <= budget:
         return RowPlan(samples, positions, None, reduce)
-    generator = torch.Generator().manual_seed(seed)
+    # On the CPU, whatever the default device is, so that every device chooses alike.
+    how: dict[str, Any] = {"generator": torch.Generator("cpu").manual_seed(seed), "device": "cpu"}
     if budget < samples:
-        chosen = torch.randperm(samples, generator=generator)[:budget]
-        position = torch.randint(positions, (budget,), generator=generator)
+        chosen = torch.randperm(samples, **how)[:budget]
+        position = torch.randint(positions, (budget,), **how)
         return RowPlan(samples, positions, chosen * positions + position)
     each = budget // samples
     # A random offset and an even stride: distinct positions that cover every sample's map.
-    offset = torch.randint(positions, (samples, 1), generator=generator)
-    steps = (torch.arange(each) * positions) // each
+    offset = torch.randint(positions, (samples, 1), **how)
+    steps = (torch.arange(each, device="cpu") * positions) // each
     position = (offset + steps) % positions
-    flat = torch.arange(samples).unsqueeze(1) * positions + position
+    flat = torch.arange(samples, device="cpu").unsqueeze(1) * positions + position
     return RowPlan(samples, positions, flat.flatten())

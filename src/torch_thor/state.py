@@ -96,15 +96,15 @@ def load(engine: CurvatureEngine, saved: dict[str, Any]) -> None:
     engine.steps = saved["steps"]
     for clock, values in zip(engine.clocks, saved["clocks"], strict=True):
         clock.start, clock.length, clock.first = values["start"], values["length"], values["first"]
-    restore_layers(engine, saved)
+    restore_layers(engine, saved["layers"])
 
 
 def restore_layers(engine: CurvatureEngine, saved: dict[str, Any]) -> None:
-    """Copies in what is saved of the layers that the engine has."""
+    """Copies in what is saved of the layers that the engine has, by name, where it fits."""
     for stack in engine.stacks:
         for slot, layer in enumerate(stack.layers):
-            entry = saved["layers"].get(layer.name)
-            if entry is None or entry["geometry"] != _geometry(layer):
+            entry = saved.get(layer.name)
+            if entry is None or not _fits(entry, stack, slot):
                 continue
             record = engine.records[layer.name]
             for key, value in entry["record"].items():
@@ -115,6 +115,12 @@ def restore_layers(engine: CurvatureEngine, saved: dict[str, Any]) -> None:
             with torch.no_grad():
                 for tensor, value in zip(_tensors(stack), entry["tensors"], strict=True):
                     tensor[slot].copy_(local(value).view_as(tensor[slot]))
+
+
+def _fits(entry: dict[str, Any], stack: LayerStack, slot: int) -> bool:
+    shapes = [local(tensor).numel() for tensor in entry["tensors"]]
+    own = [tensor[slot].numel() for tensor in _tensors(stack)]
+    return shapes == own and bool(entry["geometry"] == _geometry(stack.layers[slot]))
 
 
 def _geometry(layer: TrackedLayer) -> list[int]:

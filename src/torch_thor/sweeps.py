@@ -133,7 +133,7 @@ class Sweep:
         bias = layer.bias if layer.bias is not None and rule.moves(layer.bias) else None
         bias_source = None if bias is None else rule.source(bias, slice(None))
         shape = (1, geometry.outputs, geometry.columns)
-        directions = torch.empty(shape, dtype=self.roots.a.dtype)
+        directions = self.roots.a.new_empty(shape)
         grafts = control is not None and control.kind == "graft"
         parts = [] if bias_source is None or not grafts else [_length(bias_source)]
         found = []

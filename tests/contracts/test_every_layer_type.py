@@ -363,7 +363,7 @@ def test_an_unwatched_attention_gives_bitwise_the_same_outputs() -> None:
     after = layer(inputs, inputs, inputs)
     assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
     after[0].sum().backward()
-    assert all(layer.calls for layer in preconditioner.layers)
+    assert all(layer.ledger.read() for layer in preconditioner.layers)
 
 
 def test_a_forward_that_raises_leaves_no_mode_behind() -> None:

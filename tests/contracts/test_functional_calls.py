@@ -51,7 +51,7 @@ def test_torch_func_grad_through_the_model_leaves_statistics_alone() -> None:
     assert one.keys() == parameters.keys()
     many = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(parameters, inputs, targets)
     torch.testing.assert_close(many["0.weight"][0], one["0.weight"])
-    assert not any(layer.calls for layer in engine.layers)
+    assert not any(layer.ledger.calls for layer in engine.layers)
 
 
 def test_training_by_torch_func_says_that_statistics_are_missing() -> None:

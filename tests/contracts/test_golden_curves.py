@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from torch import nn, optim
 
+pytestmark = pytest.mark.cpu  # another device draws other weights
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "digits.json"
 # Enough for another processor's rounding over 96 steps; far too little for a lost factor.
 TOLERANCE = 0.1

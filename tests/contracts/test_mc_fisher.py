@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from helpers import AT_EVERY_STEP, EXACT, mlp, weights
+from helpers import AT_EVERY_STEP, EXACT, a_scaler, draws, mlp, weights
 from oracle.fisher import exact_gradient_factor
 from torch_thor import (
     THOR,
@@ -87,7 +87,7 @@ def test_the_training_loss_does_not_enter_the_statistics() -> None:
     found = []
     for scale in (1.0, 100.0):
         outputs = model(inputs)
-        preconditioner.sample_fisher(outputs, generator=torch.Generator().manual_seed(3))
+        preconditioner.sample_fisher(outputs, generator=draws(3))
         (scale * outputs.square().sum()).backward()
         preconditioner.step()
         found.append(gradient_factor(preconditioner, "0"))
@@ -108,7 +108,7 @@ def test_a_loss_scale_does_not_enter_either() -> None:
             statistics=Statistics(decay=0, rows=None, fisher="mc"),
             **AT_EVERY_STEP,
         )
-        scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=10**6)
+        scaler = a_scaler(init_scale=scale, growth_interval=10**6)
         outputs = model(torch.randn(8, 5))
         optimizer.sample_fisher(outputs)
         scaler.scale(outputs.square().mean()).backward()
@@ -142,7 +142,7 @@ def test_micro_batches_are_one_batch() -> None:
     found = []
     for sizes in ([6], [4, 2]):
         preconditioner = engine(model)
-        generator = torch.Generator().manual_seed(0)
+        generator = draws(0)
         for part in inputs.split(sizes):
             outputs = model(part)
             drawn = torch.bernoulli(torch.full_like(outputs, 0.5), generator=generator)
@@ -161,7 +161,7 @@ def test_class_dimension_and_positions() -> None:
     found = []
     for class_dim, order in ((-1, lambda y: y), (1, lambda y: y.movedim(-1, 1))):
         preconditioner = engine(layer, loss_reduction="positions_mean")
-        generator = torch.Generator().manual_seed(1)
+        generator = draws(1)
         preconditioner.sample_fisher(order(layer(inputs)), class_dim=class_dim, generator=generator)
         layer(inputs).sum().backward()
         preconditioner.step()
@@ -170,7 +170,7 @@ def test_class_dimension_and_positions() -> None:
     torch.testing.assert_close(*found)
     # positions count as samples: the same layer over 24 samples
     flat = engine(layer)
-    generator = torch.Generator().manual_seed(1)
+    generator = draws(1)
     flat.sample_fisher(layer(inputs.flatten(0, 1)), generator=generator)
     layer(inputs.flatten(0, 1)).sum().backward()
     flat.step()

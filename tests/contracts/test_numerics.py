@@ -229,7 +229,7 @@ def test_autocast_trains(build: Any, dtype: torch.dtype) -> None:
     losses = []
     for _ in range(10):
         optimizer.zero_grad()
-        with torch.autocast("cpu", dtype=dtype):
+        with torch.autocast(torch.get_default_device().type, dtype=dtype):
             outputs = model(inputs)
         loss = mean_half_square(outputs.float(), targets)
         loss.backward()

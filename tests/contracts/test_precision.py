@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import AT_EVERY_STEP, mean_half_square
+from helpers import AT_EVERY_STEP, a_scaler, mean_half_square
 from models import Transformer, autoencoder, batch_for, included
 from torch_thor import EKFAC, KFAC, THOR, Preconditioner
 
@@ -39,7 +39,7 @@ def test_autocast_trains_with_float32_factors(
     losses = []
     for _ in range(8):
         optimizer.zero_grad()
-        with torch.autocast("cpu", dtype):
+        with torch.autocast(torch.get_default_device().type, dtype):
             outputs = model(inputs)
         loss = mean_half_square(outputs.float(), targets)
         loss.backward()
@@ -62,7 +62,7 @@ def test_autocast_statistics_are_those_of_full_precision_but_for_rounding(
     for enabled in (False, True):
         model.zero_grad()
         engine = Preconditioner(model, include=included(model))
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        with torch.autocast(torch.get_default_device().type, torch.bfloat16, enabled=enabled):
             outputs = model(inputs)
         mean_half_square(outputs.float(), targets).backward()
         engine.step()
@@ -105,14 +105,14 @@ def test_the_fp16_recipe_of_torch() -> None:
     """Case 25, 28: autocast, a scaler that starts far too high, clipping, accumulation."""
     model = Transformer()
     optimizer = THOR(model, lr=0.02, include=included(model), **AT_EVERY_STEP)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    scaler = a_scaler(init_scale=2.0**40)
     inputs, targets = batch_for(model, 16)
     losses, skipped = [], 0
     for _ in range(40):
         optimizer.zero_grad()
         total = 0.0
         for x, y in zip(inputs.split(8), targets.split(8), strict=True):
-            with torch.autocast("cpu", torch.float16):
+            with torch.autocast(torch.get_default_device().type, torch.float16):
                 outputs = model(x)
             loss = mean_half_square(outputs.float(), y) / 2
             scaler.scale(loss).backward()

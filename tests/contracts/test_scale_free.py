@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
+from helpers import draws
 from torch_thor import THOR
 
 
@@ -21,7 +22,7 @@ def _mixed() -> nn.Module:
 def _trained(scale: float, steps: int = 30) -> tuple[list[Tensor], float]:
     model = _mixed()
     optimizer = THOR.scale_free(model)
-    generator = torch.Generator().manual_seed(1)
+    generator = draws(1)
     inputs = torch.randn(32, 1, 8, 8, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, 5, (32,), generator=generator)
     loss = torch.tensor(0.0)

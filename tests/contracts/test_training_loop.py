@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from helpers import (
     AT_EVERY_STEP,
+    a_scaler,
     assert_same_weights,
     data,
+    draws,
     half_square,
     mean_half_square,
     mlp,
@@ -286,8 +288,8 @@ def scaler_run(
     torch.manual_seed(2)
     model = mlp()
     optimizer = THOR(model, interval=1, refresh=Refresh(stagger=False, on_nonfinite=on_nonfinite))
-    scaler = torch.amp.GradScaler("cpu", init_scale=scales[0], growth_interval=10**6)
-    generator = torch.Generator().manual_seed(3)
+    scaler = a_scaler(init_scale=scales[0], growth_interval=10**6)
+    generator = draws(3)
     for step, following in enumerate([*scales[1:], scales[-1]]):
         inputs = torch.randn(8, 5, generator=generator)
         targets = torch.randn(8, 3, generator=generator)
@@ -338,7 +340,7 @@ def test_unscaling_by_hand_and_clipping_under_a_scaler(options: dict[str, Any]) 
         torch.manual_seed(2)
         model = mlp()
         optimizer = THOR(model, **AT_EVERY_STEP, **options)
-        scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=10**6)
+        scaler = a_scaler(init_scale=scale, growth_interval=10**6)
         optimizer.use_scaler(scaler)
         for inputs, targets in batches:
             optimizer.zero_grad()

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from torch import nn
 
+from helpers import draws
 from oracle import (
     Observed,
     RunningAverage,
@@ -44,9 +45,7 @@ def half_square(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def random_spd(size: int, seed: int = 0) -> Tensor:
-    root = torch.randn(
-        size, size + 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
-    )
+    root = torch.randn(size, size + 2, dtype=torch.float64, generator=draws(seed))
     return root @ root.T / size
 
 

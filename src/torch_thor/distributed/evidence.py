@@ -49,7 +49,7 @@ class Evidence:
         rows, samples = self.batch[0].count, self.batch[1].count
         matrices = self.traces[0].numel()
         each = rows if isinstance(rows, tuple) else (rows,) * matrices
-        return torch.tensor([*each, samples], dtype=torch.float64)
+        return torch.tensor([*each, samples], dtype=torch.float64, device="cpu")
 
 
 def write(evidence: Sequence[Evidence], device: torch.device) -> Tensor:

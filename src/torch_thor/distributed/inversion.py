@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -52,7 +53,7 @@ class Profile:
         if size <= _SIZES[0]:
             return self.seconds[0]
         (x0, x1), (y0, y1) = _SIZES[below : below + 2], self.seconds[below : below + 2]
-        share = (torch.tensor(size / x0).log() / torch.tensor(x1 / x0).log()).item()
+        share = math.log(size / x0) / math.log(x1 / x0)
         return float(y0 * (y1 / y0) ** share)
 
     def gather(self, size: int) -> float:
