@@ -81,11 +81,12 @@ def require_type(name: str, value: object, hint: Any) -> None:
         raise InvalidOptionError(name, value, _words(hint) + _advice(value, hint))
 
 
-def check_types(options: Any, **names: str) -> None:
+def check_types(options: Any, *, but: str = "", **names: str) -> None:
     """Raises unless each field of a dataclass is of its annotated type.
 
     Args:
         options: The dataclass.
+        but: A field that is left to the caller.
         names: What messages call a field, where that is not its name.
 
     Raises:
@@ -93,7 +94,7 @@ def check_types(options: Any, **names: str) -> None:
     """
     kind: type = type(options)
     hints = _hints(kind)
-    for field in fields(options):
+    for field in (one for one in fields(options) if one.name != but):
         value = getattr(options, field.name)
         require_type(names.get(field.name, field.name), value, hints[field.name])
 

@@ -15,7 +15,7 @@ from torch_thor.coverage import Coverage, as_seen, survey
 from torch_thor.distributed import communicator_for
 from torch_thor.distributed.description import describe, describe_model
 from torch_thor.errors import InvalidOptionError, require
-from torch_thor.layer_splits import split_rule as found_split
+from torch_thor.layer_splits import split_rule
 from torch_thor.loading import Restored
 from torch_thor.notices import warn
 from torch_thor.policies import Decision, LayerDecision, RefreshClock
@@ -51,7 +51,6 @@ class CurvatureEngine:
         steps: Steps taken.
         began: The step from which intervals count.
         resting: What is kept of the layers that are frozen.
-        split_rule: How the curvature is cut, from the first step with statistics on.
         last_decisions: Decisions of the latest step; empty when it refreshed nothing.
         communicator: Where the other ranks are reached.
         device: Where the model lives.
@@ -77,7 +76,7 @@ class CurvatureEngine:
             options.statistics.norm_fisher == "diagonal",
         )
         self._capture = Capture(options.statistics, matched=options.eigenvalue_correction)
-        self.split_rule: SplitRule | None = None
+        self._split_rule: SplitRule | None = None
         self.layers: list[TrackedLayer] = []
         self.surveys = 0
         self._chosen: frozenset[nn.Parameter] | None = None
@@ -151,8 +150,8 @@ class CurvatureEngine:
         self._tell_left_out([p for p in self._snapshot.parameters if p not in before])
         present = set(self.model.modules())
         self.resting = {one: it for one, it in self.resting.items() if one[0] in present}
-        if self.split_rule is not None:
-            self.stacks = build_stacks(self.layers, self.split_rule, self.stack_options)
+        if self._split_rule is not None:
+            self.stacks = build_stacks(self.layers, self._split_rule, self.stack_options)
             state.restore_layers(
                 self,
                 {
@@ -258,8 +257,8 @@ class CurvatureEngine:
         if isinstance(size, str):
             raise InvalidOptionError("split", size, "a number or None, to allocate before a step")
         if not self.stacks:
-            self.split_rule = SplitRule(size)
-            self.stacks = build_stacks(self.layers, self.split_rule, self.stack_options)
+            self._split_rule = SplitRule(size)
+            self.stacks = build_stacks(self.layers, self._split_rule, self.stack_options)
 
     @property
     def wants_statistics(self) -> bool:
@@ -275,12 +274,12 @@ class CurvatureEngine:
         """Makes room for curvature as soon as a rank has statistics."""
 
         def chosen() -> SplitRule:
-            return found_split(self.options.split, self.layers, self._capture, self.options.power)
+            return split_rule(self.options.split, self.layers, self._capture, self.options.power)
 
         some = any(layer.ledger.read() for layer in self.layers)
-        self.split_rule = self.communicator.first(chosen if some else None)
-        if self.split_rule is not None:
-            self.stacks = build_stacks(self.layers, self.split_rule, self.stack_options)
+        self._split_rule = self.communicator.first(chosen if some else None)
+        if self._split_rule is not None:
+            self.stacks = build_stacks(self.layers, self._split_rule, self.stack_options)
 
     def check_schedules(self) -> None:
         """Raises, before a step has changed anything, where its end would meet a bad interval."""
@@ -367,8 +366,7 @@ class CurvatureEngine:
             StateMismatchError: Where layers, shapes or these options differ; nothing is loaded
                 then.
         """
-        self.follow()
-        self.adopt(loading.whole(self, state_dict))
+        self.adopt(self.fitting(state_dict))
 
     def load_curvature(
         self, state: dict[str, Any], leave_out: Selector | Iterable[Selector] = ()
@@ -386,7 +384,7 @@ class CurvatureEngine:
             InvalidOptionError: Where ``leave_out`` means nothing.
         """
         self.follow()
-        self.adopt(loading.some(self, state, leave_out))
+        self.adopt(loading.some(self, state, leave_out, self._split_rule))
 
     def reset_curvature(self) -> None:
         """Forgets factors, inverses and decisions; statistics begin anew with the next step.
@@ -398,9 +396,18 @@ class CurvatureEngine:
         clocks = (RefreshClock(), RefreshClock())
         self.adopt(Restored([], None, records, self.steps, self.steps, clocks))
 
+    def fitting(self, state_dict: object) -> Restored:
+        """Checks a ``state_dict`` and makes the curvature that it holds; takes nothing over.
+
+        Raises:
+            StateMismatchError: See ``load_state_dict``.
+        """
+        self.follow()
+        return loading.whole(self, state_dict, self._split_rule)
+
     def adopt(self, restored: Restored) -> None:
         """Takes over another curvature in the place of all that was there."""
-        self.stacks, self.split_rule = restored.stacks, restored.rule
+        self.stacks, self._split_rule = restored.stacks, restored.rule
         self.records = restored.records
         self.steps, self.began = restored.steps, restored.began
         self.clocks = restored.clocks

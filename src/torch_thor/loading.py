@@ -60,12 +60,13 @@ class Restored:
     resting: dict[Identity, dict[str, Any]] = field(default_factory=dict)
 
 
-def whole(engine: CurvatureEngine, state: object) -> Restored:
+def whole(engine: CurvatureEngine, state: object, cut: SplitRule | None) -> Restored:
     """Returns the curvature of a checkpoint, for exactly the layers of an engine.
 
     Args:
         engine: Whose it is to be; it is not changed.
         state: What ``state_dict`` returned.
+        cut: How its curvature is cut, where it has some.
 
     Raises:
         StateMismatchError: Where they don't fit.
@@ -77,11 +78,15 @@ def whole(engine: CurvatureEngine, state: object) -> Restored:
         records = {layer.name: LayerRecord() for layer in engine.layers}
         return Restored([], None, records, saved.steps, saved.began, clocks)
     found, resting = _by_layer(engine, saved, frozenset())
-    return Restored(*_made(engine, saved, found), saved.steps, saved.began, clocks, resting)
+    made = _made(engine, saved, found, cut)
+    return Restored(*made, saved.steps, saved.began, clocks, resting)
 
 
 def some(
-    engine: CurvatureEngine, state: object, leave_out: Selector | Iterable[Selector]
+    engine: CurvatureEngine,
+    state: object,
+    leave_out: Selector | Iterable[Selector],
+    cut: SplitRule | None,
 ) -> Restored:
     """Returns the curvature of a checkpoint for all layers but some, which have none then.
 
@@ -89,6 +94,7 @@ def some(
         engine: Whose it is to be; it is not changed, and keeps steps and clocks.
         state: What ``state_dict`` of an engine or of an optimizer returned.
         leave_out: Names, patterns or types of modules, of the model or of the checkpoint.
+        cut: How its curvature is cut, where it has some.
 
     Raises:
         StateMismatchError: Where the others don't fit.
@@ -101,7 +107,8 @@ def some(
     left = selected("leave_out", engine.model, selectors, map(bare, saved.layers))
     found, resting = _by_layer(engine, saved, left)
     clocks = engine.clocks if saved.damps_as(engine) else (RefreshClock(), RefreshClock())
-    return Restored(*_made(engine, saved, found), engine.steps, engine.began, clocks, resting)
+    made = _made(engine, saved, found, cut)
+    return Restored(*made, engine.steps, engine.began, clocks, resting)
 
 
 def _check_meaning(engine: CurvatureEngine, saved: SavedState) -> None:
@@ -158,10 +165,13 @@ def _by_layer(
 
 
 def _made(
-    engine: CurvatureEngine, saved: SavedState, found: dict[str, SavedLayer]
+    engine: CurvatureEngine,
+    saved: SavedState,
+    found: dict[str, SavedLayer],
+    known: SplitRule | None,
 ) -> tuple[list[LayerStack], SplitRule, dict[str, LayerRecord]]:
     """Makes the curvature anew: a failure leaves the old one as it is."""
-    rule = _cut(engine, found)
+    rule = _cut(engine, found, known or SplitRule(USUAL_SPLIT))
     stacks = build_stacks(engine.layers, rule, engine.stack_options)
     records = {layer.name: LayerRecord() for layer in engine.layers}
     for stack in stacks:
@@ -175,7 +185,7 @@ def _made(
     return stacks, rule, records
 
 
-def _cut(engine: CurvatureEngine, found: dict[str, SavedLayer]) -> SplitRule:
+def _cut(engine: CurvatureEngine, found: dict[str, SavedLayer], known: SplitRule) -> SplitRule:
     """The cut that was said; where it is measured, the checkpoint's, so that nothing is."""
     said = engine.options.split
     if not isinstance(said, str):
@@ -185,7 +195,6 @@ def _cut(engine: CurvatureEngine, found: dict[str, SavedLayer]) -> SplitRule:
         for layer in engine.layers
         if layer.name in found
     }
-    known = engine.split_rule or SplitRule(USUAL_SPLIT)
     return SplitRule(known.usual, {**known.chosen, **chosen})
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor, nn
 
-from torch_thor import loading
 from torch_thor.base import Base, BaseRule, as_base
 from torch_thor.checks import require_number, require_type
 from torch_thor.coverage import sparse_parameters
@@ -396,10 +395,9 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
                 then.
         """
         self._serve()
-        self.preconditioner.follow()
         given: object = state_dict
         curvature = given.get("curvature") if isinstance(given, dict) else None
-        restored = loading.whole(self.preconditioner, curvature)
+        restored = self.preconditioner.fitting(curvature)
         check_saved(self.param_groups, state_dict)
         said = [group[OWN] for group in self.param_groups]
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "curvature"})

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from torch.distributed import ProcessGroup  # noqa: TC002 (read by check_types)
+from torch.distributed import GroupMember, ProcessGroup
 
 from torch_thor.checks import POSITIVE, check_types, require_number
 from torch_thor.errors import require
@@ -43,7 +43,11 @@ class Distributed:
 
     def __post_init__(self) -> None:
         """Validates the options."""
-        check_types(self)
+        check_types(self, but="group")
+        # Ranks outside of a new group hold a number in its place.
+        outside: object = GroupMember.NON_GROUP_MEMBER
+        valid = self.group in (None, outside) or isinstance(self.group, ProcessGroup)
+        require("group", self.group, valid, "a torch.distributed.ProcessGroup or None")
         allowed = (None, torch.bfloat16, torch.float32, torch.float64)
         require("wire", self.wire, self.wire in allowed, "bfloat16, float32, float64 or None")
         require_number("timeout", self.timeout, POSITIVE)
