@@ -104,7 +104,7 @@ def tell_starved(layer: TrackedLayer, record: LayerRecord, *, called: bool, samp
     told = record.starved or not layer.listened
     if told or (called and not sampled and not layer.obstacle):
         return
-    if layer.obstacle:
+    if layer.obstacle and not (sampled and layer.obstacle is REPLACED):
         cause, remedy = layer.obstacle, "Exclude the layer, or see docs/coverage.md."
         if cause is REPLACED:
             remedy = "Write into the gradient (p.grad.copy_(...)) in place of replacing it."

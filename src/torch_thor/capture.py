@@ -32,7 +32,7 @@ from torch_thor.autograd import (
 )
 from torch_thor.calls import Call, inverse_rows, joined, loss_terms, make_call, rows_of
 from torch_thor.factors import FactorBatch, OneHotBatch
-from torch_thor.hooks import EnterHook, ForwardHook, LeaveHook, Watches, take_off
+from torch_thor.hooks import EnterHook, ForwardHook, LeaveHook, Watches, heard_by_others, take_off
 from torch_thor.ledger import Ledger
 from torch_thor.sampling import plan_rows
 from torch_thor.shards import shard_of
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from torch_thor.shards import Shard
 
 
-REPLACED = "its gradient was replaced by a tensor that no backward of its calls made"
+REPLACED = "none of its calls made the gradient that stands in .grad (was it replaced?)"
 
 
 @dataclass(eq=False)
@@ -68,7 +68,7 @@ class TrackedLayer:
         called: Whether its forward ran since the last step.
         obstacle: Why the statistics since the last step can't be had; empty where they can.
         cause: Why it has no curvature, once that was said.
-        listened: Whether it was there when the steps' first forward ran.
+        listened: Whether a step without statistics is strange: no empty call, no new layer.
         group: Number of the current forward pass since the last step.
         group_has_gradient: Whether a gradient of that pass has arrived.
     """
@@ -164,6 +164,14 @@ class Capture:
             self._handles.append(module.register_forward_pre_hook(enter))
             self._handles.append(module.register_forward_hook(leave, always_call=True))
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Capture:
+        """A copy has no hooks: whoever copies the layers too attaches it to them."""
+        return Capture(self.options, matched=self._matched)
+
+    def rivals(self, layers: Iterable[TrackedLayer]) -> list[str]:
+        """Names of the layers whose weight another capture listens to as well."""
+        return [layer.name for layer in layers if heard_by_others(self, layer)]
+
     def remove(self) -> None:
         """Takes every hook off the model again."""
         take_off(self._handles)
@@ -210,7 +218,9 @@ class Capture:
         if is_transformed(output):
             return
         _begin_call(layer)
-        if weight.requires_grad and output.requires_grad and output.numel():
+        if not output.numel():
+            layer.listened = False
+        elif weight.requires_grad and output.requires_grad:
             with self.obstructing(layer):
                 require_plain(output)
                 self._await(layer, weight, as_plain(inputs), output, first)
@@ -274,7 +284,9 @@ class Capture:
         if ledger.begin(task, weight):
             hook = None
             if delivery is Delivery.HANDED_OUT:
-                hook = weight.register_hook(lambda gradient: ledger.hand_out(task, gradient))
+                hook = weight.register_hook(  # type: ignore[no-untyped-call]
+                    lambda gradient: ledger.hand_out(task, gradient)
+                )
 
             def end() -> None:
                 if hook is not None:
@@ -289,11 +301,10 @@ class Capture:
         suspects: dict[torch.device, list[tuple[Ledger, Tensor]]] = defaultdict(list)
         for layer in layers:
             ledger = layer.ledger
-            had = ledger.is_used
             ledger.review()
             if (gradient := ledger.suspect) is not None:
                 suspects[gradient.device].append((ledger, gradient))
-            if had and not ledger.calls and layer.weight.grad is not None:
+            if layer.called and not ledger.read() and layer.weight.grad is not None:
                 layer.obstacle = layer.obstacle or REPLACED
         for alike in suspects.values():
             moved = torch.stack([gradient.any() for _, gradient in alike]).tolist()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import copy
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -24,7 +26,7 @@ from torch_thor.snapshot import Snapshot
 from torch_thor.stacks import LayerStack, SplitRule, StackOptions, build_stacks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from torch_thor.curvature_options import CurvatureOptions
 
@@ -78,6 +80,7 @@ class CurvatureEngine:
         self.curved_by: dict[nn.Parameter, TrackedLayer] = {}
         self._ready: list[tuple[bool, ...]] | None = None
         self._ready_for: list[TrackedLayer] | None = None
+        self._told_rivals = False
         self._resting: dict[tuple[nn.Module, str], dict[str, Any]] = {}
         self.records: dict[str, LayerRecord] = {}
         self.clocks = (RefreshClock(), RefreshClock())
@@ -206,6 +209,38 @@ class CurvatureEngine:
         """Takes every hook off the model; the engine stops collecting."""
         self._capture.remove()
 
+    @contextmanager
+    def without_hooks(self) -> Iterator[None]:
+        """Inside, the model has no hooks: for tools that can't pass them, as torch.jit.script."""
+        self._capture.remove()
+        try:
+            yield
+        finally:
+            self._capture.attach(self.layers)
+            self._arm()
+
+    def tell_rivals(self) -> None:
+        """Warns, once, where another optimizer listens to the same layers."""
+        rivals = [] if self._told_rivals else self._capture.rivals(self.layers)
+        if rivals:
+            self._told_rivals = True
+            warn(
+                f"Another optimizer or preconditioner of torch_thor is alive on {len(rivals)} "
+                f"layers of this model ({', '.join(map(repr, rivals[:3]))}): both would precondition "
+                "them. Call remove() on the one that is not used any more, or give each its own "
+                "parameters."
+            )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copies the engine with its model; the copy hangs hooks of its own."""
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        memo[id(self.communicator)] = self.communicator  # a process group can't be copied
+        vars(twin).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
+        twin._capture.attach(twin.layers)
+        twin.discard()
+        return twin
+
     @torch.no_grad()
     def update(self, gradient_scale: float = 1.0) -> None:
         """Takes in the statistics since the last call and refreshes what is due.
@@ -214,6 +249,7 @@ class CurvatureEngine:
             gradient_scale: What the loss was multiplied by (a GradScaler's scale).
         """
         self.follow()
+        self.tell_rivals()
         self._capture.settle(self.layers)
         if self.layers and not self.stacks:
             self._build_stacks()

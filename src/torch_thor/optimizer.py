@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ from torch_thor.shards import local
 from torch_thor.snapshot import are_same
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from torch_thor.base import Base
     from torch_thor.coverage import Coverage
     from torch_thor.fisher import Likelihood
@@ -89,6 +92,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         UnevenInputs.__init__(self)
         check_norm_control(self.norm_control, sharded=preconditioner.is_sharded)
         self._agree()
+        preconditioner.tell_rivals()
 
     def _agree(self) -> None:
         """Raises unless all ranks of a distributed run have the same options and groups."""
@@ -183,6 +187,29 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
     def remove(self) -> None:
         """Takes every hook off the model."""
         self.preconditioner.remove()
+
+    def without_hooks(self) -> AbstractContextManager[None]:
+        """Inside, the model has no hooks: for tools that can't pass them, as torch.jit.script."""
+        return self.preconditioner.without_hooks()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copies the optimizer with its model: ``copy.deepcopy((model, optimizer))``."""
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        vars(twin).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Refuses to be pickled.
+
+        Raises:
+            TypeError: Always.
+        """
+        kind = type(self).__name__
+        raise TypeError(
+            f"{kind} holds hooks of its model and can't be pickled: save optimizer.state_dict(), "
+            "build model and optimizer anew, and load it there."
+        )
 
     @overload
     def step(self, closure: None = None) -> None: ...
