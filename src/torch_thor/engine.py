@@ -22,7 +22,7 @@ from torch_thor.policies import Decision, LayerDecision, RefreshClock
 from torch_thor.refresh import correct, fold, gather, refresh
 from torch_thor.schedules import value_at
 from torch_thor.shards import is_dtensor
-from torch_thor.snapshot import Snapshot
+from torch_thor.snapshot import Snapshot, are_same
 from torch_thor.stacks import LayerStack, SplitRule, StackOptions, build_stacks
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class CurvatureEngine:
         self.stacks: list[LayerStack] = []
         self.curved_by: dict[nn.Parameter, TrackedLayer] = {}
         self._ready: list[tuple[bool, ...]] | None = None
-        self._ready_for: list[TrackedLayer] | None = None
+        self._ready_of: tuple[object, ...] = ()
         self._told_rivals = False
         self._resting: dict[tuple[nn.Module, str], dict[str, Any]] = {}
         self.records: dict[str, LayerRecord] = {}
@@ -175,8 +175,9 @@ class CurvatureEngine:
     def _note_ready(self) -> None:
         """Notes which parameters have curvature to step by; the others step by the base rule."""
         ready = [tuple(stack.ready) for stack in self.stacks]
-        if self._ready != ready or self._ready_for is not self.layers:
-            self._ready, self._ready_for = ready, self.layers
+        of = (self.layers, self.stacks)
+        if self._ready != ready or not are_same(self._ready_of, of):
+            self._ready, self._ready_of = ready, of
             self.surveys += 1
             self.curved_by = {
                 parameter: layer
@@ -226,7 +227,7 @@ class CurvatureEngine:
             self._told_rivals = True
             warn(
                 f"Another optimizer or preconditioner of torch_thor is alive on {len(rivals)} "
-                f"layers of this model ({', '.join(map(repr, rivals[:3]))}): both would precondition "
+                f"layers of this model ({', '.join(map(repr, rivals[:3]))}): both would act on "
                 "them. Call remove() on the one that is not used any more, or give each its own "
                 "parameters."
             )
