@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from torch_thor.foreach import go_together
 from torch_thor.layers import Geometry, read_matrices, views_of, write_matrices
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Matrices:
         self._kept: Tensor | None = None
         self._views: list[Pair] = []
         small = weights[0].numel() < SMALL_LAYER and weights[0].dtype == dtype
-        if small and not self._missing:
+        if small and not self._missing and go_together(weights):
             kept = self._room(len(weights))
             views = [
                 views_of(geometry, matrices, weight)

@@ -13,6 +13,7 @@ from torch_thor.directions import all_finite
 from torch_thor.distributed import Distributed, UnevenInputs
 from torch_thor.distributed.description import describe
 from torch_thor.errors import InvalidOptionError, NonFiniteGradientError, require
+from torch_thor.foreach import Lots, Sorter, div_
 from torch_thor.motion import Motion
 from torch_thor.options import (
     NormControl,
@@ -72,6 +73,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         self.norm_control = as_norm_control(norm_control)
         self._motion = Motion(update, base)
         self._router = Router(self.norm_control)
+        self._sorter = Sorter()
         self._lr_schedule = lr if callable(lr) else None
         defaults = {
             "lr": value_at(lr, 0),
@@ -206,8 +208,9 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
 
     def _take_step(self) -> None:
         gradients = self._gradients()
-        scale = self._unscale(gradients)
-        finite = scale is not None and self._are_finite(gradients)
+        lots = self._sorter.sort(gradients)
+        scale = self._unscale(gradients, lots)
+        finite = scale is not None and self._are_finite(gradients, lots)
         self._tell_joined(self.preconditioner.communicator, skipped=not finite)
         if scale is None or not finite:
             if self.preconditioner.is_sharded:
@@ -218,7 +221,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         plans = self._plans()
         self._follow_schedules(plans)
         self.preconditioner.update(scale)
-        route = self._router.route(plans, self.preconditioner.stacks)
+        route = self._router.route(plans, self.preconditioner.stacks, lots)
         self._motion.step(route, self.norm_control, self.state)
 
     def _gradients(self) -> list[Tensor]:
@@ -240,7 +243,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         engine = self.preconditioner
         return self._router.plans(self.param_groups, engine.surveys, engine.layer_of)
 
-    def _unscale(self, gradients: list[Tensor]) -> float | None:
+    def _unscale(self, gradients: list[Tensor], lots: Lots) -> float | None:
         """Divides a GradScaler's scale out of the gradients and returns it.
 
         ``None`` says that the scaler found an infinite gradient. A scaler hands over its
@@ -255,12 +258,12 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         require("reduce_gradients", ours, scale is None or not ours, allowed)
         if scale is None:
             return 1.0 if self._scaler is None else float(self._scaler.get_scale())
-        torch._foreach_div_(gradients, scale)
+        div_(lots, gradients, scale)
         return float(scale)
 
-    def _are_finite(self, gradients: list[Tensor]) -> bool:
+    def _are_finite(self, gradients: list[Tensor], lots: Lots) -> bool:
         ignored = self.preconditioner.options.refresh.on_nonfinite == "ignore"
-        return ignored or not gradients or all_finite(gradients)
+        return ignored or not gradients or all_finite(gradients, lots)
 
     def _follow_schedules(self, plans: list[GroupPlan]) -> None:
         """Writes scheduled values into the groups, and the groups' damping to the layers."""
