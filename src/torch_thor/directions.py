@@ -52,6 +52,7 @@ class Passage:
                 control,
                 [stack.row_cut(control) for stack, _ in self._chosen],
                 [stack.rows_of(slots, control) for stack, slots in self._chosen],
+                [stack.held for stack, _ in self._chosen],
             )
 
     def take(

@@ -164,7 +164,7 @@ class CurvatureEngine:
         ranks, rule = self.communicator, self.options.trace_rule
         if rule is not None and rule.compare == "distance":
             gather([c for c in candidates if c.refresh and c.is_ready], ranks)
-        decide(candidates, rule)
+        decide(candidates, rule, ranks)
         fold([c for c in candidates if c.fold], ranks)
         due = [c for c in candidates if c.refresh and c.decision is Decision.UPDATE]
         renewed = refresh(self.stacks, due, ranks, self.options.refresh.tolerated_failures)

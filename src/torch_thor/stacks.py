@@ -76,6 +76,7 @@ class LayerStack:
         options: See ``StackOptions``.
 
     Attributes:
+        held: Rows of a matrix that this rank holds; a shard's matrices are padded with others.
         rows: Averages of the directions' rows, from ``build_stacks``: all stacks share memory.
     """
 
@@ -105,6 +106,7 @@ class LayerStack:
         stored = self._inverse_dtype()
         self.inverses: Inverses = kind(self.a, self.g, options.power, stored)
         missing = 0 if self.shard is None else self.shard.chunk - self.shard.own
+        self.held = geometry.outputs - missing
         weights = [local(layer.weight) for layer in layers]
         self.matrices = Matrices(geometry, weights, stored, missing)
         self.weights = [0.0] * count
@@ -132,12 +134,14 @@ class LayerStack:
 
     def fold(self, slot: int, blocks: tuple[Tensor, Tensor], traces: tuple[Tensor, Tensor]) -> None:
         """Folds (A, G) of a batch, and their traces, into the running averages of a layer."""
-        if self.shard is not None:
-            blocks = (blocks[0], self.shard.take(blocks[1]))
         keep, following = kept_share(self.options.decay, self.weights[slot])
-        for factor, new, trace in zip((self.a, self.g), blocks, traces, strict=True):
+        for factor, new, trace in zip((self.a, self.g), self.own(blocks), traces, strict=True):
             factor.fold(slot, new, trace, keep)
         self.weights[slot] = following
+
+    def own(self, blocks: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Of the blocks (A, G) of a whole layer, those that this rank holds."""
+        return blocks if self.shard is None else (blocks[0], self.shard.take(blocks[1]))
 
     def empty_batch(self) -> tuple[FactorBatch, FactorBatch]:
         """Statistics (A, G) of a layer without any rows."""

@@ -69,6 +69,10 @@ class Communicator(ABC):
         """Returns of each flag whether it is set on all ranks."""
 
     @abstractmethod
+    def total(self, what: str, numbers: Tensor) -> Tensor:
+        """Returns the sum over ranks of a few numbers; one shape on all ranks."""
+
+    @abstractmethod
     def adopt(self, name: str, value: T, *, valid: bool) -> T:
         """Returns the value of the first rank whose own is valid."""
 
@@ -116,6 +120,10 @@ class Local(Communicator):
     def all(self, flags: list[bool]) -> list[bool]:
         """Returns the flags."""
         return flags
+
+    def total(self, what: str, numbers: Tensor) -> Tensor:  # noqa: ARG002
+        """Returns the numbers."""
+        return numbers
 
     def adopt(self, name: str, value: T, *, valid: bool) -> T:  # noqa: ARG002
         """Returns the value."""

@@ -75,6 +75,11 @@ class DataParallel(Communicator):
         counts = self._wire.sum("success of all ranks", self._wire.numbers(*flags)).tolist()
         return [count == self.size for count in counts]
 
+    def total(self, what: str, numbers: Tensor) -> Tensor:
+        """Sums them in float64, whatever type factors travel in."""
+        message = numbers.to(self._wire.device, torch.float64).contiguous()
+        return self._wire.sum(what, message).to(numbers)
+
     def adopt(self, name: str, value: T, *, valid: bool) -> T:
         """Sends the first valid value to all."""
         owner = self._first_with(f"rank with {name}", valid)
