@@ -24,6 +24,7 @@ from torch_thor.options import (
 from torch_thor.routes import ParameterGroup, Router
 from torch_thor.schedules import ScheduledFloat, value_at
 from torch_thor.shards import local
+from torch_thor.skips import SkippedSteps, describe_nonfinite
 
 if TYPE_CHECKING:
     from torch_thor.base import Base
@@ -74,6 +75,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         self._motion = Motion(update, base)
         self._router = Router(self.norm_control)
         self._sorter = Sorter()
+        self._skips = SkippedSteps()
         self._lr_schedule = lr if callable(lr) else None
         defaults = {
             "lr": value_at(lr, 0),
@@ -104,6 +106,14 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
     def last_decisions(self) -> tuple[LayerDecision, ...]:
         """Decisions of the latest ``step()``; empty when it refreshed nothing."""
         return self.preconditioner.last_decisions
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that were left out because a gradient was not finite; a scaler's don't count.
+
+        With sharded weights each rank counts its own rows' steps.
+        """
+        return self._skips.total
 
     @torch.no_grad()
     def factor_norms(self) -> dict[str, float]:
@@ -218,6 +228,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
                 self.preconditioner.update(scale or 1.0)
             self._skip(overflow=scale is None)
             return
+        self._skips.in_a_row = 0
         plans = self._plans()
         self._follow_schedules(plans)
         self.preconditioner.update(scale)
@@ -232,12 +243,16 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
 
     def _skip(self, *, overflow: bool) -> None:
         """Leaves a step out; an ``overflow`` that a scaler found is no error."""
-        self.preconditioner.discard()
-        if not overflow and self.preconditioner.options.refresh.on_nonfinite == "raise":
+        engine = self.preconditioner
+        engine.discard()
+        if overflow:
+            return
+        if engine.options.refresh.on_nonfinite == "raise":
             raise NonFiniteGradientError(
-                f"A gradient holds NaN or Inf at step {self.preconditioner.steps}; nothing was "
-                "changed. Lower the learning rate, or pass Refresh(on_nonfinite='skip')."
+                f"At step {engine.steps} {describe_nonfinite(engine.model)}; nothing was changed. "
+                "Lower the learning rate, or pass Refresh(on_nonfinite='skip')."
             )
+        self._skips.count(engine.steps, engine.model)
 
     def _plans(self) -> list[GroupPlan]:
         engine = self.preconditioner
@@ -295,9 +310,9 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
 
     def catch_up(self, *, up_to_date: bool) -> None:
         """Takes over momentum and groups of a rank that took every step."""
-        own = super().state_dict()
+        own = (super().state_dict(), self._skips.total)
         ranks = self.preconditioner.communicator
-        current = ranks.adopt("state of the optimizer", own, valid=up_to_date)
+        current, self._skips.total = ranks.adopt("state of the optimizer", own, valid=up_to_date)
         super().load_state_dict(current)
 
     @property
@@ -317,7 +332,8 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
     def state_dict(self) -> dict[str, Any]:
         """Returns torch's state plus ``"curvature"``: all that the next steps depend on."""
         result = super().state_dict()
-        result["curvature"] = self.preconditioner.state_dict()
+        skipped = {"skipped_steps": self._skips.total}
+        result["curvature"] = self.preconditioner.state_dict() | skipped
         return result
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -330,3 +346,5 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         self.preconditioner.prepare(curvature)
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "curvature"})
         self.preconditioner.load_state_dict(curvature)
+        # Not in checkpoints of version 0.1.
+        self._skips = SkippedSteps(curvature.get("skipped_steps", 0))
