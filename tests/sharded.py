@@ -23,6 +23,7 @@ from torch_thor import (
     Damping,
     InvalidOptionError,
     LayerDecision,
+    MemoryReport,
     NormControl,
     Statistics,
     TraceRule,
@@ -143,6 +144,7 @@ class Result:
         messages: Collectives of the curvature in each step.
         refreshing: Steps that refreshed a layer.
         decisions: What was decided of each layer, in order.
+        memory: What curvature and momentum take, before the first step and after the last.
     """
 
     weights: list[Tensor]
@@ -150,6 +152,7 @@ class Result:
     messages: list[int] = field(default_factory=list)
     refreshing: set[int] = field(default_factory=set)
     decisions: list[LayerDecision] = field(default_factory=list)
+    memory: list[MemoryReport] = field(default_factory=list)
 
 
 def whole(model: nn.Module) -> list[Tensor]:
@@ -177,6 +180,7 @@ def train(case: Case, *, shard: bool = True) -> Result:
         case.shard(model)
     optimizer = case.optimizer(model)
     result = Result([], [])
+    result.memory.append(optimizer.memory())
     for number in range(STEPS):
         before = optimizer.preconditioner.communicator.traffic.messages
         step(case, model, optimizer, number)
@@ -184,6 +188,7 @@ def train(case: Case, *, shard: bool = True) -> Result:
         result.messages.append(after - before)
         result.refreshing |= {decision.step for decision in optimizer.last_decisions}
         result.decisions += optimizer.last_decisions
+    result.memory.append(optimizer.memory())
     result.weights = whole(model)
     result.shapes = [tuple(s.g.blocks.shape) for s in optimizer.preconditioner.stacks]
     return result

@@ -15,6 +15,7 @@ from torch_thor.distributed import communicator_for
 from torch_thor.distributed.description import describe, describe_model
 from torch_thor.errors import InvalidOptionError, require
 from torch_thor.layer_splits import split_rule
+from torch_thor.memory import Room
 from torch_thor.policies import Decision, LayerDecision, RefreshClock
 from torch_thor.refresh import correct, fold, gather, refresh
 from torch_thor.schedules import value_at
@@ -45,6 +46,7 @@ class CurvatureEngine:
         steps: Steps taken.
         last_decisions: Decisions of the latest step; empty when it refreshed nothing.
         communicator: Where the other ranks are reached.
+        room: Asks for memory before it is taken.
         device: Where the model lives.
     """
 
@@ -68,6 +70,7 @@ class CurvatureEngine:
         )
         self._capture = Capture(options.statistics, matched=options.eigenvalue_correction)
         self._split_rule: SplitRule | None = None
+        self.room = Room(options.split, self.stack_options, self.communicator)
         self.layers: list[TrackedLayer] = []
         self.surveys = 0
         self._served: frozenset[nn.Parameter] | None = None
@@ -186,7 +189,7 @@ class CurvatureEngine:
             raise InvalidOptionError("split", size, "a number or None, to allocate before a step")
         if not self.stacks:
             self._split_rule = SplitRule(size)
-            self.stacks = build_stacks(self.layers, self._split_rule, self.stack_options)
+            self._build(self._split_rule)
 
     @property
     def wants_statistics(self) -> bool:
@@ -206,7 +209,11 @@ class CurvatureEngine:
         some = any(layer.calls for layer in self.layers)
         self._split_rule = self.communicator.first(chosen if some else None)
         if self._split_rule is not None:
-            self.stacks = build_stacks(self.layers, self._split_rule, self.stack_options)
+            self._build(self._split_rule)
+
+    def _build(self, rule: SplitRule) -> None:
+        self.room.require(self.layers, rule)
+        self.stacks = build_stacks(self.layers, rule, self.stack_options)
 
     def _intervals(self) -> tuple[float, float]:
         intervals = self.options.intervals

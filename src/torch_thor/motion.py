@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 States: TypeAlias = "Mapping[Any, Any]"
 
+_STEP_BYTES = 4  # of a parameter's count of steps
+
 
 @dataclass(frozen=True)
 class RowMotion:
@@ -156,6 +158,14 @@ class Motion:
             lots, lr = own.plain_lots, float(lr)
             self._sgd(group, own.plain, gradients, states, lots, lr=lr, weight_decay=decay)
 
+    def state_bytes(self, plan: GroupPlan) -> int:
+        """Bytes of the state that the parameters of a group have once all have stepped."""
+        curved, plain = (sum(map(_bytes, own)) for own in (plan.curved, plan.plain))
+        moving = bool(plan.group["momentum"])
+        if self.base.rule == "adamw":
+            return moving * curved + 2 * plain + _STEP_BYTES * len(plan.plain)
+        return moving * (curved + plain)
+
     def allocate(self, plan: GroupPlan, states: States) -> None:
         """Gives the parameters of a group the state that their first step would."""
         momentum = plan.group["momentum"]
@@ -186,3 +196,8 @@ class Motion:
             nesterov=self.order.nesterov,
             fused=self.base.fused,
         )
+
+
+def _bytes(parameter: nn.Parameter) -> int:
+    own = local(parameter)
+    return own.numel() * own.element_size()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from torch_thor.base import Base
     from torch_thor.coverage import Coverage
     from torch_thor.fisher import Likelihood
+    from torch_thor.memory import MemoryReport
     from torch_thor.options import Update
     from torch_thor.policies import LayerDecision
     from torch_thor.preconditioner import Preconditioner
@@ -92,6 +94,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         UnevenInputs.__init__(self)
         check_norm_control(self.norm_control, sharded=preconditioner.is_sharded)
         self._agree()
+        preconditioner.room.require(preconditioner.layers)
 
     def _agree(self) -> None:
         """Raises unless all ranks of a distributed run have the same options and groups."""
@@ -133,6 +136,15 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
     def coverage(self) -> Coverage:
         """Says for every parameter how it trains, and why."""
         return self.preconditioner.coverage()
+
+    def memory(self) -> MemoryReport:
+        """Says what curvature and momentum take, before the first step as after it.
+
+        Raises:
+            InvalidOptionError: Where the split is measured, before the first statistics.
+        """
+        state = sum(self._motion.state_bytes(plan) for plan in self._plans())
+        return replace(self.preconditioner.memory(), state=state)
 
     def use_scaler(self, scaler: torch.amp.GradScaler) -> None:
         """Tells the optimizer of a GradScaler whose ``unscale_`` is called before the step.

@@ -74,6 +74,7 @@ class LayerStack:
         layers: The layers.
         split: Block sizes of (A, G); ``None`` leaves a factor whole.
         options: See ``StackOptions``.
+        device: Where to allocate; ``None``: beside the layers. "meta" has shapes alone.
 
     Attributes:
         held: Rows of a matrix that this rank holds; a shard's matrices are padded with others.
@@ -87,6 +88,7 @@ class LayerStack:
         layers: list[TrackedLayer],
         split: tuple[int | None, int | None],
         options: StackOptions,
+        device: torch.device | None = None,
     ) -> None:
         """Allocates factors and inverses."""
         self.layers = layers
@@ -100,15 +102,16 @@ class LayerStack:
         split_g = (1 if options.diagonal_norms else None) if geometry.unit_wise else split[1]
         cut_g = Partition.of(geometry.outputs, split_g)
         count, matrices = len(layers), geometry.matrices
-        self.a = FactorStack(count, matrices, cut_a, dtype=self.dtype, device=weight.device)
-        self.g = FactorStack(count, matrices, cut_g, dtype=self.dtype, device=weight.device)
+        place = device or weight.device
+        self.a = FactorStack(count, matrices, cut_a, dtype=self.dtype, device=place)
+        self.g = FactorStack(count, matrices, cut_g, dtype=self.dtype, device=place)
         kind = EigenBasis if options.eigen else InverseRoots
         stored = self._inverse_dtype()
         self.inverses: Inverses = kind(self.a, self.g, options.power, stored)
         missing = 0 if self.shard is None else self.shard.chunk - self.shard.own
         self.held = geometry.outputs - missing
         weights = [local(layer.weight) for layer in layers]
-        self.matrices = Matrices(geometry, weights, stored, missing)
+        self.matrices = Matrices(geometry, weights, stored, missing, place)
         self.weights = [0.0] * count
         self.ready = [False] * count
         self.sweeps = sweeps_of(self)
@@ -238,14 +241,26 @@ class LayerStack:
 
 
 def build_stacks(
-    layers: Iterable[TrackedLayer], split: SplitRule, options: StackOptions
+    layers: Iterable[TrackedLayer],
+    split: SplitRule,
+    options: StackOptions,
+    device: torch.device | None = None,
 ) -> list[LayerStack]:
-    """Groups layers by shape, type and device, in the order of first appearance."""
+    """Groups layers by shape, type and device, in the order of first appearance.
+
+    Args:
+        layers: The layers.
+        split: Their block sizes.
+        options: What the stacks share.
+        device: Where to allocate; ``None``: beside the layers.
+    """
     groups: dict[tuple[object, ...], list[TrackedLayer]] = defaultdict(list)
     for layer in layers:
         weight = layer.weight
         groups[layer.geometry, layer.shard, weight.dtype, weight.device].append(layer)
-    stacks = [LayerStack(group, split(group[0].geometry), options) for group in groups.values()]
+    stacks = [
+        LayerStack(group, split(group[0].geometry), options, device) for group in groups.values()
+    ]
     together: dict[tuple[object, ...], list[LayerStack]] = defaultdict(list)
     for stack in stacks:
         together[stack.dtype, stack.a.blocks.device].append(stack)

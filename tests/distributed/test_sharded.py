@@ -77,6 +77,16 @@ def test_a_rank_keeps_the_blocks_of_its_own_rows(size: int) -> None:
 
 
 @EACH_CASE
+def test_memory_is_that_of_the_own_rows(size: int, name: str) -> None:
+    total = 0
+    for result in (rank["trained"][name] for rank in found(size)):
+        before, after = result.memory
+        assert before == after
+        total += before.inverses
+    assert before.inverses < whole(name).memory[0].inverses < total
+
+
+@EACH_CASE
 def test_steps_without_refresh_send_nothing(size: int, name: str) -> None:
     for result in (rank["trained"][name] for rank in found(size)):
         assert 0 < len(result.refreshing) < STEPS
