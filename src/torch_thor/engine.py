@@ -17,6 +17,7 @@ from torch_thor.distributed import communicator_for
 from torch_thor.distributed.description import describe, describe_model
 from torch_thor.errors import InvalidOptionError, require
 from torch_thor.layer_splits import split_rule
+from torch_thor.memory import Room
 from torch_thor.notices import warn
 from torch_thor.policies import Decision, LayerDecision, RefreshClock
 from torch_thor.refresh import correct, fold, gather, refresh
@@ -50,6 +51,7 @@ class CurvatureEngine:
         steps: Steps taken.
         last_decisions: Decisions of the latest step; empty when it refreshed nothing.
         communicator: Where the other ranks are reached.
+        room: Asks for memory before it is taken.
         device: Where the model lives.
     """
 
@@ -73,6 +75,7 @@ class CurvatureEngine:
         )
         self._capture = Capture(options.statistics, matched=options.eigenvalue_correction)
         self._split_rule: SplitRule | None = None
+        self.room = Room(options.split, self.stack_options, self.communicator)
         self.layers: list[TrackedLayer] = []
         self.surveys = 0
         self._chosen: frozenset[nn.Parameter] | None = None
@@ -148,7 +151,7 @@ class CurvatureEngine:
         present = set(self.model.modules())
         self._resting = {one: it for one, it in self._resting.items() if one[0] in present}
         if self._split_rule is not None:
-            self.stacks = build_stacks(self.layers, self._split_rule, self.stack_options)
+            self._build(self._split_rule)
             state.restore_layers(
                 self,
                 {
@@ -267,7 +270,7 @@ class CurvatureEngine:
         ranks, rule = self.communicator, self.options.trace_rule
         if rule is not None and rule.compare == "distance":
             gather([c for c in candidates if c.refresh and c.is_ready], ranks)
-        decide(candidates, rule)
+        decide(candidates, rule, ranks)
         fold([c for c in candidates if c.fold], ranks)
         due = [c for c in candidates if c.refresh and c.decision is Decision.UPDATE]
         renewed = refresh(self.stacks, due, ranks, self.options.refresh.tolerated_failures)
@@ -289,7 +292,7 @@ class CurvatureEngine:
             raise InvalidOptionError("split", size, "a number or None, to allocate before a step")
         if not self.stacks:
             self._split_rule = SplitRule(size)
-            self.stacks = build_stacks(self.layers, self._split_rule, self.stack_options)
+            self._build(self._split_rule)
 
     @property
     def wants_statistics(self) -> bool:
@@ -310,7 +313,11 @@ class CurvatureEngine:
         some = any(layer.ledger.read() for layer in self.layers)
         self._split_rule = self.communicator.first(chosen if some else None)
         if self._split_rule is not None:
-            self.stacks = build_stacks(self.layers, self._split_rule, self.stack_options)
+            self._build(self._split_rule)
+
+    def _build(self, rule: SplitRule) -> None:
+        self.room.require(self.layers, rule)
+        self.stacks = build_stacks(self.layers, rule, self.stack_options)
 
     def _intervals(self) -> tuple[float, float]:
         intervals = self.options.intervals

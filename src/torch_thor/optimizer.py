@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, overload
 
 import torch
@@ -14,6 +15,7 @@ from torch_thor.directions import all_finite
 from torch_thor.distributed import Distributed, UnevenInputs
 from torch_thor.distributed.description import describe
 from torch_thor.errors import InvalidOptionError, NonFiniteGradientError, require
+from torch_thor.foreach import Lots, Sorter
 from torch_thor.motion import Motion
 from torch_thor.options import (
     NormControl,
@@ -25,6 +27,7 @@ from torch_thor.routes import ParameterGroup, Router
 from torch_thor.scaling import calling_scaler
 from torch_thor.schedules import ScheduledFloat, value_at
 from torch_thor.shards import local
+from torch_thor.skips import SkippedSteps, describe_nonfinite
 from torch_thor.snapshot import are_same
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from torch_thor.base import Base
     from torch_thor.coverage import Coverage
     from torch_thor.fisher import Likelihood
+    from torch_thor.memory import MemoryReport
     from torch_thor.options import Update
     from torch_thor.policies import LayerDecision
     from torch_thor.preconditioner import Preconditioner
@@ -75,6 +79,8 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         self.norm_control = as_norm_control(norm_control)
         self._motion = Motion(update, base)
         self._router = Router(self.norm_control)
+        self._sorter = Sorter()
+        self._skips = SkippedSteps()
         self._lr_schedule = lr if callable(lr) else None
         defaults = {
             "lr": value_at(lr, 0),
@@ -93,6 +99,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         check_norm_control(self.norm_control, sharded=preconditioner.is_sharded)
         self._agree()
         preconditioner.tell_rivals()
+        preconditioner.room.require(preconditioner.layers)
 
     def _agree(self) -> None:
         """Raises unless all ranks of a distributed run have the same options and groups."""
@@ -107,6 +114,14 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
     def last_decisions(self) -> tuple[LayerDecision, ...]:
         """Decisions of the latest ``step()``; empty when it refreshed nothing."""
         return self.preconditioner.last_decisions
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that were left out because a gradient was not finite; a scaler's don't count.
+
+        With sharded weights each rank counts its own rows' steps.
+        """
+        return self._skips.total
 
     @torch.no_grad()
     def factor_norms(self) -> dict[str, float]:
@@ -127,6 +142,16 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         """Says for every parameter how it trains, and why."""
         self._serve()
         return self.preconditioner.coverage()
+
+    def memory(self) -> MemoryReport:
+        """Says what curvature and momentum take, before the first step as after it.
+
+        Raises:
+            InvalidOptionError: Where the split is measured, before the first statistics.
+        """
+        curved = self.preconditioner.layer_of
+        state = sum(self._motion.state_bytes(group, curved) for group in self.param_groups)
+        return replace(self.preconditioner.memory(), state=state)
 
     def use_scaler(self, scaler: torch.amp.GradScaler) -> None:
         """Tells the optimizer of a GradScaler that doesn't call its ``step()``.
@@ -240,7 +265,9 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         engine = self.preconditioner
         self._serve()
         engine.follow()
-        finite = self._are_finite(self._gradients())
+        gradients = self._gradients()
+        lots = self._sorter.sort(gradients)
+        finite = self._are_finite(gradients, lots)
         self._tell_joined(engine.communicator, skipped=not finite)
         scale = self._scale_in_force()
         if not finite:
@@ -249,9 +276,10 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
                 engine.update(scale)
             self._skip()
             return
+        self._skips.in_a_row = 0
         self._follow_schedules(self._plans())
         engine.update(scale)
-        route = self._router.route(self._plans(), engine.stacks)
+        route = self._router.route(self._plans(), engine.stacks, lots)
         self._motion.step(route, self.norm_control, self.state)
 
     def _gradients(self) -> list[Tensor]:
@@ -261,12 +289,14 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
 
     def _skip(self) -> None:
         """Leaves a step out."""
-        self.preconditioner.discard()
-        if self.preconditioner.options.refresh.on_nonfinite == "raise":
+        engine = self.preconditioner
+        engine.discard()
+        if engine.options.refresh.on_nonfinite == "raise":
             raise NonFiniteGradientError(
-                f"A gradient holds NaN or Inf at step {self.preconditioner.steps}; nothing was "
-                "changed. Lower the learning rate, or pass Refresh(on_nonfinite='skip')."
+                f"At step {engine.steps} {describe_nonfinite(engine.model)}; nothing was changed. "
+                "Lower the learning rate, or pass Refresh(on_nonfinite='skip')."
             )
+        self._skips.count(engine.steps, engine.model)
 
     def _plans(self) -> list[GroupPlan]:
         engine = self.preconditioner
@@ -286,9 +316,9 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         require("reduce_gradients", ours, not ours, allowed)
         return float(scaler.get_scale())
 
-    def _are_finite(self, gradients: list[Tensor]) -> bool:
+    def _are_finite(self, gradients: list[Tensor], lots: Lots) -> bool:
         ignored = self.preconditioner.options.refresh.on_nonfinite == "ignore"
-        return ignored or not gradients or all_finite(gradients)
+        return ignored or not gradients or all_finite(gradients, lots)
 
     def _follow_schedules(self, plans: list[GroupPlan]) -> None:
         """Writes scheduled values into the groups, and the groups' damping to the layers."""
@@ -320,9 +350,9 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
 
     def catch_up(self, *, up_to_date: bool) -> None:
         """Takes over momentum and groups of a rank that took every step."""
-        own = super().state_dict()
+        own = (super().state_dict(), self._skips.total)
         ranks = self.preconditioner.communicator
-        current = ranks.adopt("state of the optimizer", own, valid=up_to_date)
+        current, self._skips.total = ranks.adopt("state of the optimizer", own, valid=up_to_date)
         super().load_state_dict(current)
 
     @property
@@ -343,7 +373,8 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
     def state_dict(self) -> dict[str, Any]:
         """Returns torch's state plus ``"curvature"``: all that the next steps depend on."""
         result = super().state_dict()
-        result["curvature"] = self.preconditioner.state_dict()
+        skipped = {"skipped_steps": self._skips.total}
+        result["curvature"] = self.preconditioner.state_dict() | skipped
         return result
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -356,3 +387,5 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         self.preconditioner.prepare(curvature)
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "curvature"})
         self.preconditioner.load_state_dict(curvature)
+        # Not in checkpoints of version 0.1.
+        self._skips = SkippedSteps(curvature.get("skipped_steps", 0))
