@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from torch_thor.errors import InvalidOptionError, require
+from torch_thor.checks import POSITIVE, RATE, SHARE, check_types, require_number, require_type
+from torch_thor.errors import require
 from torch_thor.foreach import ALL, Lots, add, add_, mul_
 from torch_thor.shards import local
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ParameterState = dict[str, Any]
+BaseRule = Literal["sgd", "adamw"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Base:
     Args:
         rule: ``"sgd"`` or ``"adamw"``.
         lr_scale: Learning rate ÷ that of the group, so that schedulers move both.
-        weight_decay: Decay of these parameters; ``None`` takes the group's.
+        weight_decay: Decay of these parameters; ``None`` takes the group's, and so do groups that
+            were given a decay of their own.
         betas: AdamW's averages.
         eps: AdamW's ε.
         fused: As in ``torch.optim``; picks the kernel, not the result. ``None`` takes AdamW's
@@ -38,7 +41,7 @@ class Base:
         InvalidOptionError: For values out of range.
     """
 
-    rule: Literal["sgd", "adamw"] = "sgd"
+    rule: BaseRule = "sgd"
     lr_scale: float = 1.0
     weight_decay: float | None = None
     betas: tuple[float, float] = (0.9, 0.95)
@@ -47,9 +50,21 @@ class Base:
 
     def __post_init__(self) -> None:
         """Validates the options."""
-        if self.rule not in ("sgd", "adamw"):
-            raise InvalidOptionError("base rule", self.rule, "'sgd' or 'adamw'")
-        require("lr_scale", self.lr_scale, self.lr_scale > 0, "> 0")
+        check_types(self, rule="base rule")
+        require("base rule", self.rule, self.rule in get_args(BaseRule), "'sgd' or 'adamw'")
+        require_number("lr_scale", self.lr_scale, POSITIVE)
+        if self.weight_decay is not None:
+            require_number("weight_decay", self.weight_decay, RATE)
+        require("betas", self.betas, len(self.betas) == 2, "two numbers")
+        for beta in self.betas:
+            require_number("betas", beta, SHARE)
+        require_number("eps", self.eps, RATE)
+
+
+def as_base(value: Base | BaseRule) -> Base:
+    """Accepts a rule's name in the place of a ``Base`` with its defaults."""
+    require_type("base", value, Base | BaseRule)
+    return value if isinstance(value, Base) else Base(value)
 
 
 def allocate_state(

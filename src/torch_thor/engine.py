@@ -12,6 +12,7 @@ from torch import nn
 from torch_thor import state
 from torch_thor.candidates import Candidate, LayerRecord, decide, evidence_of, tell_starved
 from torch_thor.capture import Capture, TrackedLayer
+from torch_thor.checks import AT_LEAST_ONE, require_number
 from torch_thor.coverage import Coverage, as_seen, survey
 from torch_thor.distributed import communicator_for
 from torch_thor.distributed.description import describe, describe_model
@@ -57,8 +58,8 @@ class CurvatureEngine:
 
     def __init__(self, model: nn.Module, options: CurvatureOptions) -> None:
         """Finds the layers and hangs the hooks."""
-        if not isinstance(model, nn.Module):
-            raise InvalidOptionError("model", model, "a torch.nn.Module")
+        allowed = "a torch.nn.Module: the model itself, whose parameters are found in it"
+        require("model", model, isinstance(model, nn.Module), allowed)
         self.model = model
         self.options = options
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -319,13 +320,20 @@ class CurvatureEngine:
         self.room.require(self.layers, rule)
         self.stacks = build_stacks(self.layers, rule, self.stack_options)
 
-    def _intervals(self) -> tuple[float, float]:
+    def check_schedules(self) -> None:
+        """Raises, before a step has changed anything, where its end would meet a bad interval."""
+        self._intervals(self.steps + 1)
+
+    def _intervals(self, step: int) -> list[float]:
         intervals = self.options.intervals
-        return value_at(intervals.factors, self.steps), value_at(intervals.inverses, self.steps)
+        found = [value_at(one, step, "interval") for one in (intervals.factors, intervals.inverses)]
+        for interval in found:
+            require_number(f"interval at step {step}", interval, AT_LEAST_ONE)
+        return found
 
     def _arm(self) -> None:
         """Tells the capture which layers the next step needs."""
-        for clock, interval in zip(self.clocks, self._intervals(), strict=True):
+        for clock, interval in zip(self.clocks, self._intervals(self.steps), strict=True):
             clock.advance(self.steps, interval)
         waiting = {
             layer

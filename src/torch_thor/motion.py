@@ -17,6 +17,7 @@ from torch_thor.base import (
     renew,
     sgd_step,
 )
+from torch_thor.groups import says
 from torch_thor.shards import local
 from torch_thor.sweeps import gradient_of
 
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Container, Mapping, Sequence
 
     from torch_thor.foreach import Lots
+    from torch_thor.groups import ParameterGroup
     from torch_thor.options import NormControl, Update
-    from torch_thor.routes import GroupPlan, ParameterGroup, Route
+    from torch_thor.routes import GroupPlan, Route
 
 States: TypeAlias = "Mapping[Any, Any]"
 
@@ -150,7 +152,9 @@ class Motion:
         gradients = [gradient_of(parameter) for parameter in own.plain]
         base, group = self.base, own.group
         lr = group["lr"] * base.lr_scale
-        decay = group["weight_decay"] if base.weight_decay is None else base.weight_decay
+        decay = base.weight_decay
+        if decay is None or says(group, "weight_decay"):
+            decay = float(group["weight_decay"])
         if base.rule == "adamw":
             state = [states[parameter] for parameter in own.plain]
             adamw_step(base, own.plain, gradients, state, own.plain_lots, lr=lr, weight_decay=decay)

@@ -10,6 +10,7 @@ import enum
 from dataclasses import dataclass
 from typing import Literal
 
+from torch_thor.checks import RATE, check_types, require_number
 from torch_thor.errors import InvalidOptionError, require
 
 
@@ -64,7 +65,8 @@ class TraceRule:
 
     def __post_init__(self) -> None:
         """Validates the thresholds."""
-        require("freeze_below", self.freeze_below, self.freeze_below >= 0, ">= 0")
+        check_types(self)
+        require_number("freeze_below", self.freeze_below, RATE)
         require(
             "update_above",
             self.update_above,

@@ -6,7 +6,7 @@ Steps differ only where groups, layers or curvature have changed, or others have
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 from torch_thor.directions import Passage
 from torch_thor.foreach import lots_of
@@ -20,11 +20,10 @@ if TYPE_CHECKING:
 
     from torch_thor.capture import TrackedLayer
     from torch_thor.foreach import Lots
+    from torch_thor.groups import ParameterGroup
     from torch_thor.options import NormControl
     from torch_thor.stacks import LayerStack
     from torch_thor.sweeps import Sweep
-
-ParameterGroup: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
