@@ -107,7 +107,6 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
             UnevenInputs.__init__(self)
             check_norm_control(self.norm_control, sharded=preconditioner.is_sharded)
             self._agree()
-            preconditioner.tell_rivals()
             preconditioner.room.require(preconditioner.layers)
         except Exception:
             preconditioner.remove()  # what was refused leaves no hooks

@@ -244,12 +244,25 @@ def test_a_layer_without_statistics_steps_by_the_base_rule(build: Any) -> None:
 
 
 def test_two_optimizers_on_the_same_layers_are_told_of_each_other() -> None:
-    """Case 78."""
+    """Case 78: once, at the first step that a second one takes part in."""
     model = mlp()
     first = THOR(model)
-    with pytest.warns(CurvatureWarning, match="alive on 2 layers"):
-        THOR(model)
+    train(model, first, [data(8)])
+    second = THOR(model)
+    with pytest.warns(CurvatureWarning, match="alive on 2 layers") as caught:
+        train(model, second, [data(8), data(8)])
+    assert len(caught) == 1
     first.remove()
-    THOR(model)
-    halves = [THOR(model, part.parameters()) for part in (model[0], model[2])]
-    assert len(halves) == 2
+    second.remove()
+    train(model, THOR(model), [data(8)])
+
+
+def test_optimizers_on_parts_and_ones_that_were_replaced_are_no_rivals() -> None:
+    """Case 78: a cell of a notebook that runs again drops the old one."""
+    model = mlp()
+    optimizer = THOR(model)
+    optimizer = THOR(model)
+    train(model, optimizer, [data(8)])
+    optimizer.remove()
+    for part in (model[0], model[2]):
+        train(model, THOR(model, part.parameters()), [data(8)])
