@@ -269,7 +269,9 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         """Copies the optimizer with its model: ``copy.deepcopy((model, optimizer))``."""
         twin = object.__new__(type(self))
         memo[id(self)] = twin
-        vars(twin).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
+        # A scheduler puts a method of its own in front, which would step the original.
+        own = {name: it for name, it in vars(self).items() if not hasattr(type(self), name)}
+        vars(twin).update({name: copy.deepcopy(value, memo) for name, value in own.items()})
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
