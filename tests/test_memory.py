@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 from torch import Tensor, nn
 
 from helpers import convnet, data, mlp
 from models import Transformer, autoencoder, batch_for, included
 from torch_thor import EKFAC, KFAC, THOR, Base, InvalidOptionError, MemoryReport, Preconditioner
-from torch_thor.hardware import free_memory
 from torch_thor.memory import readable
 
 if TYPE_CHECKING:
@@ -128,9 +126,3 @@ def test_it_prints_a_table() -> None:
 )
 def test_bytes_are_readable(size: float, words: str) -> None:
     assert readable(size) == words
-
-
-def test_free_memory_is_known_where_somebody_says_it() -> None:
-    assert free_memory(torch.device("meta")) is None
-    free = free_memory(torch.device("cpu"))
-    assert free is None or free > 0
