@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import nn
 
-from torch_thor import state
+from torch_thor import loading, state
 from torch_thor.candidates import Candidate, LayerRecord, decide, evidence_of, tell_starved
 from torch_thor.capture import Capture, TrackedLayer
 from torch_thor.checks import AT_LEAST_ONE, require_number
@@ -17,7 +17,8 @@ from torch_thor.coverage import Coverage, as_seen, survey
 from torch_thor.distributed import communicator_for
 from torch_thor.distributed.description import describe, describe_model
 from torch_thor.errors import InvalidOptionError, require
-from torch_thor.layer_splits import split_rule
+from torch_thor.layer_splits import split_rule as found_split
+from torch_thor.loading import Restored
 from torch_thor.memory import Room
 from torch_thor.notices import warn
 from torch_thor.policies import Decision, LayerDecision, RefreshClock
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from torch_thor.curvature_options import CurvatureOptions
+    from torch_thor.selection import Selector
 
 _SEED_STRIDE = 1_000_003
 _RANK_STRIDE = 1_000_000_007
@@ -50,6 +52,9 @@ class CurvatureEngine:
         stacks: The layers' curvature, from the first step with statistics on.
         surveys: How often either of the two has changed.
         steps: Steps taken.
+        began: The step from which intervals count.
+        resting: What is kept of the layers that are frozen.
+        split_rule: How the curvature is cut, from the first step with statistics on.
         last_decisions: Decisions of the latest step; empty when it refreshed nothing.
         communicator: Where the other ranks are reached.
         room: Asks for memory before it is taken.
@@ -65,6 +70,7 @@ class CurvatureEngine:
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.communicator = communicator_for(options.distributed, self.device)
         self.steps = 0
+        self.began = 0
         self.last_decisions: tuple[LayerDecision, ...] = ()
         self.stack_options = StackOptions(
             options.power,
@@ -75,7 +81,7 @@ class CurvatureEngine:
             options.statistics.norm_fisher == "diagonal",
         )
         self._capture = Capture(options.statistics, matched=options.eigenvalue_correction)
-        self._split_rule: SplitRule | None = None
+        self.split_rule: SplitRule | None = None
         self.room = Room(options.split, self.stack_options, self.communicator)
         self.layers: list[TrackedLayer] = []
         self.surveys = 0
@@ -85,7 +91,7 @@ class CurvatureEngine:
         self._ready: list[tuple[bool, ...]] | None = None
         self._ready_of: tuple[object, ...] = ()
         self._told_rivals = False
-        self._resting: dict[tuple[nn.Module, str], dict[str, Any]] = {}
+        self.resting: dict[state.Identity, dict[str, Any]] = {}
         self.records: dict[str, LayerRecord] = {}
         self.clocks = (RefreshClock(), RefreshClock())
         self._find_layers()
@@ -145,20 +151,20 @@ class CurvatureEngine:
         """Takes in another set of layers; those that stay keep their curvature."""
         old = {layer.identity: layer.name for stack in self.stacks for layer in stack.layers}
         saved = state.save(self)["layers"]
-        self._resting |= {one: saved[name] for one, name in old.items()}
+        self.resting |= {one: saved[name] for one, name in old.items()}
         before = set(self._snapshot.parameters)
         self._find_layers()
         self._tell_left_out([p for p in self._snapshot.parameters if p not in before])
         present = set(self.model.modules())
-        self._resting = {one: it for one, it in self._resting.items() if one[0] in present}
-        if self._split_rule is not None:
-            self._build(self._split_rule)
+        self.resting = {one: it for one, it in self.resting.items() if one[0] in present}
+        if self.split_rule is not None:
+            self._build(self.split_rule)
             state.restore_layers(
                 self,
                 {
-                    layer.name: self._resting.pop(layer.identity)
+                    layer.name: self.resting.pop(layer.identity)
                     for layer in self.layers
-                    if layer.identity in self._resting
+                    if layer.identity in self.resting
                 },
             )
             self._note_ready()
@@ -292,8 +298,8 @@ class CurvatureEngine:
         if isinstance(size, str):
             raise InvalidOptionError("split", size, "a number or None, to allocate before a step")
         if not self.stacks:
-            self._split_rule = SplitRule(size)
-            self._build(self._split_rule)
+            self.split_rule = SplitRule(size)
+            self._build(self.split_rule)
 
     @property
     def wants_statistics(self) -> bool:
@@ -309,12 +315,12 @@ class CurvatureEngine:
         """Makes room for curvature as soon as a rank has statistics."""
 
         def chosen() -> SplitRule:
-            return split_rule(self.options.split, self.layers, self._capture, self.options.power)
+            return found_split(self.options.split, self.layers, self._capture, self.options.power)
 
         some = any(layer.ledger.read() for layer in self.layers)
-        self._split_rule = self.communicator.first(chosen if some else None)
-        if self._split_rule is not None:
-            self._build(self._split_rule)
+        self.split_rule = self.communicator.first(chosen if some else None)
+        if self.split_rule is not None:
+            self._build(self.split_rule)
 
     def _build(self, rule: SplitRule) -> None:
         self.room.require(self.layers, rule)
@@ -322,18 +328,29 @@ class CurvatureEngine:
 
     def check_schedules(self) -> None:
         """Raises, before a step has changed anything, where its end would meet a bad interval."""
-        self._intervals(self.steps + 1)
+        self.intervals(self.steps + 1, self.began)
 
-    def _intervals(self, step: int) -> list[float]:
-        intervals = self.options.intervals
-        found = [value_at(one, step, "interval") for one in (intervals.factors, intervals.inverses)]
+    def intervals(self, step: int, began: int) -> list[float]:
+        """Returns the intervals of factors and inverses that begin at a step.
+
+        Args:
+            step: The step.
+            began: The step from which they count.
+
+        Raises:
+            InvalidOptionError: For what is no interval.
+        """
+        said, passed = self.options.intervals, step - began
+        found = [value_at(one, passed, "interval") for one in (said.factors, said.inverses)]
         for interval in found:
-            require_number(f"interval at step {step}", interval, AT_LEAST_ONE)
+            require_number(f"interval at step {passed}", interval, AT_LEAST_ONE)
         return found
 
     def _arm(self) -> None:
         """Tells the capture which layers the next step needs."""
-        for clock, interval in zip(self.clocks, self._intervals(self.steps), strict=True):
+        for clock, interval in zip(
+            self.clocks, self.intervals(self.steps, self.began), strict=True
+        ):
             clock.advance(self.steps, interval)
         waiting = {
             layer
@@ -381,26 +398,57 @@ class CurvatureEngine:
         """Returns everything that the next steps depend on, keyed by layer name."""
         return state.save(self)
 
-    def prepare(self, state_dict: object) -> None:
-        """Checks that a ``state_dict`` fits and makes room for it; loads nothing.
-
-        Raises:
-            StateMismatchError: Where layers or shapes differ.
-        """
-        state.check_layers(self, state_dict)
-        if not state.has_layers(state_dict):
-            return
-        rule = self._split_rule or state.saved_split(self, state_dict)
-        stacks = self.stacks or build_stacks(self.layers, rule, self.stack_options)
-        state.check_shapes(stacks, state_dict)
-        self.stacks, self._split_rule = stacks, rule
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores a ``state_dict``; the run goes on bit for bit.
 
+        Loading is the whole state: one that was saved before the first step clears the curvature.
+        What the curvature is must be the same: layers and their shapes, ``power``, eigenvalue
+        correction, ``fisher``, ``weight_sharing``, ``norm_fisher``, ``loss_reduction``, and
+        ``split`` where it is a number or ``None``; a measured split takes the checkpoint's cut.
+        All else (intervals, trace rule, damping mode, norm control, types) is this one's.
+
         Raises:
-            StateMismatchError: Where layers or shapes differ; nothing is loaded then.
+            StateMismatchError: Where layers, shapes or these options differ; nothing is loaded
+                then.
         """
-        self.prepare(state_dict)
-        state.load(self, state_dict)
-        self._arm()
+        self.follow()
+        self.adopt(loading.whole(self, state_dict))
+
+    def load_curvature(
+        self, state: dict[str, Any], leave_out: Selector | Iterable[Selector] = ()
+    ) -> None:
+        """Loads the curvature of all layers but some, such as a new head; steps go on counting.
+
+        Args:
+            state: What ``state_dict()`` returned, of an optimizer or a preconditioner.
+            leave_out: Modules (names, with ``*`` as wildcard, or types), of the model or of the
+                checkpoint, that are left out: they begin without curvature.
+
+        Raises:
+            StateMismatchError: Where the other layers differ, or what must be the same in
+                ``load_state_dict``; nothing is loaded then.
+            InvalidOptionError: Where ``leave_out`` means nothing.
+        """
+        self.follow()
+        self.adopt(loading.some(self, state, leave_out))
+
+    def reset_curvature(self) -> None:
+        """Forgets factors, inverses and decisions; statistics begin anew with the next step.
+
+        Intervals count from here, and layers that a trace rule froze are free. Momentum and the
+        count of steps, which schedules follow, stay. In a distributed run all ranks call it.
+        """
+        records = {layer.name: LayerRecord() for layer in self.layers}
+        clocks = (RefreshClock(), RefreshClock())
+        self.adopt(Restored([], None, records, self.steps, self.steps, clocks))
+
+    def adopt(self, restored: Restored) -> None:
+        """Takes over another curvature in the place of all that was there."""
+        self.stacks, self.split_rule = restored.stacks, restored.rule
+        self.records = restored.records
+        self.steps, self.began = restored.steps, restored.began
+        self.clocks = restored.clocks
+        self.last_decisions = ()
+        self.resting = restored.resting
+        self._note_ready()
+        self.discard()

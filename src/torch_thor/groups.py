@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from torch import Tensor, nn
 
 from torch_thor.checks import DAMPING, RATE, SHARE, require_number
-from torch_thor.errors import InvalidOptionError
+from torch_thor.errors import InvalidOptionError, StateMismatchError
 from torch_thor.schedules import value_at
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ ParameterGroup: TypeAlias = dict[str, Any]
 OWN = "own"
 RANGES = {"lr": RATE, "momentum": SHARE, "weight_decay": RATE, "damping": DAMPING}
 
+_REMEDY = " Build the same model and optimizer as when it was saved."
 _PARAMS = (
     "the model's parameters or groups of them (dicts with 'params'), in a list or an iterator; "
     "None takes all, and options are keywords: lr=0.1"
@@ -108,3 +109,47 @@ def values_at(
         check_values({**group, **values}, f" of group {number} at step {step}")
         found.append(values)
     return found
+
+
+def check_saved(groups: list[ParameterGroup], saved: Any) -> None:
+    """Raises unless a saved state of an optimizer fits these groups.
+
+    Args:
+        groups: The groups.
+        saved: What ``state_dict`` returned.
+
+    Raises:
+        StateMismatchError: For the first thing that doesn't fit.
+    """
+    if not isinstance(saved, dict) or not isinstance(saved.get("state"), dict):
+        raise StateMismatchError("The checkpoint holds no state of an optimizer." + _REMEDY)
+    others = saved.get("param_groups")
+    sizes = [len(group["params"]) for group in groups]
+    try:
+        found = [len(group["params"]) for group in others or ()]
+        for number, group in enumerate(others or ()):
+            check_values(group, f" of group {number}")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"The checkpoint's groups can't be used ({type(error).__name__}: {error})."
+        raise StateMismatchError(reason + _REMEDY) from error
+    if found != sizes:
+        reason = f"The checkpoint has groups of {found} parameters, this optimizer of {sizes}."
+        raise StateMismatchError(reason + _REMEDY)
+    own = [parameter for group in groups for parameter in group["params"]]
+    names = [name for group in others or () for name in group["params"]]
+    parameters = dict(zip(names, own, strict=True))
+    for name, state in saved["state"].items():
+        if name not in parameters or not isinstance(state, dict):
+            reason = f"The checkpoint holds a state of {name!r}, which is no parameter here."
+            raise StateMismatchError(reason + _REMEDY)
+        for key, value in state.items():
+            shape = () if key == "step" else tuple(parameters[name].shape)
+            _check_state(f"{key} of parameter {name}", value, shape)
+
+
+def _check_state(name: str, value: object, shape: tuple[int, ...]) -> None:
+    fits = isinstance(value, Tensor) and tuple(value.shape) == shape
+    if not fits and value is not None:
+        found = tuple(value.shape) if isinstance(value, Tensor) else value
+        reason = f"The checkpoint's {name} is {found!r}, this optimizer's has shape {shape}."
+        raise StateMismatchError(reason + _REMEDY)

@@ -56,6 +56,11 @@ def joined(*parts: str) -> str:
     return ".".join(filter(None, parts))
 
 
+def bare(name: str) -> str:
+    """A name without the segments that only wrappers have."""
+    return joined(*(segment for segment in name.split(".") if segment not in _UNMISTAKABLE))
+
+
 def unwrapped(names: Iterable[str], expected: Iterable[str]) -> dict[str, str]:
     """Returns the own names of layers whose names were saved, by the names as they were saved.
 
@@ -65,12 +70,11 @@ def unwrapped(names: Iterable[str], expected: Iterable[str]) -> dict[str, str]:
             segment ``module``, which models have too, was a wrapper's.
     """
     known = set(expected)
-    bare = {name: joined(*(s for s in name.split(".") if s not in _UNMISTAKABLE)) for name in names}
-    inner = {name: path.removeprefix("module.") for name, path in bare.items()}
-    wrapped = all(path.startswith("module.") or path == "module" for path in bare.values())
-    if wrapped and not known & set(bare.values()):
-        return {name: "" if path == "module" else path for name, path in inner.items()}
-    return bare
+    found = {name: bare(name) for name in names}
+    wrapped = all(path.split(".")[0] == "module" for path in found.values())
+    if wrapped and not known & set(found.values()):
+        return {name: path.removeprefix("module").lstrip(".") for name, path in found.items()}
+    return found
 
 
 def _holds(module: nn.Module) -> str | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 import torch
 from torch import Tensor, nn
 
+from torch_thor import loading
 from torch_thor.base import Base, BaseRule, as_base
 from torch_thor.checks import require_number, require_type
 from torch_thor.coverage import sparse_parameters
@@ -22,7 +23,15 @@ from torch_thor.errors import (
     require,
 )
 from torch_thor.foreach import Lots, Sorter
-from torch_thor.groups import OWN, RANGES, ParameterGroup, as_groups, complete, values_at
+from torch_thor.groups import (
+    OWN,
+    RANGES,
+    ParameterGroup,
+    as_groups,
+    check_saved,
+    complete,
+    values_at,
+)
 from torch_thor.motion import Motion
 from torch_thor.notices import warn
 from torch_thor.options import (
@@ -48,6 +57,7 @@ if TYPE_CHECKING:
     from torch_thor.policies import LayerDecision
     from torch_thor.preconditioner import Preconditioner
     from torch_thor.routes import GroupPlan
+    from torch_thor.selection import Selector
 
 Parameters = Iterable[nn.Parameter] | Iterable[ParameterGroup]
 
@@ -433,15 +443,38 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores a ``state_dict``; the run goes on bit for bit.
 
+        Loading is the whole state: one that was saved before the first step clears the curvature.
+        What the curvature is must be the same: layers and their shapes, ``power``, eigenvalue
+        correction, ``fisher``, ``weight_sharing``, ``norm_fisher``, ``loss_reduction``, and
+        ``split`` where it is a number or ``None``; a measured split takes the checkpoint's cut.
+        Groups and their values are the checkpoint's, as in torch. All else (intervals, trace
+        rule, damping mode, norm control, order of the update, base rule) is this optimizer's.
+
         Raises:
-            StateMismatchError: Where model or options differ; nothing is loaded then.
+            StateMismatchError: Where groups, shapes or these options differ; nothing is loaded
+                then.
         """
-        curvature = state_dict.get("curvature", {})
-        self.preconditioner.prepare(curvature)
+        self._serve()
+        self.preconditioner.follow()
+        given: object = state_dict
+        curvature = given.get("curvature") if isinstance(given, dict) else None
+        restored = loading.whole(self.preconditioner, curvature)
+        check_saved(self.param_groups, state_dict)
         said = [group[OWN] for group in self.param_groups]
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "curvature"})
         for group, own in zip(self.param_groups, said, strict=True):
             group.setdefault(OWN, own)  # not in checkpoints of version 0.1
-        self.preconditioner.load_state_dict(curvature)
+        self.preconditioner.adopt(restored)
         # Not in checkpoints of version 0.1.
-        self._skips = SkippedSteps(curvature.get("skipped_steps", 0))
+        self._skips = SkippedSteps(state_dict["curvature"].get("skipped_steps", 0))
+
+    def load_curvature(
+        self, state: dict[str, Any], leave_out: Selector | Iterable[Selector] = ()
+    ) -> None:
+        """Loads the curvature of all layers but some; see ``Preconditioner.load_curvature``."""
+        self._serve()
+        self.preconditioner.load_curvature(state, leave_out)
+
+    def reset_curvature(self) -> None:
+        """Forgets the curvature, not the momentum; see ``Preconditioner.reset_curvature``."""
+        self.preconditioner.reset_curvature()

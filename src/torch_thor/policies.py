@@ -112,12 +112,17 @@ class RefreshClock:
     length: int = 0
     first: bool = True
 
+    @staticmethod
+    def cycle(interval: float) -> int:
+        """Returns the steps of a cycle."""
+        return max(1, round(interval))
+
     def advance(self, step: int, interval: float) -> None:
         """Begins a cycle of ``interval`` steps where the current one is over."""
         if self.length == 0 or step >= self.start + self.length:
             self.first = self.length == 0
             self.start = step
-            self.length = max(1, round(interval))
+            self.length = self.cycle(interval)
 
     def due(self, step: int, share: float = 0.0) -> bool:
         """Says whether a layer with this share of the cycle is due at ``step``."""

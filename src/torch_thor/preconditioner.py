@@ -152,7 +152,7 @@ class Preconditioner(CurvatureEngine, UnevenInputs):
         Raises:
             InvalidOptionError: Where the split is measured, before the first statistics.
         """
-        rule, split = self._split_rule, self.options.split
+        rule, split = self.split_rule, self.options.split
         if rule is None:
             allowed = "a number or None, to know memory before a step"
             require("split", split, not isinstance(split, str), allowed)
