@@ -16,10 +16,10 @@ from torch_thor.policies import Decision, LayerDecision, TraceRule, relative_cha
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from torch_thor.capture import TrackedLayer
     from torch_thor.distributed import Communicator
     from torch_thor.factors import FactorBatch
     from torch_thor.stacks import LayerStack
+    from torch_thor.tracked import TrackedLayer
 
 
 @dataclass

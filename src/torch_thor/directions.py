@@ -14,11 +14,11 @@ from torch_thor.foreach import norms as norms_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from torch_thor.capture import TrackedLayer
     from torch_thor.foreach import Lots
     from torch_thor.matrices import Pair
     from torch_thor.options import NormControl
     from torch_thor.stacks import LayerStack
+    from torch_thor.tracked import TrackedLayer
 
 
 class Passage:

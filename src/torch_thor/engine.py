@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torch_thor import loading, state
 from torch_thor.candidates import Candidate, LayerRecord, decide, evidence_of, tell_starved
-from torch_thor.capture import Capture, TrackedLayer
+from torch_thor.capture import Capture
 from torch_thor.checks import AT_LEAST_ONE, require_number
 from torch_thor.coverage import Coverage, as_seen, survey
 from torch_thor.distributed import communicator_for
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from torch_thor.curvature_options import CurvatureOptions
     from torch_thor.selection import Selector
+    from torch_thor.tracked import TrackedLayer
 
 _SEED_STRIDE = 1_000_003
 _RANK_STRIDE = 1_000_000_007
@@ -215,6 +216,24 @@ class CurvatureEngine:
         if layer.weight in self.curved_by or not self.steps:
             return ""
         return layer.cause or "no statistics yet"
+
+    def use_mask(self, counts: Tensor) -> None:
+        """Leaves padding out of the statistics of the next forwards, until the next step.
+
+        Positions whose output gradient is exactly zero are left out of token layers anyway, unless
+        all of a call's are zero.
+
+        Args:
+            counts: True where a position counts, of the shape of the activations without their
+                last dimension, ``[N, T]``.
+
+        Raises:
+            InvalidOptionError: For anything but a tensor of bools.
+        """
+        given: object = counts
+        valid = isinstance(given, Tensor) and given.dtype == torch.bool
+        require("mask", given, valid, "a tensor of bools, [N, T]")
+        self._capture.mask(counts)
 
     def remove(self) -> None:
         """Takes every hook off the model; the engine stops collecting."""

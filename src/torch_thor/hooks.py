@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from torch.utils.hooks import RemovableHandle
 
-    from torch_thor.capture import Capture, TrackedLayer
+    from torch_thor.capture import Capture
+    from torch_thor.tracked import TrackedLayer
 
 
 class _InertHook:

@@ -39,9 +39,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from torch_thor.capture import Capture, TrackedLayer
+    from torch_thor.capture import Capture
     from torch_thor.layers import Geometry
     from torch_thor.options import MeasuredSplit
+    from torch_thor.tracked import TrackedLayer
 
 SMALLEST_SPLIT = 72
 MEMORY_SHARE = 0.5

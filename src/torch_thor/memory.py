@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from torch_thor.capture import TrackedLayer
     from torch_thor.distributed import Communicator
     from torch_thor.options import MeasuredSplit
     from torch_thor.stacks import StackOptions
+    from torch_thor.tracked import TrackedLayer
 
 _SHAPES = torch.device("meta")
 _WORD_FROM = 1 << 30  # bytes of a layer from which a share of the free memory is worth a word

@@ -213,6 +213,10 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         """
         self._scaler = scaler
 
+    def use_mask(self, counts: Tensor) -> None:
+        """Leaves padding out of the statistics; see ``Preconditioner.use_mask``."""
+        self.preconditioner.use_mask(counts)
+
     @property
     def wants_statistics(self) -> bool:
         """Whether the next ``step()`` needs statistics of any layer."""

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from torch_thor.capture import TrackedLayer
     from torch_thor.foreach import Lots
     from torch_thor.groups import ParameterGroup
     from torch_thor.options import NormControl
     from torch_thor.stacks import LayerStack
     from torch_thor.sweeps import Sweep
+    from torch_thor.tracked import TrackedLayer
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from torch_thor.partition import Partition
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch_thor.capture import Capture, TrackedLayer
+    from torch_thor.capture import Capture
     from torch_thor.layers import Geometry
+    from torch_thor.tracked import TrackedLayer
 
 TOLERATED_LOSS = 0.01
 _ROUNDING = 1e-9  # of a log det, for each row of the factor

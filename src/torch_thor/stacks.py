@@ -24,9 +24,9 @@ from torch_thor.sweeps import sweeps_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from torch_thor.capture import TrackedLayer
     from torch_thor.layers import Geometry
     from torch_thor.options import DampingMode, NormControl
+    from torch_thor.tracked import TrackedLayer
 
 
 @dataclass(frozen=True)
