@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from torch_thor.capture import TrackedLayer
 from torch_thor.errors import require
 from torch_thor.layers import Part, parts_of, reason_against
 from torch_thor.selection import full_name, selected
 from torch_thor.shards import reason_against_shards, unsharded_type
+from torch_thor.tracked import TrackedLayer
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping, Sequence

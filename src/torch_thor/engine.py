@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import copy
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torch_thor import loading, state
 from torch_thor.candidates import Candidate, LayerRecord, decide, evidence_of, tell_starved
-from torch_thor.capture import Capture, TrackedLayer
+from torch_thor.capture import Capture
 from torch_thor.checks import AT_LEAST_ONE, require_number
 from torch_thor.coverage import Coverage, as_seen, survey
 from torch_thor.distributed import communicator_for
@@ -17,19 +19,21 @@ from torch_thor.distributed.description import describe, describe_model
 from torch_thor.errors import InvalidOptionError, require
 from torch_thor.layer_splits import split_rule
 from torch_thor.loading import Restored
+from torch_thor.memory import Room
 from torch_thor.notices import warn
 from torch_thor.policies import Decision, LayerDecision, RefreshClock
 from torch_thor.refresh import correct, fold, gather, refresh
 from torch_thor.schedules import value_at
 from torch_thor.shards import is_dtensor
-from torch_thor.snapshot import Snapshot
+from torch_thor.snapshot import Snapshot, are_same
 from torch_thor.stacks import LayerStack, SplitRule, StackOptions, build_stacks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from torch_thor.curvature_options import CurvatureOptions
     from torch_thor.selection import Selector
+    from torch_thor.tracked import TrackedLayer
 
 _SEED_STRIDE = 1_000_003
 _RANK_STRIDE = 1_000_000_007
@@ -53,6 +57,7 @@ class CurvatureEngine:
         resting: What is kept of the layers that are frozen.
         last_decisions: Decisions of the latest step; empty when it refreshed nothing.
         communicator: Where the other ranks are reached.
+        room: Asks for memory before it is taken.
         device: Where the model lives.
     """
 
@@ -77,13 +82,15 @@ class CurvatureEngine:
         )
         self._capture = Capture(options.statistics, matched=options.eigenvalue_correction)
         self._split_rule: SplitRule | None = None
+        self.room = Room(options.split, self.stack_options, self.communicator)
         self.layers: list[TrackedLayer] = []
         self.surveys = 0
         self._chosen: frozenset[nn.Parameter] | None = None
         self.stacks: list[LayerStack] = []
         self.curved_by: dict[nn.Parameter, TrackedLayer] = {}
         self._ready: list[tuple[bool, ...]] | None = None
-        self._ready_for: list[TrackedLayer] | None = None
+        self._ready_of: tuple[object, ...] = ()
+        self._told_rivals = False
         self.resting: dict[state.Identity, dict[str, Any]] = {}
         self.records: dict[str, LayerRecord] = {}
         self.clocks = (RefreshClock(), RefreshClock())
@@ -151,7 +158,7 @@ class CurvatureEngine:
         present = set(self.model.modules())
         self.resting = {one: it for one, it in self.resting.items() if one[0] in present}
         if self._split_rule is not None:
-            self.stacks = build_stacks(self.layers, self._split_rule, self.stack_options)
+            self._build(self._split_rule)
             state.restore_layers(
                 self,
                 {
@@ -178,8 +185,9 @@ class CurvatureEngine:
     def _note_ready(self) -> None:
         """Notes which parameters have curvature to step by; the others step by the base rule."""
         ready = [tuple(stack.ready) for stack in self.stacks]
-        if self._ready != ready or self._ready_for is not self.layers:
-            self._ready, self._ready_for = ready, self.layers
+        of = (self.layers, self.stacks)
+        if self._ready != ready or not are_same(self._ready_of, of):
+            self._ready, self._ready_of = ready, of
             self.surveys += 1
             self.curved_by = {
                 parameter: layer
@@ -208,9 +216,59 @@ class CurvatureEngine:
             return ""
         return layer.cause or "no statistics yet"
 
+    def use_mask(self, counts: Tensor) -> None:
+        """Leaves padding out of the statistics of the next forwards, until the next step.
+
+        Positions whose output gradient is exactly zero are left out of token layers anyway, unless
+        all of a call's are zero.
+
+        Args:
+            counts: True where a position counts, of the shape of the activations without their
+                last dimension, ``[N, T]``.
+
+        Raises:
+            InvalidOptionError: For anything but a tensor of bools.
+        """
+        given: object = counts
+        valid = isinstance(given, Tensor) and given.dtype == torch.bool
+        require("mask", given, valid, "a tensor of bools, [N, T]")
+        self._capture.mask(counts)
+
     def remove(self) -> None:
         """Takes every hook off the model; the engine stops collecting."""
         self._capture.remove()
+
+    @contextmanager
+    def without_hooks(self) -> Iterator[None]:
+        """Inside, the model has no hooks: for tools that can't pass them, as torch.jit.script."""
+        self._capture.remove()
+        try:
+            yield
+        finally:
+            self._capture.attach(self.layers)
+            self._arm()
+
+    def tell_rivals(self) -> None:
+        """Warns, once, where another optimizer listens to the same layers."""
+        rivals = [] if self._told_rivals else self._capture.rivals(self.layers)
+        if rivals:
+            self._told_rivals = True
+            warn(
+                f"Another optimizer or preconditioner of torch_thor is alive on {len(rivals)} "
+                f"layers of this model ({', '.join(map(repr, rivals[:3]))}): both would act on "
+                "them. Call remove() on the one that is not used any more, or give each its own "
+                "parameters."
+            )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copies the engine with its model; the copy hangs hooks of its own."""
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        memo[id(self.communicator)] = self.communicator  # a process group can't be copied
+        vars(twin).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
+        twin._capture.attach(twin.layers)
+        twin.discard()
+        return twin
 
     @torch.no_grad()
     def update(self, gradient_scale: float = 1.0) -> None:
@@ -220,6 +278,7 @@ class CurvatureEngine:
             gradient_scale: What the loss was multiplied by (a GradScaler's scale).
         """
         self.follow()
+        self.tell_rivals()
         self._capture.settle(self.layers)
         if self.layers and not self.stacks:
             self._build_stacks()
@@ -236,7 +295,7 @@ class CurvatureEngine:
         ranks, rule = self.communicator, self.options.trace_rule
         if rule is not None and rule.compare == "distance":
             gather([c for c in candidates if c.refresh and c.is_ready], ranks)
-        decide(candidates, rule)
+        decide(candidates, rule, ranks)
         fold([c for c in candidates if c.fold], ranks)
         due = [c for c in candidates if c.refresh and c.decision is Decision.UPDATE]
         renewed = refresh(self.stacks, due, ranks, self.options.refresh.tolerated_failures)
@@ -258,7 +317,7 @@ class CurvatureEngine:
             raise InvalidOptionError("split", size, "a number or None, to allocate before a step")
         if not self.stacks:
             self._split_rule = SplitRule(size)
-            self.stacks = build_stacks(self.layers, self._split_rule, self.stack_options)
+            self._build(self._split_rule)
 
     @property
     def wants_statistics(self) -> bool:
@@ -279,7 +338,11 @@ class CurvatureEngine:
         some = any(layer.ledger.read() for layer in self.layers)
         self._split_rule = self.communicator.first(chosen if some else None)
         if self._split_rule is not None:
-            self.stacks = build_stacks(self.layers, self._split_rule, self.stack_options)
+            self._build(self._split_rule)
+
+    def _build(self, rule: SplitRule) -> None:
+        self.room.require(self.layers, rule)
+        self.stacks = build_stacks(self.layers, rule, self.stack_options)
 
     def check_schedules(self) -> None:
         """Raises, before a step has changed anything, where its end would meet a bad interval."""

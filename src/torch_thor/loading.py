@@ -172,6 +172,7 @@ def _made(
 ) -> tuple[list[LayerStack], SplitRule, dict[str, LayerRecord]]:
     """Makes the curvature anew: a failure leaves the old one as it is."""
     rule = _cut(engine, found, known or SplitRule(USUAL_SPLIT))
+    engine.room.require(engine.layers, rule)
     stacks = build_stacks(engine.layers, rule, engine.stack_options)
     records = {layer.name: LayerRecord() for layer in engine.layers}
     for stack in stacks:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, overload
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from torch_thor.errors import (
     NonFiniteGradientError,
     require,
 )
+from torch_thor.foreach import Lots, Sorter
 from torch_thor.groups import (
     OWN,
     RANGES,
@@ -41,11 +44,15 @@ from torch_thor.routes import Router
 from torch_thor.scaling import calling_scaler
 from torch_thor.schedules import ScheduledFloat, value_at
 from torch_thor.shards import local
+from torch_thor.skips import SkippedSteps, describe_nonfinite
 from torch_thor.snapshot import are_same
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from torch_thor.coverage import Coverage
     from torch_thor.fisher import Likelihood
+    from torch_thor.memory import MemoryReport
     from torch_thor.policies import LayerDecision
     from torch_thor.preconditioner import Preconditioner
     from torch_thor.routes import GroupPlan
@@ -87,6 +94,8 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
             self.norm_control = as_norm_control(norm_control)
             self._motion = Motion(update, as_base(base))
             self._router = Router(self.norm_control)
+            self._sorter = Sorter()
+            self._skips = SkippedSteps()
             damping = preconditioner.options.damping.value
             scheduled = {"lr": lr, "damping": damping}
             self._schedules = {name: value for name, value in scheduled.items() if callable(value)}
@@ -107,6 +116,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
             UnevenInputs.__init__(self)
             check_norm_control(self.norm_control, sharded=preconditioner.is_sharded)
             self._agree()
+            preconditioner.room.require(preconditioner.layers)
         except Exception:
             preconditioner.remove()  # what was refused leaves no hooks
             raise
@@ -156,6 +166,14 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         """Decisions of the latest ``step()``; empty when it refreshed nothing."""
         return self.preconditioner.last_decisions
 
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that were left out because a gradient was not finite; a scaler's don't count.
+
+        With sharded weights each rank counts its own rows' steps.
+        """
+        return self._skips.total
+
     @torch.no_grad()
     def factor_norms(self) -> dict[str, float]:
         """Returns ‖A ⊗ G‖ (Frobenius, undamped) of the curvature of each layer, by name.
@@ -176,6 +194,16 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         self._serve()
         return self.preconditioner.coverage()
 
+    def memory(self) -> MemoryReport:
+        """Says what curvature and momentum take, before the first step as after it.
+
+        Raises:
+            InvalidOptionError: Where the split is measured, before the first statistics.
+        """
+        curved = self.preconditioner.layer_of
+        state = sum(self._motion.state_bytes(group, curved) for group in self.param_groups)
+        return replace(self.preconditioner.memory(), state=state)
+
     def use_scaler(self, scaler: torch.amp.GradScaler) -> None:
         """Tells the optimizer of a GradScaler that doesn't call its ``step()``.
 
@@ -183,6 +211,10 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         step is found by itself; where the step is called otherwise, its scale would enter G.
         """
         self._scaler = scaler
+
+    def use_mask(self, counts: Tensor) -> None:
+        """Leaves padding out of the statistics; see ``Preconditioner.use_mask``."""
+        self.preconditioner.use_mask(counts)
 
     @property
     def wants_statistics(self) -> bool:
@@ -242,6 +274,31 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         """Takes every hook off the model."""
         self.preconditioner.remove()
 
+    def without_hooks(self) -> AbstractContextManager[None]:
+        """Inside, the model has no hooks: for tools that can't pass them, as torch.jit.script."""
+        return self.preconditioner.without_hooks()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copies the optimizer with its model: ``copy.deepcopy((model, optimizer))``."""
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        # A scheduler puts a method of its own in front, which would step the original.
+        own = {name: it for name, it in vars(self).items() if not hasattr(type(self), name)}
+        vars(twin).update({name: copy.deepcopy(value, memo) for name, value in own.items()})
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Refuses to be pickled.
+
+        Raises:
+            TypeError: Always.
+        """
+        kind = type(self).__name__
+        raise TypeError(
+            f"{kind} holds hooks of its model and can't be pickled: save optimizer.state_dict(), "
+            "build model and optimizer anew, and load it there."
+        )
+
     @overload
     def step(self, closure: None = None) -> None: ...
 
@@ -274,7 +331,9 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         engine = self.preconditioner
         self._serve()
         engine.follow()
-        finite = self._are_finite(self._gradients())
+        gradients = self._gradients()
+        lots = self._sorter.sort(gradients)
+        finite = self._are_finite(gradients, lots)
         self._tell_joined(engine.communicator, skipped=not finite)
         scale = self._scale_in_force()
         if not finite:
@@ -283,9 +342,10 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
                 engine.update(scale)
             self._skip()
             return
+        self._skips.in_a_row = 0
         self._follow(self._plans(), values)
         engine.update(scale)
-        route = self._router.route(self._plans(), engine.stacks)
+        route = self._router.route(self._plans(), engine.stacks, lots)
         self._motion.step(route, self.norm_control, self.state)
 
     def _gradients(self) -> list[Tensor]:
@@ -295,12 +355,14 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
 
     def _skip(self) -> None:
         """Leaves a step out."""
-        self.preconditioner.discard()
-        if self.preconditioner.options.refresh.on_nonfinite == "raise":
+        engine = self.preconditioner
+        engine.discard()
+        if engine.options.refresh.on_nonfinite == "raise":
             raise NonFiniteGradientError(
-                f"A gradient holds NaN or Inf at step {self.preconditioner.steps}; nothing was "
-                "changed. Lower the learning rate, or pass Refresh(on_nonfinite='skip')."
+                f"At step {engine.steps} {describe_nonfinite(engine.model)}; nothing was changed. "
+                "Lower the learning rate, or pass Refresh(on_nonfinite='skip')."
             )
+        self._skips.count(engine.steps, engine.model)
 
     def _plans(self) -> list[GroupPlan]:
         engine = self.preconditioner
@@ -320,9 +382,9 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         require("reduce_gradients", ours, not ours, allowed)
         return float(scaler.get_scale())
 
-    def _are_finite(self, gradients: list[Tensor]) -> bool:
+    def _are_finite(self, gradients: list[Tensor], lots: Lots) -> bool:
         ignored = self.preconditioner.options.refresh.on_nonfinite == "ignore"
-        return ignored or not gradients or all_finite(gradients)
+        return ignored or not gradients or all_finite(gradients, lots)
 
     def _scheduled(self) -> list[dict[str, float]]:
         """What schedules give to the groups in this step; checked before anything changes."""
@@ -354,9 +416,9 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
 
     def catch_up(self, *, up_to_date: bool) -> None:
         """Takes over momentum and groups of a rank that took every step."""
-        own = super().state_dict()
+        own = (super().state_dict(), self._skips.total)
         ranks = self.preconditioner.communicator
-        current = ranks.adopt("state of the optimizer", own, valid=up_to_date)
+        current, self._skips.total = ranks.adopt("state of the optimizer", own, valid=up_to_date)
         super().load_state_dict(current)
 
     @property
@@ -377,7 +439,8 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
     def state_dict(self) -> dict[str, Any]:
         """Returns torch's state plus ``"curvature"``: all that the next steps depend on."""
         result = super().state_dict()
-        result["curvature"] = self.preconditioner.state_dict()
+        skipped = {"skipped_steps": self._skips.total}
+        result["curvature"] = self.preconditioner.state_dict() | skipped
         return result
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -404,6 +467,8 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         for group, own in zip(self.param_groups, said, strict=True):
             group.setdefault(OWN, own)  # not in checkpoints of version 0.1
         self.preconditioner.adopt(restored)
+        # Not in checkpoints of version 0.1.
+        self._skips = SkippedSteps(state_dict["curvature"].get("skipped_steps", 0))
 
     def load_curvature(
         self, state: dict[str, Any], leave_out: Selector | Iterable[Selector] = ()

@@ -11,8 +11,9 @@ from torch_thor.curvature_options import CurvatureOptions
 from torch_thor.directions import Passage
 from torch_thor.distributed import Distributed, UnevenInputs
 from torch_thor.engine import CurvatureEngine
-from torch_thor.errors import InvalidOptionError
+from torch_thor.errors import InvalidOptionError, require
 from torch_thor.fisher import Likelihood, sampled_loss
+from torch_thor.memory import MemoryReport, planned, report_on
 from torch_thor.options import (
     Damping,
     Intervals,
@@ -27,6 +28,7 @@ from torch_thor.options import (
 from torch_thor.schedules import GrowingInterval, ScheduledFloat, value_at
 from torch_thor.selection import as_selectors
 from torch_thor.shards import local
+from torch_thor.stacks import SplitRule
 from torch_thor.sweeps import GradientRows, gradient_of, ready_sweeps
 
 if TYPE_CHECKING:
@@ -143,6 +145,19 @@ class Preconditioner(CurvatureEngine, UnevenInputs):
     @property
     def _distribution(self) -> tuple[Distributed, torch.device]:
         return self.options.distributed, self.device
+
+    def memory(self) -> MemoryReport:
+        """Says what the curvature of each layer takes, before the first step as after it.
+
+        Raises:
+            InvalidOptionError: Where the split is measured, before the first statistics.
+        """
+        rule, split = self._split_rule, self.options.split
+        if rule is None:
+            allowed = "a number or None, to know memory before a step"
+            require("split", split, not isinstance(split, str), allowed)
+            rule = SplitRule(None if isinstance(split, str) else split)
+        return report_on(self.stacks or planned(self.layers, rule, self.stack_options))
 
     def _rewrite(self) -> None:
         rule = GradientRows()

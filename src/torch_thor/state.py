@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from torch_thor.capture import TrackedLayer
     from torch_thor.curvature_options import CurvatureOptions
     from torch_thor.engine import CurvatureEngine
     from torch_thor.layers import Part
     from torch_thor.policies import TraceRule
     from torch_thor.stacks import LayerStack
+    from torch_thor.tracked import TrackedLayer
 
 Identity: TypeAlias = "tuple[nn.Module, str]"
 
