@@ -96,6 +96,8 @@ def on_gradient_of(output: Tensor, action: Callable[[Tensor], None]) -> None:
 
 def delivery_of(weight: Tensor) -> Delivery:
     """What the running backward does with a weight's gradient."""
+    if not weight.requires_grad:  # frozen since the forward
+        return Delivery.NONE
     node = torch.autograd.graph.get_gradient_edge(weight).node
     try:
         runs = bool(torch._C._will_engine_execute_node(node))
