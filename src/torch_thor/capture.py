@@ -35,7 +35,7 @@ from torch_thor.calls import (
     rows_of,
 )
 from torch_thor.factors import FactorBatch, OneHotBatch
-from torch_thor.hooks import EnterHook, ForwardHook, LeaveHook, Watches, heard_by_others, take_off
+from torch_thor.hooks import EnterHook, ForwardHook, LeaveHook, Watches, other_captures, take_off
 from torch_thor.pending import CallRules, begin_call
 
 if TYPE_CHECKING:
@@ -58,6 +58,10 @@ class Capture:
         options: Row budget, weight sharing, loss reduction.
         matched: Take the gradients of all rows that a one-hot layer counts, whatever the
             budget: EKFAC needs both sides of each row.
+
+    Attributes:
+        seed: Seed of the row choice.
+        turns: Steps that have used what was collected.
     """
 
     def __init__(self, options: Statistics, *, matched: bool = False) -> None:
@@ -65,6 +69,8 @@ class Capture:
         self.options = options
         self._matched = matched
         self.seed = 0
+        self.turns = 0
+        self._turns_of: weakref.WeakKeyDictionary[Capture, int] = weakref.WeakKeyDictionary()
         self._sampled_backward = False
         self._mask: Tensor | None = None
         self._handles: list[RemovableHandle] = []
@@ -99,8 +105,23 @@ class Capture:
         return Capture(self.options, matched=self._matched)
 
     def rivals(self, layers: Iterable[TrackedLayer]) -> list[str]:
-        """Names of the layers whose weight another capture listens to as well."""
-        return [layer.name for layer in layers if heard_by_others(self, layer)]
+        """Names of the layers whose weight another capture listens to, and used since last asked.
+
+        One that is only not collected yet, as the optimizer that was saved, is none.
+        """
+        names = []
+        for layer in layers:
+            others = other_captures(self, layer)
+            if any(other.turns > self._turns_of.get(other, 0) for other in others):
+                names.append(layer.name)
+        self.note_turns(layers)
+        return names
+
+    def note_turns(self, layers: Iterable[TrackedLayer]) -> None:
+        """Notes how often the other captures were used so far."""
+        for layer in layers:
+            for other in other_captures(self, layer):
+                self._turns_of[other] = other.turns
 
     def remove(self) -> None:
         """Takes every hook off the model again."""

@@ -100,6 +100,7 @@ class CurvatureEngine:
         require("eigenvalue_correction", corrected, not corrected, allowed)
         self.communicator.agree("model", describe_model(model))
         self.communicator.agree("options of the curvature", describe(options))
+        self._capture.note_turns(self.layers)
         self.discard()
 
     def _find_layers(self) -> None:
@@ -248,16 +249,17 @@ class CurvatureEngine:
             self._capture.attach(self.layers)
             self._arm()
 
-    def tell_rivals(self) -> None:
-        """Warns, once, where another optimizer listens to the same layers."""
-        rivals = [] if self._told_rivals else self._capture.rivals(self.layers)
-        if rivals:
+    def _tell_rivals(self) -> None:
+        """Warns, once, where another optimizer steps the same layers too."""
+        self._capture.turns += 1
+        if self._told_rivals:
+            return
+        if rivals := self._capture.rivals(self.layers):
             self._told_rivals = True
             warn(
-                f"Another optimizer or preconditioner of torch_thor is alive on {len(rivals)} "
-                f"layers of this model ({', '.join(map(repr, rivals[:3]))}): both would act on "
-                "them. Call remove() on the one that is not used any more, or give each its own "
-                "parameters."
+                f"Another optimizer or preconditioner of torch_thor acts on {len(rivals)} layers "
+                f"of this model too ({', '.join(map(repr, rivals[:3]))}). Step one of them only, "
+                "or give each parameters of its own."
             )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -278,7 +280,7 @@ class CurvatureEngine:
             gradient_scale: What the loss was multiplied by (a GradScaler's scale).
         """
         self.follow()
-        self.tell_rivals()
+        self._tell_rivals()
         self._capture.settle(self.layers)
         if self.layers and not self.stacks:
             self._build_stacks()

@@ -191,9 +191,10 @@ class LeaveHook(_StaysBehind):
         self._watches.leave()
 
 
-def heard_by_others(capture: Capture, layer: TrackedLayer) -> bool:
-    """Whether hooks of another capture listen to a layer's weight."""
+def other_captures(capture: Capture, layer: TrackedLayer) -> set[Capture]:
+    """The captures besides this one whose hooks listen to a layer's weight."""
     module = layer.module
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     ours = [hook for hook in hooks if isinstance(hook, ForwardHook | EnterHook)]
-    return any(hook.listens_to(layer.weight) not in (None, capture) for hook in ours)
+    found = {other for hook in ours if (other := hook.listens_to(layer.weight)) is not None}
+    return found - {capture}

@@ -227,7 +227,7 @@ def read(state: Any) -> SavedState:
         layers = {name: SavedLayer.of(entry) for name, entry in state["layers"].items()}
         resting = state.get("resting", {}).items()
         rest = {name: SavedLayer.of(entry) for name, entry in resting}
-        known = ("format", "clocks", "layers", "resting")
+        known = ("format", "clocks", "layers", "resting", "skipped_steps")
         others = {key: value for key, value in state.items() if key not in known}
         return SavedState(layers=layers, resting=rest, clocks=(first, second), **others)
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -243,26 +243,38 @@ def test_a_layer_without_statistics_steps_by_the_base_rule(build: Any) -> None:
         assert torch.equal(one, other)
 
 
-def test_two_optimizers_on_the_same_layers_are_told_of_each_other() -> None:
-    """Case 78: once, at the first step that a second one takes part in."""
+def test_two_optimizers_that_step_the_same_layers_are_told_of_each_other() -> None:
+    """Case 78: once each."""
     model = mlp()
-    first = THOR(model)
-    train(model, first, [data(8)])
-    second = THOR(model)
-    with pytest.warns(CurvatureWarning, match="alive on 2 layers") as caught:
-        train(model, second, [data(8), data(8)])
-    assert len(caught) == 1
-    first.remove()
-    second.remove()
-    train(model, THOR(model), [data(8)])
+    first, second = THOR(model), THOR(model)
+
+    def in_turn() -> None:
+        for _ in range(3):
+            train(model, first, [data(8)])
+            train(model, second, [data(8)])
+
+    with pytest.warns(CurvatureWarning, match="acts on 2 layers") as caught:
+        in_turn()
+    assert len(caught) == 2
 
 
-def test_optimizers_on_parts_and_ones_that_were_replaced_are_no_rivals() -> None:
-    """Case 78: a cell of a notebook that runs again drops the old one."""
+@pytest.mark.parametrize("alive", [False, True])
+def test_an_optimizer_that_is_not_used_any_more_is_no_rival(alive: bool) -> None:
+    """Case 78: a cell of a notebook that runs again, a checkpoint that is loaded into a new one."""
     model = mlp()
+    old = THOR(model)
+    train(model, old, [data(8)])
+    saved = old.state_dict()
+    if not alive:
+        del old
     optimizer = THOR(model)
-    optimizer = THOR(model)
-    train(model, optimizer, [data(8)])
-    optimizer.remove()
-    for part in (model[0], model[2]):
-        train(model, THOR(model, part.parameters()), [data(8)])
+    optimizer.load_state_dict(saved)
+    train(model, optimizer, [data(8), data(8)])
+
+
+def test_optimizers_of_parts_are_no_rivals() -> None:
+    """Case 78."""
+    model = mlp()
+    halves = [THOR(model, part.parameters()) for part in (model[0], model[2])]
+    for half in (*halves, *halves):
+        train(model, half, [data(8)])
