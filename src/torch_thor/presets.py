@@ -35,12 +35,16 @@ _ALL_ROWS = Statistics(decay=0.95, rows=None)
 class THOR(CurvatureOptimizer):
     """Trace-based, hardware-driven, layer-oriented natural gradient descent.
 
+    ``THOR.scale_free(model)`` is the line to begin with. ``THOR(model, lr=...)`` takes steps as
+    long as SGD's at that rate, so it wants a rate that is known to train the task, and is unsafe
+    without one: on summed losses, PINNs, GANs, VAEs, RNNs and transformers.
+
     Args:
         model: Model to train.
         params: Parameters or parameter groups; ``None`` takes all of the model's.
         lr: Learning rate, a number or a schedule over steps.
         momentum: Momentum factor.
-        weight_decay: Weight decay of the preconditioned layers.
+        weight_decay: Weight decay of the groups without one of their own.
         damping: λ (relative to the factors' mean eigenvalues), a schedule, or a ``Damping``.
         split: Block size of both factors; ``"auto"``, one size measured on this device;
             ``"per_layer"``, sizes of A and G for every shape of a layer, see ``layer_splits``;
@@ -55,7 +59,8 @@ class THOR(CurvatureOptimizer):
         statistics: How factors are estimated.
         refresh: Staggering, type of the inverses, failure handling.
         base: First-order rule of all other parameters: ``"sgd"``, ``"adamw"`` or a ``Base``.
-        exclude: Modules (names, with ``*`` as wildcard, or types) that train by the base rule.
+        exclude: Modules (names, with ``*`` as wildcard, or types) that train by the base rule, with
+            all that they hold.
         include: The same for types that do so unless asked for: embeddings and norms.
         distributed: How the ranks of a data-parallel run share the curvature.
 
@@ -63,7 +68,7 @@ class THOR(CurvatureOptimizer):
         InvalidOptionError: For a value out of range.
 
     Example:
-        >>> optimizer = THOR(model, lr=0.1)
+        >>> optimizer = THOR.scale_free(model)
         >>> loss_fn(model(inputs), targets).backward()
         >>> optimizer.step()
     """
@@ -143,7 +148,8 @@ class THOR(CurvatureOptimizer):
             model: Model to train.
             params: Parameters or parameter groups; ``None`` takes all of the model's.
             lr: Learning rate: an entry of a step has a root mean square of lr / √columns.
-            weight_decay: Decoupled decay of the preconditioned layers; no other decays.
+            weight_decay: Decoupled decay of the preconditioned layers; others decay where their
+                group says so itself.
             damping: As in ``THOR``.
             split: As in ``THOR``.
             interval: As in ``THOR``.

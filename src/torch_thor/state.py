@@ -178,6 +178,7 @@ class SavedState:
         options: Words of the options, ``name=word``; checkpoints of version 0.1 have none.
         trace_rule: Numbers of the rule of decisions.
         resting: What is saved of layers that were frozen then, by name.
+        skipped_steps: What an optimizer keeps there.
     """
 
     layers: dict[str, SavedLayer]
@@ -189,6 +190,7 @@ class SavedState:
     options: dict[str, bool] = field(default_factory=dict)
     trace_rule: tuple[float, ...] = ()
     resting: dict[str, SavedLayer] = field(default_factory=dict)
+    skipped_steps: int = 0
 
     def __post_init__(self) -> None:
         """Checks the types."""

@@ -197,6 +197,7 @@ def test_factors_after_a_reset_are_those_of_the_next_batch() -> None:
     train(model, optimizer, [data(8)] * 3)
     optimizer.reset_curvature()
     train(model, optimizer, [batch])
+    optimizer.remove()
     fresh = THOR(model, **options)
     train(model, fresh, [batch])
     assert optimizer.factor_norms() == fresh.factor_norms()
@@ -628,6 +629,7 @@ def test_norm_control_order_and_base_rule_are_the_new_optimizers(control: Any) -
     assert optimizer.norm_control == THOR(mlp(), norm_control=control).norm_control
     train(model, optimizer, [data(8)] * 2)
     assert optimizer.state[model[1].weight]["step"] == 2
+    optimizer.remove()
     back = THOR(model, lr=0.01, interval=1)
     back.load_state_dict(through_a_file(optimizer.state_dict()))
     train(model, back, [data(8)])

@@ -138,6 +138,7 @@ def test_it_is_still_theirs_after_a_checkpoint(old: bool) -> None:
     if old:
         for group in saved["param_groups"]:
             del group["own"]
+    optimizer.remove()
     again = THOR(model, groups(model, lr=1e-3), lr=RATE)
     again.load_state_dict(saved)
     train(model, again, [data(8)])
