@@ -21,6 +21,7 @@ from torch_thor.bench.arguments import (
     console,
     observers_of,
 )
+from torch_thor.bench.claim import claimed
 from torch_thor.bench.compare import (
     CompareOptions,
     checked_target,
@@ -36,7 +37,6 @@ from torch_thor.bench.paper_runs import Job, ended_runs, make_runs, plan_paper
 from torch_thor.bench.ranks import open_ranks, speaks
 from torch_thor.bench.recipes import RunOptions, plan_run
 from torch_thor.bench.report import write_report
-from torch_thor.bench.rundir import make_directory
 from torch_thor.bench.scaling.command import scale
 from torch_thor.bench.splitting import measure, measured, report_split
 from torch_thor.bench.tables import optimizers_table, workloads_table
@@ -175,8 +175,9 @@ def compare(
         return observers_of(task, folder, title)
 
     source = DataSource(data_dir, download, workers)
-    run_comparison(comparison, directory, source=source, observe=observe)
-    _show(directory)
+    with claimed(directory):
+        run_comparison(comparison, directory, source=source, observe=observe)
+        _show(directory)
 
 
 app.command()(tune)
@@ -198,11 +199,10 @@ def split(
     """
     task = find_workload(workload)
     directory = out or Path("runs") / f"split-{workload}"
-    make_directory(directory)
-    found = measure(task, DataSource(data_dir, download), device=device, seed=seed)
-    title = f"{workload} on {device}"
-    written = report_split(found, title, directory)
-    console.print(written.table.to_rich(f"Table 1, {title}", console))
+    with claimed(directory):
+        found = measure(task, DataSource(data_dir, download), device=device, seed=seed)
+        written = report_split(found, f"{workload} on {device}", directory)
+    console.print(written.table.to_rich(f"Table 1, {workload} on {device}", console))
     console.print(written.layers.to_rich("Input factors", console))
     typer.echo(written.conclusion)
     typer.echo(f"figure: {written.figure.light}")
@@ -239,12 +239,13 @@ def paper(
     def observe(job: Job, told: str) -> list[Observer]:
         return observers_of(task, directory / job.folder, f"{told} {job.folder.name}")
 
-    split = measured(task, directory, source, device=device, seed=0)
-    if write_only:
-        runs = ended_runs(plan, directory)
-    else:
-        runs = make_runs(plan, directory, source=source, observe=observe)
-    page = PaperWriter(task, plan, runs, split, directory).write()
+    with claimed(directory):
+        split = measured(task, directory, source, device=device, seed=0)
+        if write_only:
+            runs = ended_runs(plan, directory)
+        else:
+            runs = make_runs(plan, directory, source=source, observe=observe)
+        page = PaperWriter(task, plan, runs, split, directory).write()
     typer.echo(f"page: {page}")
 
 
