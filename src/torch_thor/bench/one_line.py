@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from torch_thor.bench.disk import is_refusal
-from torch_thor.bench.errors import BenchError, RankError
+from torch_thor.bench.errors import BenchError, RankError, RunInterruptedError
 from torch_thor.bench.ranks import speaks, world_size
 
 
@@ -40,6 +40,8 @@ class OneLineErrors(TyperGroup):
             if message := " ".join(told().split()):
                 _leave(f"{message} (see thor --help)" if speaks() else "", 2)
             raise SystemExit(2) from error  # thor alone: its help is the message
+        if code == RunInterruptedError.exit_code:  # typer's own answer to Ctrl-C is silence
+            _leave("stopped", code)
         raise SystemExit(code if isinstance(code, int) else 0)
 
     def resolve_command(self, *args: Any, **kwargs: Any) -> Any:
