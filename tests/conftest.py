@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 import warnings
@@ -94,6 +95,15 @@ def record_golden(request: pytest.FixtureRequest) -> bool:
 def fixed_seed() -> None:
     """Seed torch before every test."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def own_objects() -> Iterator[None]:
+    """Hides from ``gc.get_objects`` what other tests left, which goes when it likes."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -6,15 +6,20 @@ reader already has (``model``, ``loader``, ``loss_fn``, ``inputs``, ``targets``)
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import nn
 
 import torch_thor
+from torch_thor.layers import registry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -46,6 +51,17 @@ def what_a_reader_has() -> dict[str, Any]:
     }
 
 
+@pytest.fixture
+def nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Takes back the adapters that a page registers, and how much it has logged."""
+    monkeypatch.setattr(registry, "_ADAPTERS", dict(registry._ADAPTERS))
+    logger = logging.getLogger("torch_thor")
+    before = logger.level
+    yield
+    logger.setLevel(before)
+
+
+@pytest.mark.usefixtures("nothing_left_behind")
 @pytest.mark.cpu  # readers' lines, which name no device
 @pytest.mark.parametrize(
     "page",

@@ -49,6 +49,7 @@ def handles() -> int:
     ],
     ids=["thor", "mc", "ekfac"],
 )
+@pytest.mark.usefixtures("own_objects")
 def test_nothing_grows_over_200_steps(
     build: Callable[[], nn.Module], kind: Any, options: dict[str, Any]
 ) -> None:

@@ -52,6 +52,7 @@ def test_both_calls_of_a_module_are_in_its_statistics() -> None:
     torch.testing.assert_close(next(gradient_matrices(model.fc)), expected)
 
 
+@pytest.mark.usefixtures("own_objects")
 def test_memory_stays_flat_over_many_steps() -> None:
     """Case 4: no call of an earlier step is kept, refreshed or not."""
     model = Repeated()

@@ -11,6 +11,13 @@ from torch_thor.bench.workloads import Workload
 
 console = Console()
 
+# Under the help of commands that take optimizers by name.
+RECIPES_ARE_TUNED = (
+    "A name such as thor stands for a recipe that was tuned for the built-in workload: settings, "
+    "horizon and batch. It is not what THOR does by default on a task of yours; that is what "
+    "--preset defaults trains, each optimizer by its own defaults."
+)
+
 WorkloadArgument = Annotated[str, typer.Argument(help="Name of the workload (thor workloads).")]
 SetOption = Annotated[
     list[str] | None,
@@ -20,7 +27,7 @@ TargetOption = Annotated[
     float | None, typer.Option(help="Value of the metric to time, such as 91.5.")
 ]
 EpochsOption = Annotated[
-    float | None, typer.Option(help="Horizon in epochs instead of the tuned; fractions too.")
+    float | None, typer.Option(help="Horizon in epochs instead of the recipe's; fractions too.")
 ]
 EvaluationsOption = Annotated[int, typer.Option(help="Evaluations of the test set per epoch.")]
 BatchOption = Annotated[int | None, typer.Option(help="Samples per step.")]
@@ -30,7 +37,10 @@ DataDirOption = Annotated[
 ]
 PresetOption = Annotated[
     str | None,
-    typer.Option(help="Published set-up (paper-256, docs/paper.md), or defaults: nothing tuned."),
+    typer.Option(
+        help="In the place of the tuned recipes: a published set-up (paper-256, docs/paper.md), or "
+        "defaults, each optimizer's own, nothing tuned."
+    ),
 ]
 WorkersOption = Annotated[
     int | None, typer.Option(min=0, help="Processes that read image files; one per core.")

@@ -1,17 +1,17 @@
 """Saving the whole state of a run so that a kill at any moment loses at most one epoch."""
 
-import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from torch_thor.bench.config import RunConfig
+from torch_thor.bench.disk import Remembering, written_whole
 from torch_thor.bench.errors import BenchError, reason
 
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -87,13 +87,12 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
         "random": checkpoint.random,
         "records_bytes": checkpoint.records_bytes,
     }
-    target = directory / CHECKPOINT_FILE
-    temporary = target.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        torch.save(payload, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(target)
+    with written_whole(directory / CHECKPOINT_FILE) as file:
+        remembering = Remembering(file)
+        try:
+            torch.save(payload, cast("IO[bytes]", remembering))
+        except RuntimeError as error:
+            raise remembering.refusal or error from None
 
 
 def load_checkpoint(directory: Path, device: torch.device) -> Checkpoint | None:

@@ -1,10 +1,14 @@
-"""Entry point of ``thor``: tells a user without the bench's dependencies what to install."""
+"""The ``thor`` command as a module: tells a user without its dependencies what to install."""
 
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import typer
 
 
-def main() -> None:
-    """Runs the command line."""
+def load() -> "typer.Typer":
+    """Imports the command line, or ends with what is missing."""
     try:
         from torch_thor.bench.commands import app  # noqa: PLC0415 - what may be missing
     except ModuleNotFoundError as error:
@@ -13,7 +17,12 @@ def main() -> None:
         message = f"thor: needs the package {error.name!r}; pip install 'torch-thor[bench]'\n"
         sys.stderr.write(message)
         sys.exit(2)
-    app(prog_name="thor")
+    return app
+
+
+def main() -> None:
+    """Runs the command line."""
+    load()(prog_name="thor")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from torch_thor.bench.arguments import (
+    RECIPES_ARE_TUNED,
     BatchOption,
     DataDirOption,
     DeviceOption,
@@ -14,13 +16,13 @@ from torch_thor.bench.arguments import (
     EpochsOption,
     EvaluationsOption,
     PresetOption,
-    SetOption,
     TargetOption,
     WorkersOption,
     WorkloadArgument,
     console,
     observers_of,
 )
+from torch_thor.bench.claim import claimed
 from torch_thor.bench.compare import (
     CompareOptions,
     checked_target,
@@ -29,18 +31,17 @@ from torch_thor.bench.compare import (
     run_comparison,
 )
 from torch_thor.bench.config import DataSource, RunConfig
+from torch_thor.bench.machine import package_version
 from torch_thor.bench.observers import Observer
 from torch_thor.bench.one_line import OneLineErrors
 from torch_thor.bench.paper import PaperWriter
 from torch_thor.bench.paper_runs import Job, ended_runs, make_runs, plan_paper
-from torch_thor.bench.ranks import open_ranks, speaks
-from torch_thor.bench.recipes import RunOptions, plan_run
+from torch_thor.bench.recipes import RunOptions
 from torch_thor.bench.report import write_report
-from torch_thor.bench.rundir import make_directory
 from torch_thor.bench.scaling.command import scale
 from torch_thor.bench.splitting import measure, measured, report_split
 from torch_thor.bench.tables import optimizers_table, workloads_table
-from torch_thor.bench.train import train as train_run
+from torch_thor.bench.train_command import train
 from torch_thor.bench.tune_command import tune
 from torch_thor.bench.workloads import find_workload
 
@@ -53,6 +54,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train real workloads, compare optimizers by time to target, report.",
 )
+
+
+def _tell_version(asked: bool) -> None:  # noqa: FBT001 - typer calls it with the option's value
+    if asked:
+        typer.echo(f"thor {package_version()} (torch {torch.__version__})")
+        raise typer.Exit
+
+
+@app.callback()
+def thor(
+    *,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_tell_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Gives the group its options; its help stands above."""
+
 
 app.command()(scale)
 
@@ -69,59 +90,16 @@ def optimizers(workload: WorkloadArgument = "digits") -> None:
     console.print(optimizers_table(find_workload(workload)))
 
 
-@app.command()
-def train(
-    workload: WorkloadArgument = "digits",
-    *,
-    optimizer: Annotated[
-        str, typer.Option(help="Name of the optimizer (thor optimizers).")
-    ] = "thor",
-    changes: SetOption = None,
-    epochs: EpochsOption = None,
-    seed: Annotated[int, typer.Option(help="Seed of weights, order, augmentation.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the run in the folder.")
-    ] = False,
-    evals_per_epoch: EvaluationsOption = 1,
-    batch_size: BatchOption = None,
-    device: DeviceOption = "cpu",
-    data_dir: DataDirOption = None,
-    download: DownloadOption = False,
-    preset: PresetOption = None,
-    workers: WorkersOption = None,
-) -> None:
-    """Train one workload with one optimizer, under torchrun on several processes."""
-    task = find_workload(workload)
-    options = RunOptions(
-        epochs=epochs,
-        batch_size=batch_size,
-        evals_per_epoch=evals_per_epoch,
-        device=device,
-        preset=preset,
-    )
-    config = plan_run(task, optimizer, seed=seed, changes=changes or (), options=options)
-    directory = out or Path("runs") / workload / config.name
-    with open_ranks(device) as ranks:
-        train_run(
-            config,
-            directory,
-            source=DataSource(data_dir, download, workers),
-            observers=observers_of(task, directory, config.name),
-            resume=resume,
-            overwrite=overwrite,
-            ranks=ranks,
-        )
-    if speaks():
-        typer.echo(f"records in {directory}; see them with: thor report {directory}")
+app.command(epilog=RECIPES_ARE_TUNED)(train)
 
 
-@app.command()
+@app.command(epilog=RECIPES_ARE_TUNED)
 def compare(
     workload: WorkloadArgument = "digits",
     *,
-    optimizers: Annotated[str, typer.Option(help="Names, separated by commas.")] = DEFAULT_PEERS,
+    optimizers: Annotated[
+        str, typer.Option(help="Names of recipes, separated by commas.")
+    ] = DEFAULT_PEERS,
     seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 3,
     target: TargetOption = None,
     to_target: Annotated[
@@ -175,8 +153,9 @@ def compare(
         return observers_of(task, folder, title)
 
     source = DataSource(data_dir, download, workers)
-    run_comparison(comparison, directory, source=source, observe=observe)
-    _show(directory)
+    with claimed(directory):
+        run_comparison(comparison, directory, source=source, observe=observe)
+        _show(directory)
 
 
 app.command()(tune)
@@ -198,11 +177,10 @@ def split(
     """
     task = find_workload(workload)
     directory = out or Path("runs") / f"split-{workload}"
-    make_directory(directory)
-    found = measure(task, DataSource(data_dir, download), device=device, seed=seed)
-    title = f"{workload} on {device}"
-    written = report_split(found, title, directory)
-    console.print(written.table.to_rich(f"Table 1, {title}", console))
+    with claimed(directory):
+        found = measure(task, DataSource(data_dir, download), device=device, seed=seed)
+        written = report_split(found, f"{workload} on {device}", directory)
+    console.print(written.table.to_rich(f"Table 1, {workload} on {device}", console))
     console.print(written.layers.to_rich("Input factors", console))
     typer.echo(written.conclusion)
     typer.echo(f"figure: {written.figure.light}")
@@ -239,12 +217,13 @@ def paper(
     def observe(job: Job, told: str) -> list[Observer]:
         return observers_of(task, directory / job.folder, f"{told} {job.folder.name}")
 
-    split = measured(task, directory, source, device=device, seed=0)
-    if write_only:
-        runs = ended_runs(plan, directory)
-    else:
-        runs = make_runs(plan, directory, source=source, observe=observe)
-    page = PaperWriter(task, plan, runs, split, directory).write()
+    with claimed(directory):
+        split = measured(task, directory, source, device=device, seed=0)
+        if write_only:
+            runs = ended_runs(plan, directory)
+        else:
+            runs = make_runs(plan, directory, source=source, observe=observe)
+        page = PaperWriter(task, plan, runs, split, directory).write()
     typer.echo(f"page: {page}")
 
 

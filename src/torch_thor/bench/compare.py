@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from torch_thor.bench import rundir
 from torch_thor.bench.config import DataSource, RunConfig
+from torch_thor.bench.disk import written_whole
 from torch_thor.bench.errors import BenchError, RunDivergedError, RunInterruptedError, reason
 from torch_thor.bench.observers import Observer
 from torch_thor.bench.optimizers import find_optimizer, lacking
@@ -238,7 +239,8 @@ def run_comparison(
     settling = None
     if comparison.to_target:
         settling = Settling(find_workload(comparison.workload).metric, comparison.target)
-    (directory / COMPARISON_FILE).write_bytes(_ADAPTER.dump_json(comparison, indent=1) + b"\n")
+    with written_whole(directory / COMPARISON_FILE) as file:
+        file.write(_ADAPTER.dump_json(comparison, indent=1) + b"\n")
     for config in pending:
         folder = directory / config.name
         number = comparison.runs.index(config) + 1

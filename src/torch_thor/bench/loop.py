@@ -15,7 +15,6 @@ from torch_thor.bench.data import Batch
 from torch_thor.bench.errors import BenchError, RunDivergedError, RunInterruptedError, reason
 from torch_thor.bench.machine import describe_machine
 from torch_thor.bench.observers import Observer
-from torch_thor.bench.recipes import resume_command
 from torch_thor.bench.records import (
     EpochRecord,
     EvaluationRecord,
@@ -27,6 +26,7 @@ from torch_thor.bench.records import (
     RunStarted,
     StepRecord,
 )
+from torch_thor.bench.resuming import resume_command
 from torch_thor.bench.session import Session
 from torch_thor.bench.signals import StopRequest
 from torch_thor.bench.timing import Stopwatch, peak_memory_mb, reset_peak_memory

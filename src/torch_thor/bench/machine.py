@@ -58,7 +58,8 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _package_version() -> str:
+def package_version() -> str:
+    """Returns the version of torch-thor."""
     try:
         return version("torch-thor")
     except PackageNotFoundError:  # run from a source tree that was never installed
@@ -76,6 +77,6 @@ def describe_machine(device: torch.device) -> Machine:
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         torch=str(torch.__version__),
-        torch_thor=_package_version(),
+        torch_thor=package_version(),
         bfloat16=multiplies_bfloat16(device),
     )

@@ -1,13 +1,11 @@
 """Tuned settings and horizons: what an optimizer uses on a workload unless the user says else."""
 
 import math
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from torch_thor.bench.config import DataSource, RunConfig
+from torch_thor.bench.config import RunConfig
 from torch_thor.bench.errors import BenchError, unknown_choice
 from torch_thor.bench.optimizers import find_optimizer
 from torch_thor.bench.peers import SOAPSettings
@@ -23,7 +21,7 @@ from torch_thor.bench.settings import (
     to_values,
 )
 from torch_thor.bench.variants import VARIANTS
-from torch_thor.bench.workloads import Workload, find_workload
+from torch_thor.bench.workloads import Workload
 
 DEFAULTS = "defaults"  # the preset in which nothing is tuned
 
@@ -257,15 +255,6 @@ def plan_run(
         evals_per_epoch=_at_least_one("--evals-per-epoch", options.evals_per_epoch, 1),
         device=options.device,
     )
-
-
-def resume_command(config: RunConfig, directory: Path, source: DataSource) -> str:
-    """Returns the command that goes on with a run, without the settings that the recipe has."""
-    recipe = find_recipe(find_workload(config.workload), config.optimizer)
-    usual = to_values(recipe.settings)
-    changed = {key: value for key, value in config.settings.items() if value != usual.get(key)}
-    command = replace(config, settings=changed).command(directory)
-    return shlex.join([*shlex.split(command), *source.words, "--resume"])
 
 
 def _positive(argument: str, value: float | None, default: float) -> float:

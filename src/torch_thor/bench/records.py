@@ -284,6 +284,14 @@ def _lines(path: Path) -> Iterable[Record]:
                 raise BenchError(f"{message}; remove the line or the run") from error
 
 
+def stored_config(directory: Path) -> RunConfig | None:
+    """Returns what the run in a folder was asked to do; None where no readable run begins there."""
+    try:
+        return read_run(directory).config
+    except BenchError:
+        return None
+
+
 def read_run(directory: Path) -> Run:
     """Reads the records of the run in a folder.
 

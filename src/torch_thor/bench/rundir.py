@@ -6,6 +6,7 @@ import torch
 
 from torch_thor.bench.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint
 from torch_thor.bench.config import RunConfig
+from torch_thor.bench.disk import temporary_of
 from torch_thor.bench.errors import BenchError, reason
 from torch_thor.bench.observers import TENSORBOARD_FOLDER
 from torch_thor.bench.records import RECORDS_FILE, RunFailed, RunFinished, read_run
@@ -19,7 +20,10 @@ def has_run(directory: Path) -> bool:
 def has_records(directory: Path) -> bool:
     """Tells whether a folder holds a run that has begun to write records."""
     path = directory / RECORDS_FILE
-    return path.exists() and path.stat().st_size > 0
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        return file.readline().endswith(b"\n")  # a full disk may have cut the first one off
 
 
 def make_directory(directory: Path) -> None:
@@ -56,10 +60,16 @@ def begin(directory: Path) -> None:
         BenchError: The folder cannot be written.
     """
     make_directory(directory)
-    for name in (CHECKPOINT_FILE, RECORDS_FILE):
-        (directory / name).unlink(missing_ok=True)
+    for path in (*_checkpoints(directory), directory / RECORDS_FILE):
+        path.unlink(missing_ok=True)
     for events in (directory / TENSORBOARD_FOLDER).glob("events.out.tfevents.*"):
         events.unlink()
+
+
+def _checkpoints(directory: Path) -> tuple[Path, Path]:
+    """Returns the checkpoint, and the beginning of one that a killed process leaves."""
+    checkpoint = directory / CHECKPOINT_FILE
+    return checkpoint, temporary_of(checkpoint)
 
 
 def reopen(directory: Path, config: RunConfig, device: torch.device) -> Checkpoint | None:
@@ -79,6 +89,7 @@ def reopen(directory: Path, config: RunConfig, device: torch.device) -> Checkpoi
     if not has_run(directory):
         raise BenchError(f"--resume: {directory} holds no run; leave --resume out to begin one")
     make_directory(directory)
+    _checkpoints(directory)[1].unlink(missing_ok=True)
     checkpoint = load_checkpoint(directory, device)
     if not has_records(directory):
         return checkpoint if checkpoint is None else _same(directory, config, checkpoint)

@@ -193,12 +193,13 @@ def to_values(settings: Settings) -> dict[str, SettingValue]:
     return asdict(settings)
 
 
-def from_values(kind: type[S], values: dict[str, Any]) -> S:
+def from_values(kind: type[S], values: dict[str, Any], usual: S | None = None) -> S:
     """Builds settings from values by name, numbers possibly written as text.
 
     Args:
         kind: Class of the settings.
         values: Some or all of its fields.
+        usual: What an error names as usual values; None takes the defaults.
 
     Raises:
         BenchError: A name is unknown, or a value is not allowed.
@@ -210,19 +211,20 @@ def from_values(kind: type[S], values: dict[str, Any]) -> S:
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        raise _bad_value(kind, error) from error
+        raise _bad_value(kind, error, to_values(usual or kind())) from error
 
 
-def _bad_value(kind: type[Settings], error: ValidationError) -> BenchError:
+def _bad_value(
+    kind: type[Settings], error: ValidationError, usual: dict[str, SettingValue]
+) -> BenchError:
     """Returns one line for the first field that pydantic refuses."""
     first = error.errors()[0]
     key = str(first["loc"][0])
     told = [_told(e["msg"]) for e in error.errors() if e["loc"][0] == key]
     if type(None) in get_args(get_type_hints(kind)[key]):
         told.append("none")
-    default = next(field.default for field in fields(kind) if field.name == key)
     message = f"--set {key}={first['input']}: must be {' or '.join(dict.fromkeys(told))}"
-    return BenchError(f"{message}; the usual value is {key}={_written(default)}")
+    return BenchError(f"{message}; the usual value is {key}={_written(usual[key])}")
 
 
 def _told(message: str) -> str:
@@ -254,4 +256,4 @@ def override(base: S, changes: Sequence[str]) -> S:
         if key not in values:
             raise unknown_choice("--set", key, names)
         values[key] = None if value.lower() == "none" else value
-    return from_values(type(base), values)
+    return from_values(type(base), values, usual=base)

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch_thor import SplitCurves, SplitMeasurement, measure_split
 from torch_thor.bench import rundir
 from torch_thor.bench.config import DataSource
+from torch_thor.bench.disk import written_whole
 from torch_thor.bench.errors import BenchError, reason
 from torch_thor.bench.figures import FigureFile, write_figure
 from torch_thor.bench.recipes import RunOptions, plan_run
@@ -89,9 +90,8 @@ def measured(
             raise BenchError(f"{message}; remove it") from error
     rundir.make_directory(directory)
     found = measure(workload, source, device=device, seed=seed)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(_ADAPTER.dump_json(found, indent=1) + b"\n")
-    temporary.replace(path)
+    with written_whole(path) as file:
+        file.write(_ADAPTER.dump_json(found, indent=1) + b"\n")
     return found
 
 

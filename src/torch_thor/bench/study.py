@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch_thor.bench import rundir
 from torch_thor.bench.compare import checked_target
 from torch_thor.bench.config import RunConfig
+from torch_thor.bench.disk import written_whole
 from torch_thor.bench.errors import BenchError, reason
 from torch_thor.bench.optimizers import find_optimizer
 from torch_thor.bench.recipes import RunOptions
@@ -178,10 +179,8 @@ def open_study(study: Study, directory: Path) -> None:
             message = f"--out {directory} holds a study with other {', '.join(differences)}"
             raise BenchError(f"{message} (made by {stored.command}); name another --out")
         return
-    path = directory / STUDY_FILE
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(_ADAPTER.dump_json(study, indent=1) + b"\n")
-    temporary.replace(path)
+    with written_whole(directory / STUDY_FILE) as file:
+        file.write(_ADAPTER.dump_json(study, indent=1) + b"\n")
 
 
 def read_study(directory: Path) -> Study | None:

@@ -9,7 +9,9 @@ import torch
 
 from torch_thor.bench import rundir
 from torch_thor.bench.checkpoint import Checkpoint
+from torch_thor.bench.claim import claimed
 from torch_thor.bench.config import DataSource, RunConfig
+from torch_thor.bench.disk import is_refusal
 from torch_thor.bench.errors import BenchError, reason
 from torch_thor.bench.loop import Loop, RunResult
 from torch_thor.bench.observers import Observer
@@ -48,11 +50,33 @@ def train(
         BenchError: Anything that the user can mend; RunDivergedError for a loss that is not finite,
             RunInterruptedError after SIGINT or SIGTERM, with all state saved.
     """
+    try:
+        return _train(
+            config, directory, source, observers, ranks, resume=resume, overwrite=overwrite
+        )
+    except OSError as error:  # of a file that is closed on the way out, too
+        if is_refusal(error):
+            raise _cannot_write(directory, error) from error
+        raise
+
+
+def _train(
+    config: RunConfig,
+    directory: Path,
+    source: DataSource | None,
+    observers: Sequence[Observer],
+    ranks: Ranks,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> RunResult:
     workload = find_workload(config.workload)
-    resume = resume or (ranks.restarted and rundir.has_run(directory))
     with ExitStack() as stack:
+        if ranks.is_first:
+            stack.enter_context(claimed(directory))
         for observer in observers:
             stack.callback(observer.close)
+        resume = resume or (ranks.restarted and rundir.has_run(directory))
         find = partial(_checkpoint, directory, config, ranks, resume=resume, overwrite=overwrite)
         checkpoint = ranks.from_first(find)
         session = Session(config, workload, source or DataSource(), ranks)
@@ -67,8 +91,13 @@ def train(
             stop = stack.enter_context(StopRequest())
             return Loop(session, directory, checkpoint, writer, observers).run(stop)
         except OSError as error:
-            message = f"{directory} cannot be written ({reason(error)})"
-            raise BenchError(f"{message}; free the disk, then go on with --resume") from error
+            raise _cannot_write(directory, error) from error
+
+
+def _cannot_write(directory: Path, error: OSError) -> BenchError:
+    message = f"{directory} cannot be written ({reason(error)})"
+    again = "with --resume (thor train) or by the same command again (all others)"
+    return BenchError(f"{message}; free the disk, then go on {again}")
 
 
 def _checkpoint(

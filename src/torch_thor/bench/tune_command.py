@@ -16,6 +16,7 @@ from torch_thor.bench.arguments import (
     console,
     observers_of,
 )
+from torch_thor.bench.claim import claimed
 from torch_thor.bench.config import DataSource, RunConfig
 from torch_thor.bench.observers import Observer
 from torch_thor.bench.optimizers import lacking
@@ -79,7 +80,8 @@ def tune(
         observe=observe,
         tell=typer.echo,
     )
-    written = write_study(runner.run())
+    with claimed(out / workload):
+        written = write_study(runner.run())
     console.print(written.table.to_rich(written.title, console))
     typer.echo(f"report: {written.page}")
     typer.echo(f"figure: {written.figure.light}")

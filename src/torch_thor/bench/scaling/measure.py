@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from torch_thor import KFAC, THOR, Distributed, Intervals
 from torch_thor.bench.data import Batch
+from torch_thor.bench.disk import written_whole
 from torch_thor.bench.errors import BenchError, reason
 from torch_thor.bench.machine import describe_machine
 from torch_thor.bench.precision import autocast, forward_type
@@ -239,6 +240,5 @@ def saved_profile(path: Path) -> Profile | None:
 
 def save_profile(profile: Profile, path: Path) -> None:
     """Writes a profile; the former one stays whole until the new one is on disk."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(_ADAPTER.dump_json(profile, indent=1) + b"\n")
-    temporary.replace(path)
+    with written_whole(path) as file:
+        file.write(_ADAPTER.dump_json(profile, indent=1) + b"\n")

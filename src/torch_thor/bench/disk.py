@@ -1,0 +1,70 @@
+"""Files that stand whole or not at all, and what a disk that refuses them is told as."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+
+
+def is_refusal(error: OSError) -> bool:
+    """Says whether the disk takes no more: full, over quota, read-only or broken."""
+    return error.errno in _REFUSALS
+
+
+@contextmanager
+def written_whole(target: Path) -> Iterator[IO[bytes]]:
+    """Gives a file that takes the place of another once all of it is on disk.
+
+    Whatever happens before, the former file stays, and nothing stands beside it.
+
+    Args:
+        target: Where the file will be.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    temporary = temporary_of(target)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def temporary_of(target: Path) -> Path:
+    """Returns where a file grows before it takes its place; a killed process leaves it there."""
+    return target.with_suffix(".tmp")
+
+
+class Remembering:
+    """A file for writers whose own errors hide why a write failed, as torch's do.
+
+    Args:
+        file: What is written to.
+
+    Attributes:
+        refusal: The first error of the file itself.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.refusal: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Writes, and keeps the error where that fails."""
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.refusal = self.refusal or error
+            raise
+
+    def flush(self) -> None:
+        """Does nothing: who opened the file flushes it."""
