@@ -297,6 +297,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         ranks = self.preconditioner.communicator
         current = ranks.adopt("state of the optimizer", own, valid=up_to_date)
         super().load_state_dict(current)
+        self._motion.adopt(self.state)
 
     @property
     def _distribution(self) -> tuple[Distributed, torch.device]:
@@ -328,4 +329,5 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         curvature = state_dict.get("curvature", {})
         self.preconditioner.prepare(curvature)
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "curvature"})
+        self._motion.adopt(self.state)
         self.preconditioner.load_state_dict(curvature)
