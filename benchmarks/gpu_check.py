@@ -159,7 +159,7 @@ def check_against_cpu(report: Report) -> None:
                 line = f"{verdict} {option}, {kind}: {value:.1e} ({name})"
             except Exception as error:  # noqa: BLE001 - each has something to say
                 bad += 1
-                line = f"ERROR {option}, {kind}: {_place(error)}"
+                line = f"ERROR {option}, {kind}: {place_of(error)}"
             report.write(f"- {line}")
     report.record("check: differences and errors", bad)
 
@@ -185,11 +185,11 @@ def check_losses(report: Report, kinds: Iterable[str] = MODELS) -> None:
                     verdict = "ok" if losses[-1] < 0.9 * losses[0] else "DOES NOT FALL"
                     line = f"{verdict} {option}, {kind}, {name}: {losses[0]:.3f} → {losses[-1]:.3f}"
                 except Exception as error:  # noqa: BLE001 - each has something to say
-                    line = f"ERROR {option}, {kind}, {name}: {_place(error)}"
+                    line = f"ERROR {option}, {kind}, {name}: {place_of(error)}"
                 report.write(f"- {line}")
 
 
-def _place(error: BaseException) -> str:
+def place_of(error: BaseException) -> str:
     """An error's first line, and the last place of torch_thor on its way."""
     place, trace = "", error.__traceback__
     while trace is not None:

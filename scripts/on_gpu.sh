@@ -4,6 +4,7 @@
 #
 #   bash scripts/on_gpu.sh             # about five minutes
 #   bash scripts/on_gpu.sh benchmark   # one part: benchmark, tests or full (a benchmark of 7 minutes)
+#   bash scripts/on_gpu.sh large       # check, launches, graphs, models too large for a quick run, then tests
 set -u
 cd "$(dirname "$0")/.."
 export OUT="${OUT:-runs/gpu}" PYTHONPATH="$PWD/src:$PWD/benchmarks" PYTHONUNBUFFERED=1
@@ -33,9 +34,13 @@ case "${1:-all}" in
 benchmark) benchmark 165 --quick ;;
 full) benchmark 440 --compiled ;;
 tests) tests 150 ;;
+large)
+    benchmark 225 --quick --seconds 195 --only check,profile,graph,resnet50-256,vit-b16-128,gpt2-small
+    tests 150
+    ;;
 all)
     benchmark 165 --quick
     tests 150
     ;;
-*) echo "unknown part $1: benchmark, full, tests or all" >&2; exit 2 ;;
+*) echo "unknown part $1: benchmark, full, tests, large or all" >&2; exit 2 ;;
 esac
