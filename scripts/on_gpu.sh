@@ -35,7 +35,8 @@ benchmark) benchmark 165 --quick ;;
 full) benchmark 440 --compiled ;;
 tests) tests 150 ;;
 large)
-    benchmark 225 --quick --seconds 195 --only check,profile,graph,resnet50-256,vit-b16-128,gpt2-small
+    benchmark 225 --quick --seconds 195 --optimizers sgd,adamw,muon,thor,thor-unchecked,scale-free \
+        --only check,profile,graph,resnet50-256,vit-b16-128,gpt2-small
     tests 150
     ;;
 all)
