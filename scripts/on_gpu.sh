@@ -20,7 +20,7 @@ benchmark() { # what is left over, besides OUT, goes to gpu.py
 
 tests() {
     # SIGINT lets pytest tell what has failed so far.
-    OMP_NUM_THREADS=1 timeout -s INT -k 15 "$1" "$PYTHON" -m pytest -n "${WORKERS:-8}" --device "$DEVICE" \
+    OMP_NUM_THREADS=1 timeout -s INT -k 15 "$1" "$PYTHON" -m pytest -n "${WORKERS:-12}" --device "$DEVICE" \
         -p no:cacheprovider -p no:benchmark -W default::DeprecationWarning -W default::FutureWarning -vv --tb=short \
         --timeout=60 -rfEs --junitxml="$OUT/pytest.xml" tests/contracts tests/oracle tests/test_*.py \
         >"$OUT/pytest.txt" 2>&1
@@ -37,7 +37,7 @@ tests) tests 150 ;;
 large)
     benchmark 225 --quick --seconds 195 --optimizers sgd,adamw,muon,thor,thor-unchecked,scale-free \
         --only check,profile,graph,resnet50-256,vit-b16-128,gpt2-small
-    tests 150
+    tests 170
     ;;
 all)
     benchmark 165 --quick
