@@ -9,10 +9,10 @@ DOCS   := $(VENV)/.installed-docs
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint format bench docs clean
+.PHONY: help setup test test-robust demo lint format bench docs clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## Make .venv and install the project with all extras and the dev group
 
@@ -30,6 +30,9 @@ $(DOCS): $(STAMP)
 
 test: $(STAMP) ## Run the tests (ARGS="-k name" narrows them down)
 	$(BIN)/python -m pytest -n auto $(ARGS)
+
+test-robust: $(STAMP) ## The tests in random order: other threads, other processors, a busy machine
+	scripts/test_robust.sh $(BIN)/python $(ARGS)
 
 demo: export OMP_NUM_THREADS = 2
 demo: $(STAMP) ## Train digits with THOR, SGD and AdamW; print the table, write the report

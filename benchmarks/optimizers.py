@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from models import Task
 from torch_thor import EKFAC, KFAC, THOR, GrowingInterval
 from torch_thor.bench.more_peers import singd_parameters
-from torch_thor.bench.muon import FlattenedMuon
+from torch_thor.bench.requirements import lacks_muon
 
 Build = Callable[[nn.Module, Task, int | None], list[Optimizer]]
 
@@ -40,6 +40,10 @@ def _adamw(model: nn.Module, _task: Task, _interval: int | None) -> list[Optimiz
 
 
 def _muon(model: nn.Module, _task: Task, _interval: int | None) -> list[Optimizer]:
+    if lacks := lacks_muon():
+        raise SystemExit(f"muon {lacks}")
+    from torch_thor.bench.muon import FlattenedMuon  # noqa: PLC0415 - extends what may be missing
+
     embedded = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     matrices = [p for p in model.parameters() if p.dim() >= 2 and id(p) not in embedded]
     chosen = {id(p) for p in matrices}
@@ -94,6 +98,12 @@ def _singd(model: nn.Module, _task: Task, interval: int | None) -> list[Optimize
     tracked, rest = singd_parameters(model)
     singd = SINGD(model, tracked, lr=_LR, momentum=0.9, T=interval or 20, normalize_lr_cov=True)
     return [singd, torch.optim.SGD(rest, lr=_LR, momentum=0.9, nesterov=True)]
+
+
+def lacking(names: list[str]) -> dict[str, str]:
+    """What the installed torch lacks for some of the optimizers, by their names."""
+    what = lacks_muon()
+    return {"muon": what} if what and "muon" in names else {}
 
 
 OPTIMIZERS: dict[str, Build] = {

@@ -22,6 +22,7 @@ from rich.progress import track
 
 from torch_thor.bench.config import DataSource
 from torch_thor.bench.errors import BenchError
+from torch_thor.bench.optimizers import lacking
 from torch_thor.bench.recipes import plan_run
 from torch_thor.bench.session import Session
 from torch_thor.bench.tables import TextTable
@@ -82,8 +83,11 @@ def measure(workload: Workload, names: list[str], steps: int) -> list[Contestant
     return contestants
 
 
-def report(title: str, contestants: list[Contestant]) -> str:
-    """Returns a Markdown table of means and medians; ratios of means, to the first contestant."""
+def report(title: str, contestants: list[Contestant], absent: dict[str, str]) -> str:
+    """Returns a Markdown table of means and medians; ratios of means, to the first contestant.
+
+    Absent optimizers say why.
+    """
     first = contestants[0]
     mean, median = statistics.fmean, statistics.median
     base = mean(first.steps[_WARM_UP:])
@@ -95,6 +99,7 @@ def report(title: str, contestants: list[Contestant]) -> str:
     headings = (
         "optimizer", "step, ms, mean", f"÷ {first.name}", "median", "optimizer, ms, mean", "median",
     )  # fmt: skip
+    rows += [(name, what, "–", "–", "–", "–") for name, what in absent.items()]
     head = f"{title}, {len(first.steps) - _WARM_UP} steps each"
     return f"{head}\n\n{TextTable(headings, tuple(rows)).to_markdown()}"
 
@@ -109,14 +114,15 @@ def main() -> None:
     if chosen.steps < _TURN:
         parser.error(f"--steps {chosen.steps} must be at least {_TURN}, one turn; try --steps 600")
     try:
-        contestants = measure(
-            find_workload(chosen.workload), chosen.optimizers.split(","), chosen.steps
-        )
+        names = chosen.optimizers.split(",")
+        absent = lacking(names)
+        present = [name for name in names if name not in absent]
+        contestants = measure(find_workload(chosen.workload), present, chosen.steps)
     except BenchError as error:
         parser.error(str(error))
     threads = torch.get_num_threads()
     title = f"{chosen.workload}, torch {torch.__version__}, {threads} threads"
-    Console().print(report(title, contestants), soft_wrap=True, markup=False)
+    Console().print(report(title, contestants, absent), soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

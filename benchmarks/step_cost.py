@@ -27,7 +27,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from models import TASKS, Task
-from optimizers import OPTIMIZERS
+from optimizers import OPTIMIZERS, lacking
 from torch_thor.bench.tables import TextTable
 
 if TYPE_CHECKING:
@@ -98,8 +98,10 @@ def measure(
     return contestants
 
 
-def report(title: str, contestants: list[Contestant], interval: int | None) -> str:
-    """Returns a Markdown table; ratios are to the first contestant."""
+def report(
+    title: str, contestants: list[Contestant], interval: int | None, absent: dict[str, str]
+) -> str:
+    """Returns a Markdown table; ratios are to the first contestant, absent ones say why."""
     first = contestants[0]
     base = amortized(first.steps, interval)
     rows = []
@@ -113,6 +115,7 @@ def report(title: str, contestants: list[Contestant], interval: int | None) -> s
         "optimizer", "step, ms", f"÷ {first.name}", "optimizer, ms", "p99 ÷ p50",
         "state ÷ parameters",
     )  # fmt: skip
+    rows += [(name, what, "–", "–", "–", "–") for name, what in absent.items()]
     chosen = "own intervals" if interval is None else f"interval {interval}"
     head = f"{title}; {chosen}, {len(first.steps)} measured steps each"
     return f"{head}\n\n{TextTable(headings, tuple(rows)).to_markdown()}"
@@ -135,10 +138,12 @@ def main() -> None:
     interval = chosen.interval
     steps = chosen.steps if interval is None else interval * chosen.cycles
     warm_up = interval or chosen.warm_up
-    contestants = measure(TASKS[chosen.task], names, interval, warm_up, steps)
+    absent = lacking(names)
+    present = [name for name in names if name not in absent]
+    contestants = measure(TASKS[chosen.task], present, interval, warm_up, steps)
     threads = torch.get_num_threads()
     title = f"{chosen.task}, torch {torch.__version__}, {threads} threads, {platform.machine()}"
-    Console().print(report(title, contestants, interval), soft_wrap=True, markup=False)
+    Console().print(report(title, contestants, interval, absent), soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import warnings
 from typing import TYPE_CHECKING
 
@@ -26,8 +27,11 @@ settings.register_profile(
 settings.register_profile(
     "search", parent=settings.get_profile("default"), derandomize=False, max_examples=1000
 )
+# Times that are measured for one test serve all, and the user's own are neither read nor written.
+_CACHE = tempfile.TemporaryDirectory(prefix="torch-thor-tests-")
+os.environ["TORCH_THOR_CACHE"] = _CACHE.name
 # Threads only wait for each other on matrices of this size, and other processes for both.
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 

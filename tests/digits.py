@@ -32,18 +32,21 @@ def images() -> tuple[Tensor, Tensor]:
     """1,797 images [64] in [0, 1], shuffled once, and their classes."""
     table, classes = load_digits(return_X_y=True)
     order = torch.randperm(len(table), generator=draws(0))
-    return torch.tensor(table, dtype=torch.float32)[order] / 16, torch.tensor(classes)[order]
+    return torch.tensor(table, dtype=torch.float64)[order] / 16, torch.tensor(classes)[order]
 
 
 def train_on_digits(
     build: Callable[[nn.Module], torch.optim.Optimizer], seed: int, epochs: int = 4
 ) -> Curve:
-    """Train a 64-64-64-10 network with batches of 64."""
+    """Train a 64-64-64-10 network with batches of 64.
+
+    In float64: 100 steps in float32 make 4 % of another processor's rounding.
+    """
     torch.manual_seed(seed)
     inputs, classes = images()
     model = nn.Sequential(
         nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)
-    )
+    ).double()
     optimizer = build(model)
     order = draws(seed)
     losses = []

@@ -6,7 +6,6 @@ import copy
 import logging
 import os
 import signal
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,13 +78,17 @@ def _one_step(model: nn.Module, optimizer: Any) -> None:
 
 
 def a_rank_that_stays_away(seconds: float) -> str:
-    """Rank 1 never takes its step."""
-    model = mlp()
+    """Rank 1 takes no step before rank 0 has given up."""
+    model, word = mlp(), torch.zeros(1)
+    aside: Any = dist.new_group()  # connections that the failure leaves alone
+    dist.barrier()
     optimizer = THOR(model, **EVERY_STEP, distributed=Distributed(timeout=seconds))
     if dist.get_rank() == 1:
-        time.sleep(4 * seconds)
+        dist.recv(word, src=0, group=aside)
         return "away"
-    return message_of(lambda: _one_step(model, optimizer))
+    message = message_of(lambda: _one_step(model, optimizer))
+    dist.send(word, dst=1, group=aside)
+    return message
 
 
 def a_rank_that_dies() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import multiprocessing
 import tempfile
@@ -54,7 +55,7 @@ def attempt_on_ranks(size: int, work: Callable[..., Any], *arguments: object) ->
         store = str(Path(folder) / "store")
         pipes, processes = [], []
         for rank in range(size):
-            ours, theirs = _CONTEXT.Pipe(duplex=False)
+            ours, theirs = _CONTEXT.Pipe()
             process = _CONTEXT.Process(
                 target=_rank, args=(rank, size, store, theirs, work, arguments), daemon=True
             )
@@ -63,6 +64,8 @@ def attempt_on_ranks(size: int, work: Callable[..., Any], *arguments: object) ->
             pipes.append(ours)
             processes.append(process)
         answers = [_answer(pipe) for pipe in pipes]
+        for pipe in pipes:
+            pipe.close()  # lets the ranks end
         for process in processes:
             process.join(5)
             process.kill()
@@ -95,6 +98,7 @@ def _rank(
         world_size=size,
         timeout=timedelta(seconds=_TIME_LIMIT),
     )
+    _meet(f"{store}-connected", rank, size)
     try:
         answer = work(*arguments)
     except Exception:  # noqa: BLE001 - whatever a rank raises is the parent's to judge
@@ -102,4 +106,15 @@ def _rank(
     buffer = io.BytesIO()
     torch.save(answer, buffer)
     pipe.send_bytes(buffer.getvalue())
-    pipe.close()
+    with contextlib.suppress(EOFError):
+        pipe.recv_bytes()  # until all have answered
+
+
+def _meet(store: str, rank: int, size: int) -> None:
+    """Waits for all ranks without a connection between them.
+
+    A rank that is far ahead would close connections that another still opens.
+    """
+    met = dist.FileStore(store, size)  # type: ignore[attr-defined] # torch leaves it out of __all__
+    met.set(str(rank), "here")
+    met.wait([str(other) for other in range(size)], timedelta(seconds=_TIME_LIMIT))

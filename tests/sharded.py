@@ -22,8 +22,11 @@ from torch_thor import (
     Base,
     Damping,
     InvalidOptionError,
+    LayerDecision,
+    MemoryReport,
     NormControl,
     Statistics,
+    TraceRule,
     Update,
 )
 
@@ -98,6 +101,12 @@ class Case:
         return model
 
 
+def odd_network() -> nn.Sequential:
+    """7 rows in blocks of 2: the last rank's last block holds one row of the layer."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 7))
+
+
 _FIRST: dict[str, Any] = {"update": Update(momentum_first=False)}
 CASES: dict[str, Case] = {
     "thor": Case(),
@@ -109,6 +118,19 @@ CASES: dict[str, Case] = {
         uneven_network, (6,), 5, {"split": 1, "norm_control": _ROWS, "power": 1.0}
     ),
     "replicas of shards": Case(replicas=2),
+    "trace rule": Case(
+        options={"trace_rule": TraceRule(0.01, 0.0), "damping": Damping(0.1, "both")}
+    ),
+    "distance rule": Case(options={"trace_rule": TraceRule(0.9, 0.0, compare="distance")}),
+    "distance rule, rows that don't divide": Case(
+        uneven_network,
+        (6,),
+        5,
+        {"split": 1, "trace_rule": TraceRule(0.9, 0.0, compare="distance")},
+    ),
+    "rms, rows that don't divide": Case(
+        odd_network, (6,), 7, {"norm_control": NormControl("rms", per="rows"), "lr": 0.01}
+    ),
 }
 
 
@@ -121,12 +143,16 @@ class Result:
         shapes: Shapes of the blocks of G that this rank keeps.
         messages: Collectives of the curvature in each step.
         refreshing: Steps that refreshed a layer.
+        decisions: What was decided of each layer, in order.
+        memory: What curvature and momentum take, before the first step and after the last.
     """
 
     weights: list[Tensor]
     shapes: list[tuple[int, ...]]
     messages: list[int] = field(default_factory=list)
     refreshing: set[int] = field(default_factory=set)
+    decisions: list[LayerDecision] = field(default_factory=list)
+    memory: list[MemoryReport] = field(default_factory=list)
 
 
 def whole(model: nn.Module) -> list[Tensor]:
@@ -154,12 +180,15 @@ def train(case: Case, *, shard: bool = True) -> Result:
         case.shard(model)
     optimizer = case.optimizer(model)
     result = Result([], [])
+    result.memory.append(optimizer.memory())
     for number in range(STEPS):
         before = optimizer.preconditioner.communicator.traffic.messages
         step(case, model, optimizer, number)
         after = optimizer.preconditioner.communicator.traffic.messages
         result.messages.append(after - before)
         result.refreshing |= {decision.step for decision in optimizer.last_decisions}
+        result.decisions += optimizer.last_decisions
+    result.memory.append(optimizer.memory())
     result.weights = whole(model)
     result.shapes = [tuple(s.g.blocks.shape) for s in optimizer.preconditioner.stacks]
     return result

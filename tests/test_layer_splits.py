@@ -15,10 +15,10 @@ from helpers import assert_same_weights, data, train
 from oracle import blocks_only
 from torch_thor import THOR, InvalidOptionError, Preconditioner, hardware, layer_splits
 from torch_thor.hardware import InversionTime
-from torch_thor.layer_splits import BlockTimes, _gains, affordable_pairs, held_entries
+from torch_thor.layer_splits import BlockTimes, _gains, affordable_pairs
 from torch_thor.layers import Geometry
 from torch_thor.partition import Partition
-from torch_thor.split import candidate_sizes
+from torch_thor.split import candidate_sizes, held_entries
 from torch_thor.stacks import SplitRule
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ PACKAGE = Path(torch_thor.__file__).parent
 BENCH = PACKAGE / "bench"
 
 # Mathematics and rules: they may use each other, never the engine that calls them.
-PURE = {"linalg", "square_roots", "partition", "schedules", "policies"}
+PURE = {"checks", "linalg", "square_roots", "partition", "schedules", "policies"}
 
 
 @dataclass(frozen=True)

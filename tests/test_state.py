@@ -240,6 +240,7 @@ def test_other_options_are_refused(save_with: dict[str, Any], load_with: dict[st
     model = mlp()
     saver = THOR(model, interval=1, **save_with)
     train(model, saver, [data(8)])
+    saver.remove()
     loader = THOR(model, interval=1, **load_with)
     train(model, loader, [data(8)])
     with pytest.raises(StateMismatchError):

@@ -14,6 +14,7 @@ from torch_thor.errors import (
 )
 from torch_thor.hardware import multiplies_bfloat16
 from torch_thor.layers import Geometry, LayerAdapter, register_adapter
+from torch_thor.memory import LayerMemory, MemoryReport
 from torch_thor.options import Damping, Intervals, NormControl, Refresh, Statistics, Update
 from torch_thor.policies import Decision, LayerDecision, TraceRule
 from torch_thor.preconditioner import Preconditioner
@@ -49,7 +50,9 @@ __all__ = [
     "InvalidOptionError",
     "LayerAdapter",
     "LayerDecision",
+    "LayerMemory",
     "LayerSplit",
+    "MemoryReport",
     "NonFiniteGradientError",
     "NormControl",
     "ParameterCoverage",

@@ -35,7 +35,7 @@ def inside_backward() -> bool:
 
 def when_backward_ends(action: Callable[[], None]) -> None:
     """Runs an action when the innermost running backward has ended without an error."""
-    torch.autograd.Variable._execution_engine.queue_callback(action)  # type: ignore[attr-defined]
+    torch.autograd.Variable._execution_engine.queue_callback(action)
 
 
 def is_transformed(output: object) -> bool:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from torch_thor.errors import InvalidOptionError, require
+from torch_thor.checks import POSITIVE, RATE, SHARE, check_types, require_number, require_type
+from torch_thor.errors import require
+from torch_thor.foreach import ALL, Lots, add, add_, mul_
 from torch_thor.shards import local
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 ParameterState = dict[str, Any]
+BaseRule = Literal["sgd", "adamw"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Base:
     Args:
         rule: ``"sgd"`` or ``"adamw"``.
         lr_scale: Learning rate ÷ that of the group, so that schedulers move both.
-        weight_decay: Decay of these parameters; ``None`` takes the group's.
+        weight_decay: Decay of these parameters; ``None`` takes the group's, and so do groups that
+            were given a decay of their own.
         betas: AdamW's averages.
         eps: AdamW's ε.
         fused: As in ``torch.optim``; picks the kernel, not the result. ``None`` takes AdamW's
@@ -37,7 +41,7 @@ class Base:
         InvalidOptionError: For values out of range.
     """
 
-    rule: Literal["sgd", "adamw"] = "sgd"
+    rule: BaseRule = "sgd"
     lr_scale: float = 1.0
     weight_decay: float | None = None
     betas: tuple[float, float] = (0.9, 0.95)
@@ -46,9 +50,21 @@ class Base:
 
     def __post_init__(self) -> None:
         """Validates the options."""
-        if self.rule not in ("sgd", "adamw"):
-            raise InvalidOptionError("base rule", self.rule, "'sgd' or 'adamw'")
-        require("lr_scale", self.lr_scale, self.lr_scale > 0, "> 0")
+        check_types(self, rule="base rule")
+        require("base rule", self.rule, self.rule in get_args(BaseRule), "'sgd' or 'adamw'")
+        require_number("lr_scale", self.lr_scale, POSITIVE)
+        if self.weight_decay is not None:
+            require_number("weight_decay", self.weight_decay, RATE)
+        require("betas", self.betas, len(self.betas) == 2, "two numbers")
+        for beta in self.betas:
+            require_number("betas", beta, SHARE)
+        require_number("eps", self.eps, RATE)
+
+
+def as_base(value: Base | BaseRule) -> Base:
+    """Accepts a rule's name in the place of a ``Base`` with its defaults."""
+    require_type("base", value, Base | BaseRule)
+    return value if isinstance(value, Base) else Base(value)
 
 
 def allocate_state(
@@ -56,9 +72,8 @@ def allocate_state(
 ) -> None:
     """Gives a parameter the state that its first step would."""
     if base.rule == "adamw" and "exp_avg" not in state:
-        state["step"] = torch.zeros(
-            (), dtype=torch.float32, device=_counting_device(base, parameter)
-        )
+        device = _counting_device(base, parameter)
+        state["step"] = torch.zeros((), dtype=torch.float32, device=device)
         state["exp_avg"] = torch.zeros_like(parameter)
         state["exp_avg_sq"] = torch.zeros_like(parameter)
     elif base.rule == "sgd" and momentum:
@@ -81,6 +96,7 @@ def sgd_step(
     parameters: Sequence[nn.Parameter],
     steps: list[Tensor],
     states: list[ParameterState],
+    lots: Lots,
     *,
     lr: float,
     weight_decay: float,
@@ -90,32 +106,78 @@ def sgd_step(
 ) -> None:
     """torch.optim.SGD's update over given directions, with its own state layout.
 
-    Its arithmetic too, to the bit, but all tensors at once on any device and without writing to
-    the steps: on the CPU torch's own goes through them one by one, and its multi-tensor kernel
-    leaves Nesterov's sum in the gradients.
+    Its arithmetic too, to the bit, but without writing to the steps, and all tensors that go
+    together at once: on the CPU torch's own goes through them one by one, and its multi-tensor
+    kernel leaves Nesterov's sum in the gradients.
+
+    Args:
+        parameters: What moves.
+        steps: Its directions.
+        states: Its state.
+        lots: Which of them go together.
+        lr: Learning rate.
+        weight_decay: Coupled decay.
+        momentum: Momentum factor.
+        nesterov: Nesterov's momentum.
+        fused: See ``Base``.
     """
-    weights, steps = [local(p) for p in parameters], [local(step) for step in steps]
-    buffers = momentum_buffers(parameters, states) if momentum else []
-    if fused:
-        sgd(
-            weights,
-            steps,
-            [*buffers] or [None] * len(weights),
-            fused=True,
-            weight_decay=weight_decay,
-            momentum=momentum,
-            lr=lr,
-            dampening=0.0,
-            nesterov=nesterov and momentum > 0,
-            maximize=False,
-        )
-        return
+    rule: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
+    rule["nesterov"] = nesterov and momentum > 0
+    for lot in lots:
+        own, directions = lot.take(parameters), [local(step) for step in lot.take(steps)]
+        if lot.together and not (fused and own[0].is_floating_point()):
+            _sgd_together(own, directions, lot.take(states), **rule)
+        else:
+            _sgd_of_torch(own, directions, lot.take(states), fused=lot.together, **rule)
+
+
+def _sgd_together(
+    parameters: Sequence[nn.Parameter],
+    steps: list[Tensor],
+    states: list[ParameterState],
+    *,
+    lr: float,
+    weight_decay: float,
+    momentum: float,
+    nesterov: bool,
+) -> None:
+    weights = [local(parameter) for parameter in parameters]
     if weight_decay:
-        steps = list(torch._foreach_add(steps, weights, alpha=weight_decay))
+        steps = add(ALL, steps, weights, alpha=weight_decay)
     if momentum:
-        renew(buffers, steps, momentum)
-        steps = list(torch._foreach_add(steps, buffers, alpha=momentum)) if nesterov else buffers
-    torch._foreach_add_(weights, steps, alpha=-lr)
+        buffers = momentum_buffers(parameters, states)
+        renew(ALL, buffers, steps, momentum)
+        steps = add(ALL, steps, buffers, alpha=momentum) if nesterov else buffers
+    add_(ALL, weights, steps, alpha=-lr)
+
+
+def _sgd_of_torch(
+    parameters: Sequence[nn.Parameter],
+    steps: list[Tensor],
+    states: list[ParameterState],
+    *,
+    fused: bool,
+    **rule: Any,
+) -> None:
+    """SGD by torch's own functions, fused or one by one, which know every layout and type."""
+    kept = [state.get("momentum_buffer") for state in states]
+    if fused and rule["momentum"]:
+        kept = list(momentum_buffers(parameters, states))
+    buffers = [None if buffer is None else local(buffer) for buffer in kept]
+    sgd(
+        [local(parameter) for parameter in parameters],
+        steps,
+        buffers,
+        has_sparse_grad=any(step.is_sparse for step in steps),
+        foreach=False,
+        fused=fused,
+        dampening=0.0,
+        maximize=False,
+        **rule,
+    )
+    for state, before, buffer in zip(states, kept, buffers, strict=True):
+        if before is None and buffer is not None:
+            state["momentum_buffer"] = buffer
 
 
 def momentum_buffers(
@@ -128,10 +190,10 @@ def momentum_buffers(
     return [local(state["momentum_buffer"]) for state in states]
 
 
-def renew(buffers: list[Tensor], steps: list[Tensor], momentum: float) -> None:
+def renew(lots: Lots, buffers: list[Tensor], steps: list[Tensor], momentum: float) -> None:
     """Takes steps into their momentum: m ← momentum · m + step."""
-    torch._foreach_mul_(buffers, momentum)
-    torch._foreach_add_(buffers, steps)
+    mul_(lots, buffers, momentum)
+    add_(lots, buffers, steps)
 
 
 def adamw_step(
@@ -139,41 +201,56 @@ def adamw_step(
     parameters: Sequence[nn.Parameter],
     gradients: list[Tensor],
     states: list[ParameterState],
+    lots: Lots,
     *,
     lr: float,
     weight_decay: float,
 ) -> None:
-    """torch.optim.AdamW's update, with its own state layout."""
+    """torch.optim.AdamW's update, with its own state layout.
+
+    Raises:
+        InvalidOptionError: For a sparse gradient, which AdamW has no rule for.
+    """
     for parameter, state in zip(parameters, states, strict=True):
         allocate_state(base, parameter, state, momentum=0.0)
-    weights, steps = [local(p) for p in parameters], [local(g) for g in gradients]
-    adamw(
-        weights,
-        steps,
-        [local(state["exp_avg"]) for state in states],
-        [local(state["exp_avg_sq"]) for state in states],
-        [],
-        [state["step"] for state in states],
-        fused=_fuses(weights, steps) if base.fused is None else base.fused,
-        amsgrad=False,
-        beta1=base.betas[0],
-        beta2=base.betas[1],
-        lr=lr,
-        weight_decay=weight_decay,
-        eps=base.eps,
-        maximize=False,
-    )
+    for lot in lots:
+        own = lot.take(states)
+        weights = [local(parameter) for parameter in lot.take(parameters)]
+        steps = [local(gradient) for gradient in lot.take(gradients)]
+        for step in () if lot.together else steps:
+            allowed = (
+                "dense for the base rule 'adamw': take Base('sgd'), or an optimizer of its own"
+            )
+            require("gradient", step.layout, step.layout == torch.strided, allowed)
+        adamw(
+            weights,
+            steps,
+            [local(state["exp_avg"]) for state in own],
+            [local(state["exp_avg_sq"]) for state in own],
+            [],
+            [state["step"] for state in own],
+            fused=_fused(base, weights, steps) if lot.together else None,
+            has_complex=any(weight.is_complex() for weight in weights),
+            amsgrad=False,
+            beta1=base.betas[0],
+            beta2=base.betas[1],
+            lr=lr,
+            weight_decay=weight_decay,
+            eps=base.eps,
+            maximize=False,
+        )
 
 
-def _fuses(weights: list[Tensor], steps: list[Tensor]) -> bool | None:
-    """True where torch's fused AdamW on the CPU can be taken; else torch's own choice.
+def _fused(base: Base, weights: list[Tensor], steps: list[Tensor]) -> bool | None:
+    """Whether torch's fused AdamW is taken for tensors that go together; None: torch's choice.
 
-    It walks through memory, so a gradient has to lie there in the order of its weight.
+    On the CPU it walks through memory, so a gradient has to lie there in the order of its weight.
     """
-    fitting = all(
-        weight.device.type == "cpu"
-        and weight.is_floating_point()
-        and weight.stride() == step.stride()
-        for weight, step in zip(weights, steps, strict=True)
+    if not weights[0].is_floating_point():
+        return None
+    if base.fused is not None:
+        return base.fused
+    fitting = weights[0].device.type == "cpu" and all(
+        weight.stride() == step.stride() for weight, step in zip(weights, steps, strict=True)
     )
     return True if fitting else None

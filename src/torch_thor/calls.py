@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch_thor.sampling import RowPlan
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Call:
     """One forward call of a layer whose output gradient has arrived.
 
@@ -25,6 +25,8 @@ class Call:
         plan: Rows that were taken.
         group: Calls of one forward pass share a number, micro-batches differ.
         covers: Matrices that took part, where not all did; the others' rows are zeros.
+        counted: Which of its rows are no padding; ``None`` where none is, or where ``share`` says.
+        share: Share of the rows that are no padding.
     """
 
     inputs: Tensor
@@ -32,6 +34,31 @@ class Call:
     plan: RowPlan
     group: int
     covers: range | None = None
+    counted: Tensor | None = None
+    share: float = 1.0
+
+    @property
+    def rows(self) -> float:
+        """Rows that the taken ones stand for, without padding."""
+        return self.plan.rows * self.share
+
+    @property
+    def terms(self) -> float:
+        """Samples × positions, without padding."""
+        return self.plan.samples * self.plan.positions * self.share
+
+
+def count_rows(calls: list[Call]) -> None:
+    """Asks the devices once which shares of the calls' rows are padding."""
+    waiting: dict[torch.device, list[Call]] = defaultdict(list)
+    for call in calls:
+        if call.counted is not None:
+            waiting[call.counted.device].append(call)
+    for alike in waiting.values():
+        flags = [call.counted for call in alike if call.counted is not None]
+        counts = torch.stack([flag.sum() for flag in flags]).tolist()
+        for call, count, flag in zip(alike, counts, flags, strict=True):
+            call.counted, call.share = None, count / len(flag)
 
 
 def make_call(
@@ -76,14 +103,13 @@ def joined(calls: list[Call]) -> list[Call]:
     ]
 
 
-def loss_terms(calls: list[Call]) -> int:
+def loss_terms(calls: list[Call]) -> float:
     """Samples × positions that a loss averages over: those of one call of each forward pass."""
-    passes: dict[int, int] = defaultdict(int)
+    passes: dict[int, float] = defaultdict(float)
     for call in calls:
         # An attention's losses stand at the positions of its queries, the first matrix.
         if covers(call, 0):
-            terms = call.plan.samples * call.plan.positions
-            passes[call.group] = max(passes[call.group], terms)
+            passes[call.group] = max(passes[call.group], call.terms)
     return sum(passes.values())
 
 
@@ -95,9 +121,9 @@ def covers(call: Call, matrix: int) -> bool:
 def rows_of(calls: list[Call]) -> float | tuple[float, ...]:
     """R, rows that the taken ones stand for; one a matrix where calls cover different ones."""
     if all(call.covers is None for call in calls):
-        return sum(call.plan.rows for call in calls)
+        return sum(call.rows for call in calls)
     return tuple(
-        sum(call.plan.rows for call in calls if covers(call, matrix))
+        sum(call.rows for call in calls if covers(call, matrix))
         for matrix in range(len(calls[0].gradients))
     )
 

@@ -16,9 +16,10 @@ from torch_thor.policies import Decision, LayerDecision, TraceRule, relative_cha
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from torch_thor.capture import TrackedLayer
+    from torch_thor.distributed import Communicator
     from torch_thor.factors import FactorBatch
     from torch_thor.stacks import LayerStack
+    from torch_thor.tracked import TrackedLayer
 
 
 @dataclass
@@ -104,7 +105,7 @@ def tell_starved(layer: TrackedLayer, record: LayerRecord, *, called: bool, samp
     told = record.starved or not layer.listened
     if told or (called and not sampled and not layer.obstacle):
         return
-    if layer.obstacle:
+    if layer.obstacle and not (sampled and layer.obstacle is REPLACED):
         cause, remedy = layer.obstacle, "Exclude the layer, or see docs/coverage.md."
         if cause is REPLACED:
             remedy = "Write into the gradient (p.grad.copy_(...)) in place of replacing it."
@@ -123,16 +124,21 @@ def tell_starved(layer: TrackedLayer, record: LayerRecord, *, called: bool, samp
     warn(f"{what}, so its curvature is not updated. {remedy}")
 
 
-def decide(candidates: list[Candidate], rule: TraceRule | None) -> None:
+def decide(candidates: list[Candidate], rule: TraceRule | None, ranks: Communicator) -> None:
     """Fills in trace, change, decision and fold; one transfer to the host for all layers.
 
     Statistics that are not finite never reach a factor: the layer is kept.
+
+    Args:
+        candidates: The due layers.
+        rule: The trace rule.
+        ranks: Those who hold other rows of sharded layers.
     """
     if not candidates:
         return
-    traces = torch.stack([damped_trace(c, rule) for c in candidates]).tolist()
+    traces = _stacked([damped_trace(c, rule) for c in candidates]).tolist()
     asked = [c for c in candidates if c.blocks is not None]
-    distances = torch.stack([distance(c) for c in asked]).tolist() if asked else []
+    distances = _distances(asked, ranks)
     distance_of = {id(c): value for c, value in zip(asked, distances, strict=True)}
     for candidate, trace in zip(candidates, traces, strict=True):
         candidate.trace, record = trace, candidate.record
@@ -159,20 +165,37 @@ def damped_trace(candidate: Candidate, rule: TraceRule | None) -> Tensor:
         return stack.product_trace(slot, trace_a, trace_g)
     shift_a, shift_g = stack.shifts([slot], trace_a.unsqueeze(0), trace_g.unsqueeze(0))
     damped_a = trace_a + shift_a[0] * stack.geometry.columns
-    damped_g = trace_g + shift_g[0] * stack.geometry.outputs
+    damped_g = trace_g + shift_g[0] * stack.outputs
     return (damped_a * damped_g).sum()
 
 
-def distance(candidate: Candidate) -> Tensor:
-    """How far this batch moves the running averages: the larger of ‖X − X'‖ / ‖X'‖ over A, G.
+def _distances(candidates: list[Candidate], ranks: Communicator) -> list[float]:
+    """How far the batch moves the running averages of layers: the larger ‖X − X'‖ / ‖X'‖ of A, G.
 
-    A scalar tensor; a factor that was all zeros and stays so has not moved.
+    A factor that was all zeros and stays so has not moved.
     """
+    found = [(c, _lengths(c, *c.blocks)) for c in candidates if c.blocks is not None]
+    if not found:
+        return []
+    lengths = _stacked([own for _, own in found])
+    sharded = [n for n, (c, _) in enumerate(found) if c.stack.shard is not None]
+    if sharded:
+        own = lengths[sharded, 1].square()
+        lengths[sharded, 1] = ranks.total("distances of sharded layers", own).sqrt()
+    gaps, old = lengths.unbind(-1)
+    return torch.where(gaps > 0, gaps / old, 0.0).amax(1).tolist()
+
+
+def _lengths(candidate: Candidate, a: Tensor, g: Tensor) -> Tensor:
+    """(‖X − X'‖, ‖X'‖) of A and of G, of the rows that this rank holds: ``[2, 2]``."""
     stack, slot = candidate.stack, candidate.slot
-    share = 1.0 - stack.keep(slot)
-    ratios = []
-    for factor, blocks in zip((stack.a, stack.g), candidate.blocks or (), strict=True):
+    share, found = 1.0 - stack.keep(slot), []
+    for factor, blocks in zip((stack.a, stack.g), stack.own((a, g)), strict=True):
         old = factor.blocks[slot]
-        gap = share * (blocks - old).norm()
-        ratios.append(torch.where(gap > 0, gap / old.norm(), 0.0))
-    return torch.stack(ratios).max()
+        found += [share * (blocks - old).norm(), old.norm()]
+    return torch.stack(found).view(2, 2)
+
+
+def _stacked(values: list[Tensor]) -> Tensor:
+    """Stacks tensors of layers that may be of several types and devices."""
+    return torch.stack([value.to(values[0].device, torch.float64) for value in values])

@@ -11,9 +11,7 @@ from __future__ import annotations
 import weakref
 from collections import defaultdict
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +19,6 @@ from torch import Tensor, nn
 from torch_thor.autograd import (
     Delivery,
     as_plain,
-    base_of,
     delivery_of,
     inside_backward,
     is_transformed,
@@ -30,96 +27,28 @@ from torch_thor.autograd import (
     running_backward,
     when_backward_ends,
 )
-from torch_thor.calls import Call, inverse_rows, joined, loss_terms, make_call, rows_of
+from torch_thor.calls import (
+    count_rows,
+    inverse_rows,
+    joined,
+    loss_terms,
+    rows_of,
+)
 from torch_thor.factors import FactorBatch, OneHotBatch
-from torch_thor.hooks import EnterHook, ForwardHook, LeaveHook, Watches, take_off
-from torch_thor.ledger import Ledger
-from torch_thor.sampling import plan_rows
-from torch_thor.shards import shard_of
+from torch_thor.hooks import EnterHook, ForwardHook, LeaveHook, Watches, other_captures, take_off
+from torch_thor.pending import CallRules, begin_call
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from torch.utils.hooks import RemovableHandle
 
-    from torch_thor.layers import Geometry, LayerAdapter
+    from torch_thor.ledger import Ledger
     from torch_thor.options import Statistics
-    from torch_thor.shards import Shard
+    from torch_thor.tracked import TrackedLayer
 
 
-REPLACED = "its gradient was replaced by a tensor that no backward of its calls made"
-
-
-@dataclass(eq=False)
-class TrackedLayer:
-    """A weight that is preconditioned, with the module that uses it.
-
-    Args:
-        name: Qualified name of the module, or of its part.
-        module: The module.
-        adapter: Geometry of its type.
-        geometry: Shape of the weight as matrices.
-        weight: The trained weight.
-        bias: The trained bias, where there is one.
-        part: Name below the module's, where the module has several weights.
-        damping: λ of the weight's parameter group; the optimizer keeps it current.
-        share: Where in an interval the layer refreshes, in [0, 1).
-        armed: Whether its calls count now.
-        called: Whether its forward ran since the last step.
-        obstacle: Why the statistics since the last step can't be had; empty where they can.
-        cause: Why it has no curvature, once that was said.
-        listened: Whether it was there when the steps' first forward ran.
-        group: Number of the current forward pass since the last step.
-        group_has_gradient: Whether a gradient of that pass has arrived.
-    """
-
-    name: str
-    module: nn.Module
-    adapter: LayerAdapter[Any]
-    geometry: Geometry
-    weight: nn.Parameter
-    bias: nn.Parameter | None
-    part: str = ""
-    damping: float = 0.0
-    share: float = 0.0
-    armed: bool = False
-    called: bool = False
-    obstacle: str = ""
-    cause: str = ""
-    listened: bool = False
-    group: int = 0
-    group_has_gradient: bool = False
-
-    @cached_property
-    def ledger(self) -> Ledger:
-        """The calls whose gradient stands in ``weight.grad``."""
-        return Ledger(self.weight)
-
-    @cached_property
-    def shard(self) -> Shard | None:
-        """The rows that this rank owns, where it doesn't own all."""
-        return shard_of(self.weight)
-
-    @cached_property
-    def kept(self) -> Geometry:
-        """Shape of the matrices that this rank keeps."""
-        shard = self.shard
-        return self.geometry if shard is None else replace(self.geometry, outputs=shard.chunk)
-
-    @property
-    def identity(self) -> tuple[nn.Module, str]:
-        """What stays when names and parameters change."""
-        return self.module, self.part
-
-    def is_as(self, other: TrackedLayer) -> bool:
-        """Whether it is another one's layer with the same parameters."""
-        alike = self.weight is other.weight and self.bias is other.bias
-        return alike and self.geometry == other.geometry and self.adapter is other.adapter
-
-    @property
-    def parameters(self) -> tuple[nn.Parameter, ...]:
-        """Weight, and bias where there is one."""
-        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+REPLACED = "none of its calls made the gradient that stands in .grad (was it replaced?)"
 
 
 class Capture:
@@ -129,6 +58,10 @@ class Capture:
         options: Row budget, weight sharing, loss reduction.
         matched: Take the gradients of all rows that a one-hot layer counts, whatever the
             budget: EKFAC needs both sides of each row.
+
+    Attributes:
+        seed: Seed of the row choice.
+        turns: Steps that have used what was collected.
     """
 
     def __init__(self, options: Statistics, *, matched: bool = False) -> None:
@@ -136,7 +69,10 @@ class Capture:
         self.options = options
         self._matched = matched
         self.seed = 0
+        self.turns = 0
+        self._turns_of: weakref.WeakKeyDictionary[Capture, int] = weakref.WeakKeyDictionary()
         self._sampled_backward = False
+        self._mask: Tensor | None = None
         self._handles: list[RemovableHandle] = []
         self._watches: list[Watches] = []
         weakref.finalize(self, take_off, self._handles)
@@ -164,13 +100,45 @@ class Capture:
             self._handles.append(module.register_forward_pre_hook(enter))
             self._handles.append(module.register_forward_hook(leave, always_call=True))
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Capture:
+        """A copy has no hooks: whoever copies the layers too attaches it to them."""
+        return Capture(self.options, matched=self._matched)
+
+    def rivals(self, layers: Iterable[TrackedLayer]) -> list[str]:
+        """Names of the layers whose weight another capture listens to, and used since last asked.
+
+        One that is only not collected yet, as the optimizer that was saved, is none.
+        """
+        names = []
+        for layer in layers:
+            others = other_captures(self, layer)
+            if any(other.turns > self._turns_of.get(other, 0) for other in others):
+                names.append(layer.name)
+        self.note_turns(layers)
+        return names
+
+    def note_turns(self, layers: Iterable[TrackedLayer]) -> None:
+        """Notes how often the other captures were used so far."""
+        for layer in layers:
+            for other in other_captures(self, layer):
+                self._turns_of[other] = other.turns
+
     def remove(self) -> None:
         """Takes every hook off the model again."""
         take_off(self._handles)
         self._watches.clear()
 
+    def mask(self, counts: Tensor) -> None:
+        """Leaves positions out of the statistics of the next forwards, until the next step.
+
+        Args:
+            counts: True where a position counts, ``[N, T]``.
+        """
+        self._mask = counts.detach()
+
     def forget(self, layers: Iterable[TrackedLayer]) -> None:
         """Drops what was collected."""
+        self._mask = None
         for layer in layers:
             layer.ledger.clear()
             layer.called, layer.obstacle, layer.listened = False, "", True
@@ -210,7 +178,9 @@ class Capture:
         if is_transformed(output):
             return
         _begin_call(layer)
-        if weight.requires_grad and output.requires_grad and output.numel():
+        if not output.numel():
+            layer.listened = False
+        elif weight.requires_grad and output.requires_grad:
             with self.obstructing(layer):
                 require_plain(output)
                 self._await(layer, weight, as_plain(inputs), output, first)
@@ -228,42 +198,27 @@ class Capture:
     def _await(
         self, layer: TrackedLayer, weight: Tensor, inputs: Tensor, output: Tensor, first: int
     ) -> None:
-        options, module, geometry = self.options, layer.module, layer.geometry
-        # Means of one-hot rows are no longer one-hot, so these are always expanded.
-        reduce = geometry.unit_wise or (options.weight_sharing == "reduce" and not geometry.one_hot)
-        with torch.no_grad():
-            samples, positions = layer.adapter.call_shape(module, inputs, output)
-            budget = None if geometry.one_hot and self._matched else options.rows
-            chosen = plan_rows(samples, positions, budget, reduce=reduce, seed=self.seed)
-            plan = replace(chosen, output_shape=tuple(output.shape))
-            rows = layer.adapter.input_rows(module, inputs, plan, bias=geometry.bias)
-        group = layer.group
-        base = base_of(output)
-        watched, is_view = (output, False) if base is None else (base, True)
-        place = (output.shape, output.stride(), output.storage_offset())
-
-        def call_of(gradient: Tensor) -> Call:
-            with torch.no_grad():
-                gradient = as_plain(gradient)
-                if is_view:
-                    gradient = gradient.contiguous().as_strided(*place)
-                gradients = layer.adapter.output_rows(module, gradient, plan)
-                return make_call(geometry, rows, gradients, plan, first, group)
+        pending = begin_call(self._rules(), layer, inputs, output, first)
+        mc = self.options.fisher == "mc"
 
         def on_gradient(gradient: Tensor) -> None:
             if not layer.armed:
                 return
-            mc = options.fisher == "mc"
             with self.obstructing(layer):
                 if mc and self._sampled_backward:
-                    layer.ledger.draw(call_of(gradient))
+                    layer.ledger.draw(pending.complete(gradient))
                 elif not self._begin_backward(layer, weight):
                     return
                 elif not mc:
-                    layer.ledger.add(running_backward(), call_of(gradient))
+                    layer.ledger.add(running_backward(), pending.complete(gradient))
                 layer.group_has_gradient = True
 
-        on_gradient_of(watched, on_gradient)
+        on_gradient_of(pending.watched(output), on_gradient)
+
+    def _rules(self) -> CallRules:
+        budget = None if self._matched else self.options.rows
+        reduce = self.options.weight_sharing == "reduce"
+        return CallRules(self.options.rows, budget, reduce, self.seed, self._mask)
 
     def _begin_backward(self, layer: TrackedLayer, weight: Tensor) -> bool:
         """Whether the running backward delivers a gradient of the weight; opens the ledger."""
@@ -274,7 +229,9 @@ class Capture:
         if ledger.begin(task, weight):
             hook = None
             if delivery is Delivery.HANDED_OUT:
-                hook = weight.register_hook(lambda gradient: ledger.hand_out(task, gradient))
+                hook = weight.register_hook(  # type: ignore[no-untyped-call]
+                    lambda gradient: ledger.hand_out(task, gradient)
+                )
 
             def end() -> None:
                 if hook is not None:
@@ -289,12 +246,12 @@ class Capture:
         suspects: dict[torch.device, list[tuple[Ledger, Tensor]]] = defaultdict(list)
         for layer in layers:
             ledger = layer.ledger
-            had = ledger.is_used
             ledger.review()
             if (gradient := ledger.suspect) is not None:
                 suspects[gradient.device].append((ledger, gradient))
-            if had and not ledger.calls and layer.weight.grad is not None:
+            if layer.called and not ledger.read() and layer.weight.grad is not None:
                 layer.obstacle = layer.obstacle or REPLACED
+        count_rows([call for layer in layers for call in layer.ledger.read()])
         for alike in suspects.values():
             moved = torch.stack([gradient.any() for _, gradient in alike]).tolist()
             for (ledger, _), moves in zip(alike, moved, strict=True):
@@ -310,7 +267,8 @@ class Capture:
             layer: The layer.
             gradient_scale: What the loss was multiplied by (a GradScaler's scale).
         """
-        calls, one_hot = layer.ledger.read(), layer.geometry.one_hot
+        calls = [call for call in layer.ledger.read() if call.share > 0]
+        one_hot = layer.geometry.one_hot
         if not calls or layer.obstacle:
             return None
         if layer.geometry.unit_wise:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import enum
-import fnmatch
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from torch_thor.capture import TrackedLayer
-from torch_thor.errors import InvalidOptionError, require
+from torch_thor.errors import require
 from torch_thor.layers import Part, parts_of, reason_against
+from torch_thor.selection import full_name, selected
 from torch_thor.shards import reason_against_shards, unsharded_type
+from torch_thor.tracked import TrackedLayer
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping, Sequence
 
-Selector: TypeAlias = str | type[nn.Module]
+    from torch_thor.selection import Selector
 
 
 class Treatment(enum.Enum):
@@ -118,15 +118,14 @@ def survey(
     for name, parameter in model.named_parameters():
         allowed = "built: run one forward through a model with lazy layers first"
         require(f"parameter {name}", "uninitialized", not is_lazy(parameter), allowed)
-    _check_selectors("exclude", model, exclude)
-    _check_selectors("include", model, include)
+    chosen = (selected("exclude", model, exclude), selected("include", model, include))
     owners = _owners(model)
     layers: list[TrackedLayer] = []
     reasons: dict[int, str] = {}
     for name, module in model.named_modules():
         for part in parts_of(module):
-            full = _full_name(name, part)
-            reason = _reason_against(full, module, part, (exclude, include), owners)
+            full = full_name(name, part)
+            reason = _reason_against(full, module, part, chosen, owners)
             reason = reason or _reason_against_shards(model, module, part)
             if not reason and part.weight is not None and _serves(served, part.weight):
                 layers.append(_track(full, module, part, part.weight, owners))
@@ -206,41 +205,18 @@ def _owners(model: nn.Module) -> dict[int, list[str]]:
     return {key: names if held[key] > 1 else names[:1] for key, names in owners.items()}
 
 
-def _check_selectors(option: str, model: nn.Module, selectors: Sequence[Selector]) -> None:
-    named = list(model.named_modules())
-    # An attention layer's projections have names of their own.
-    named += [(_full_name(n, part), m) for n, m in named for part in parts_of(m) if part.name]
-    for selector in selectors:
-        if not any(_matches(selector, name, module) for name, module in named):
-            shown = selector if isinstance(selector, str) else selector.__name__
-            raise InvalidOptionError(
-                option, shown, "the name (or pattern, or type) of a module of the model"
-            )
-
-
-def _full_name(module_name: str, part: Part) -> str:
-    return ".".join(filter(None, (module_name, part.name)))
-
-
-def _matches(selector: Selector, name: str, module: nn.Module) -> bool:
-    if isinstance(selector, str):
-        inside = name.startswith(f"{selector}.")
-        return inside or fnmatch.fnmatchcase(name, selector)
-    return isinstance(module, selector)
-
-
 def _reason_against(
     name: str,
     module: nn.Module,
     part: Part,
-    selectors: tuple[Sequence[Selector], Sequence[Selector]],
+    chosen: tuple[frozenset[str], frozenset[str]],
     owners: dict[int, list[str]],
 ) -> str:
     """Why a weight trains by the base rule; empty where it is preconditioned."""
-    exclude, include = selectors
-    if any(_matches(selector, name, module) for selector in exclude):
+    exclude, include = chosen
+    if name in exclude:
         return "excluded"
-    wanted = part.adapter.by_default or any(_matches(s, name, module) for s in include)
+    wanted = part.adapter.by_default or name in include
     kind = type(module).__name__
     if part.weight is None:
         return "weight is not a plain parameter"

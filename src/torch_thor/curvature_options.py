@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
+from torch_thor.checks import check_types
 from torch_thor.distributed import Distributed
 from torch_thor.errors import require
-from torch_thor.options import MeasuredSplit
-
-if TYPE_CHECKING:
-    from torch_thor.coverage import Selector
-    from torch_thor.options import Damping, Intervals, Refresh, Statistics
-    from torch_thor.policies import TraceRule
+from torch_thor.options import Damping, Intervals, MeasuredSplit, Refresh, Statistics
+from torch_thor.policies import TraceRule  # noqa: TC001 (read by check_types)
+from torch_thor.selection import Selector  # noqa: TC001 (read by check_types)
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,7 @@ class CurvatureOptions:
 
     def __post_init__(self) -> None:
         """Validates what is not validated by the groups themselves."""
+        check_types(self)
         require("power", self.power, self.power in (0.5, 1.0), "1 or 1/2")
         split = self.split
         valid = split >= 1 if isinstance(split, int) else split in (None, *get_args(MeasuredSplit))

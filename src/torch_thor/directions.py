@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from torch_thor import norms
+from torch_thor.foreach import norms as norms_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from torch_thor.capture import TrackedLayer
+    from torch_thor.foreach import Lots
     from torch_thor.matrices import Pair
     from torch_thor.options import NormControl
     from torch_thor.stacks import LayerStack
+    from torch_thor.tracked import TrackedLayer
 
 
 class Passage:
@@ -50,6 +52,7 @@ class Passage:
                 control,
                 [stack.row_cut(control) for stack, _ in self._chosen],
                 [stack.rows_of(slots, control) for stack, slots in self._chosen],
+                [stack.held for stack, _ in self._chosen],
             )
 
     def take(
@@ -117,15 +120,17 @@ def _pair(
     return layer.weight, layer.bias if layer.bias is not None and moves(layer.bias) else None
 
 
-def all_finite(gradients: list[Tensor]) -> bool:
+def all_finite(gradients: list[Tensor], lots: Lots) -> bool:
     """Says whether no gradient holds NaN or Inf, and no norm overflows; waits for the device.
 
     The Euclidean norm is vectorized where the largest entry is not; it is taken in float32
     at least, so that half types don't overflow. One sum of all norms stands for them.
+
+    Args:
+        gradients: At least one.
+        lots: Which of them go together.
     """
-    wide = any(gradient.dtype == torch.float64 for gradient in gradients)
-    lengths = torch._foreach_norm(gradients, dtype=torch.float64 if wide else torch.float32)
-    device = lengths[0].device
-    if any(length.device != device for length in lengths):
-        lengths = tuple(length.to(device) for length in lengths)
+    lengths = norms_of(lots, gradients)
+    if len(lots) > 1:  # of several types, or devices
+        lengths = [length.to(lengths[0].device, torch.float64) for length in lengths]
     return math.isfinite(torch.stack(lengths).sum().item())

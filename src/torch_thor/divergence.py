@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch_thor.capture import Capture
 from torch_thor.coverage import survey
 from torch_thor.errors import InvalidOptionError
-from torch_thor.hardware import inversion_times
+from torch_thor.hardware import affordable, inversion_times
 from torch_thor.options import Statistics
 from torch_thor.split import (
     TOLERATED_LOSS,
@@ -117,8 +117,9 @@ def measure_split(
         capture.remove()
     if not found:
         raise InvalidOptionError("model", type(model).__name__, "one with a layer to split")
-    sizes = candidate_sizes([layer.geometry for layer in layers])
-    times = inversion_times(sizes, found[0][0].weight.device, power)
+    device = found[0][0].weight.device
+    sizes = affordable(candidate_sizes([layer.geometry for layer in layers]), device)
+    times = inversion_times(sizes, device, power)
     seconds = tuple(time.seconds for time in times)
     return SplitMeasurement(
         sizes,

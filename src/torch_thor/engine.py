@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import copy
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from torch_thor import state
+from torch_thor import loading, state
 from torch_thor.candidates import Candidate, LayerRecord, decide, evidence_of, tell_starved
-from torch_thor.capture import Capture, TrackedLayer
+from torch_thor.capture import Capture
+from torch_thor.checks import AT_LEAST_ONE, require_number
 from torch_thor.coverage import Coverage, as_seen, survey
 from torch_thor.distributed import communicator_for
 from torch_thor.distributed.description import describe, describe_model
 from torch_thor.errors import InvalidOptionError, require
 from torch_thor.layer_splits import split_rule
+from torch_thor.loading import Restored
+from torch_thor.memory import Room
 from torch_thor.notices import warn
 from torch_thor.policies import Decision, LayerDecision, RefreshClock
 from torch_thor.refresh import correct, fold, gather, refresh
 from torch_thor.schedules import value_at
 from torch_thor.shards import is_dtensor
-from torch_thor.snapshot import Snapshot
+from torch_thor.snapshot import Snapshot, are_same
 from torch_thor.stacks import LayerStack, SplitRule, StackOptions, build_stacks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from torch_thor.curvature_options import CurvatureOptions
+    from torch_thor.selection import Selector
+    from torch_thor.tracked import TrackedLayer
 
 _SEED_STRIDE = 1_000_003
 _RANK_STRIDE = 1_000_000_007
@@ -46,20 +53,24 @@ class CurvatureEngine:
         stacks: The layers' curvature, from the first step with statistics on.
         surveys: How often either of the two has changed.
         steps: Steps taken.
+        began: The step from which intervals count.
+        resting: What is kept of the layers that are frozen.
         last_decisions: Decisions of the latest step; empty when it refreshed nothing.
         communicator: Where the other ranks are reached.
+        room: Asks for memory before it is taken.
         device: Where the model lives.
     """
 
     def __init__(self, model: nn.Module, options: CurvatureOptions) -> None:
         """Finds the layers and hangs the hooks."""
-        if not isinstance(model, nn.Module):
-            raise InvalidOptionError("model", model, "a torch.nn.Module")
+        allowed = "a torch.nn.Module: the model itself, whose parameters are found in it"
+        require("model", model, isinstance(model, nn.Module), allowed)
         self.model = model
         self.options = options
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.communicator = communicator_for(options.distributed, self.device)
         self.steps = 0
+        self.began = 0
         self.last_decisions: tuple[LayerDecision, ...] = ()
         self.stack_options = StackOptions(
             options.power,
@@ -71,14 +82,16 @@ class CurvatureEngine:
         )
         self._capture = Capture(options.statistics, matched=options.eigenvalue_correction)
         self._split_rule: SplitRule | None = None
+        self.room = Room(options.split, self.stack_options, self.communicator)
         self.layers: list[TrackedLayer] = []
         self.surveys = 0
         self._chosen: frozenset[nn.Parameter] | None = None
         self.stacks: list[LayerStack] = []
         self.curved_by: dict[nn.Parameter, TrackedLayer] = {}
         self._ready: list[tuple[bool, ...]] | None = None
-        self._ready_for: list[TrackedLayer] | None = None
-        self._resting: dict[tuple[nn.Module, str], dict[str, Any]] = {}
+        self._ready_of: tuple[object, ...] = ()
+        self._told_rivals = False
+        self.resting: dict[state.Identity, dict[str, Any]] = {}
         self.records: dict[str, LayerRecord] = {}
         self.clocks = (RefreshClock(), RefreshClock())
         self._find_layers()
@@ -87,6 +100,7 @@ class CurvatureEngine:
         require("eigenvalue_correction", corrected, not corrected, allowed)
         self.communicator.agree("model", describe_model(model))
         self.communicator.agree("options of the curvature", describe(options))
+        self._capture.note_turns(self.layers)
         self.discard()
 
     def _find_layers(self) -> None:
@@ -138,20 +152,20 @@ class CurvatureEngine:
         """Takes in another set of layers; those that stay keep their curvature."""
         old = {layer.identity: layer.name for stack in self.stacks for layer in stack.layers}
         saved = state.save(self)["layers"]
-        self._resting |= {one: saved[name] for one, name in old.items()}
+        self.resting |= {one: saved[name] for one, name in old.items()}
         before = set(self._snapshot.parameters)
         self._find_layers()
         self._tell_left_out([p for p in self._snapshot.parameters if p not in before])
         present = set(self.model.modules())
-        self._resting = {one: it for one, it in self._resting.items() if one[0] in present}
+        self.resting = {one: it for one, it in self.resting.items() if one[0] in present}
         if self._split_rule is not None:
-            self.stacks = build_stacks(self.layers, self._split_rule, self.stack_options)
+            self._build(self._split_rule)
             state.restore_layers(
                 self,
                 {
-                    layer.name: self._resting.pop(layer.identity)
+                    layer.name: self.resting.pop(layer.identity)
                     for layer in self.layers
-                    if layer.identity in self._resting
+                    if layer.identity in self.resting
                 },
             )
             self._note_ready()
@@ -172,8 +186,9 @@ class CurvatureEngine:
     def _note_ready(self) -> None:
         """Notes which parameters have curvature to step by; the others step by the base rule."""
         ready = [tuple(stack.ready) for stack in self.stacks]
-        if self._ready != ready or self._ready_for is not self.layers:
-            self._ready, self._ready_for = ready, self.layers
+        of = (self.layers, self.stacks)
+        if self._ready != ready or not are_same(self._ready_of, of):
+            self._ready, self._ready_of = ready, of
             self.surveys += 1
             self.curved_by = {
                 parameter: layer
@@ -202,9 +217,60 @@ class CurvatureEngine:
             return ""
         return layer.cause or "no statistics yet"
 
+    def use_mask(self, counts: Tensor) -> None:
+        """Leaves padding out of the statistics of the next forwards, until the next step.
+
+        Positions whose output gradient is exactly zero are left out of token layers anyway, unless
+        all of a call's are zero.
+
+        Args:
+            counts: True where a position counts, of the shape of the activations without their
+                last dimension, ``[N, T]``.
+
+        Raises:
+            InvalidOptionError: For anything but a tensor of bools.
+        """
+        given: object = counts
+        valid = isinstance(given, Tensor) and given.dtype == torch.bool
+        require("mask", given, valid, "a tensor of bools, [N, T]")
+        self._capture.mask(counts)
+
     def remove(self) -> None:
         """Takes every hook off the model; the engine stops collecting."""
         self._capture.remove()
+
+    @contextmanager
+    def without_hooks(self) -> Iterator[None]:
+        """Inside, the model has no hooks: for tools that can't pass them, as torch.jit.script."""
+        self._capture.remove()
+        try:
+            yield
+        finally:
+            self._capture.attach(self.layers)
+            self._arm()
+
+    def _tell_rivals(self) -> None:
+        """Warns, once, where another optimizer steps the same layers too."""
+        self._capture.turns += 1
+        if self._told_rivals:
+            return
+        if rivals := self._capture.rivals(self.layers):
+            self._told_rivals = True
+            warn(
+                f"Another optimizer or preconditioner of torch_thor acts on {len(rivals)} layers "
+                f"of this model too ({', '.join(map(repr, rivals[:3]))}). Step one of them only, "
+                "or give each parameters of its own."
+            )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copies the engine with its model; the copy hangs hooks of its own."""
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        memo[id(self.communicator)] = self.communicator  # a process group can't be copied
+        vars(twin).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
+        twin._capture.attach(twin.layers)
+        twin.discard()
+        return twin
 
     @torch.no_grad()
     def update(self, gradient_scale: float = 1.0) -> None:
@@ -214,6 +280,7 @@ class CurvatureEngine:
             gradient_scale: What the loss was multiplied by (a GradScaler's scale).
         """
         self.follow()
+        self._tell_rivals()
         self._capture.settle(self.layers)
         if self.layers and not self.stacks:
             self._build_stacks()
@@ -230,7 +297,7 @@ class CurvatureEngine:
         ranks, rule = self.communicator, self.options.trace_rule
         if rule is not None and rule.compare == "distance":
             gather([c for c in candidates if c.refresh and c.is_ready], ranks)
-        decide(candidates, rule)
+        decide(candidates, rule, ranks)
         fold([c for c in candidates if c.fold], ranks)
         due = [c for c in candidates if c.refresh and c.decision is Decision.UPDATE]
         renewed = refresh(self.stacks, due, ranks, self.options.refresh.tolerated_failures)
@@ -252,7 +319,7 @@ class CurvatureEngine:
             raise InvalidOptionError("split", size, "a number or None, to allocate before a step")
         if not self.stacks:
             self._split_rule = SplitRule(size)
-            self.stacks = build_stacks(self.layers, self._split_rule, self.stack_options)
+            self._build(self._split_rule)
 
     @property
     def wants_statistics(self) -> bool:
@@ -273,15 +340,37 @@ class CurvatureEngine:
         some = any(layer.ledger.read() for layer in self.layers)
         self._split_rule = self.communicator.first(chosen if some else None)
         if self._split_rule is not None:
-            self.stacks = build_stacks(self.layers, self._split_rule, self.stack_options)
+            self._build(self._split_rule)
 
-    def _intervals(self) -> tuple[float, float]:
-        intervals = self.options.intervals
-        return value_at(intervals.factors, self.steps), value_at(intervals.inverses, self.steps)
+    def _build(self, rule: SplitRule) -> None:
+        self.room.require(self.layers, rule)
+        self.stacks = build_stacks(self.layers, rule, self.stack_options)
+
+    def check_schedules(self) -> None:
+        """Raises, before a step has changed anything, where its end would meet a bad interval."""
+        self.intervals(self.steps + 1, self.began)
+
+    def intervals(self, step: int, began: int) -> list[float]:
+        """Returns the intervals of factors and inverses that begin at a step.
+
+        Args:
+            step: The step.
+            began: The step from which they count.
+
+        Raises:
+            InvalidOptionError: For what is no interval.
+        """
+        said, passed = self.options.intervals, step - began
+        found = [value_at(one, passed, "interval") for one in (said.factors, said.inverses)]
+        for interval in found:
+            require_number(f"interval at step {passed}", interval, AT_LEAST_ONE)
+        return found
 
     def _arm(self) -> None:
         """Tells the capture which layers the next step needs."""
-        for clock, interval in zip(self.clocks, self._intervals(), strict=True):
+        for clock, interval in zip(
+            self.clocks, self.intervals(self.steps, self.began), strict=True
+        ):
             clock.advance(self.steps, interval)
         waiting = {
             layer
@@ -329,26 +418,65 @@ class CurvatureEngine:
         """Returns everything that the next steps depend on, keyed by layer name."""
         return state.save(self)
 
-    def prepare(self, state_dict: object) -> None:
-        """Checks that a ``state_dict`` fits and makes room for it; loads nothing.
-
-        Raises:
-            StateMismatchError: Where layers or shapes differ.
-        """
-        state.check_layers(self, state_dict)
-        if not state.has_layers(state_dict):
-            return
-        rule = self._split_rule or state.saved_split(self, state_dict)
-        stacks = self.stacks or build_stacks(self.layers, rule, self.stack_options)
-        state.check_shapes(stacks, state_dict)
-        self.stacks, self._split_rule = stacks, rule
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores a ``state_dict``; the run goes on bit for bit.
 
+        Loading is the whole state: one that was saved before the first step clears the curvature.
+        What the curvature is must be the same: layers and their shapes, ``power``, eigenvalue
+        correction, ``fisher``, ``weight_sharing``, ``norm_fisher``, ``loss_reduction``, and
+        ``split`` where it is a number or ``None``; a measured split takes the checkpoint's cut.
+        All else (intervals, trace rule, damping mode, norm control, types) is this one's.
+
         Raises:
-            StateMismatchError: Where layers or shapes differ; nothing is loaded then.
+            StateMismatchError: Where layers, shapes or these options differ; nothing is loaded
+                then.
         """
-        self.prepare(state_dict)
-        state.load(self, state_dict)
-        self._arm()
+        self.adopt(self.fitting(state_dict))
+
+    def load_curvature(
+        self, state: dict[str, Any], leave_out: Selector | Iterable[Selector] = ()
+    ) -> None:
+        """Loads the curvature of all layers but some, such as a new head; steps go on counting.
+
+        Args:
+            state: What ``state_dict()`` returned, of an optimizer or a preconditioner.
+            leave_out: Modules (names, with ``*`` as wildcard, or types), of the model or of the
+                checkpoint, that are left out: they begin without curvature.
+
+        Raises:
+            StateMismatchError: Where the other layers differ, or what must be the same in
+                ``load_state_dict``; nothing is loaded then.
+            InvalidOptionError: Where ``leave_out`` means nothing.
+        """
+        self.follow()
+        self.adopt(loading.some(self, state, leave_out, self._split_rule))
+
+    def reset_curvature(self) -> None:
+        """Forgets factors, inverses and decisions; statistics begin anew with the next step.
+
+        Intervals count from here, and layers that a trace rule froze are free. Momentum and the
+        count of steps, which schedules follow, stay. In a distributed run all ranks call it.
+        """
+        records = {layer.name: LayerRecord() for layer in self.layers}
+        clocks = (RefreshClock(), RefreshClock())
+        self.adopt(Restored([], None, records, self.steps, self.steps, clocks))
+
+    def fitting(self, state_dict: object) -> Restored:
+        """Checks a ``state_dict`` and makes the curvature that it holds; takes nothing over.
+
+        Raises:
+            StateMismatchError: See ``load_state_dict``.
+        """
+        self.follow()
+        return loading.whole(self, state_dict, self._split_rule)
+
+    def adopt(self, restored: Restored) -> None:
+        """Takes over another curvature in the place of all that was there."""
+        self.stacks, self._split_rule = restored.stacks, restored.rule
+        self.records = restored.records
+        self.steps, self.began = restored.steps, restored.began
+        self.clocks = restored.clocks
+        self.last_decisions = ()
+        self.resting = restored.resting
+        self._note_ready()
+        self.discard()

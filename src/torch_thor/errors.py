@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_LONGEST = 120  # characters of a value in a message
+
 
 class InvalidOptionError(ValueError):
     """An argument has a value that is not allowed.
@@ -14,7 +16,7 @@ class InvalidOptionError(ValueError):
 
     def __init__(self, name: str, value: object, allowed: str) -> None:
         """Builds the one-line message."""
-        super().__init__(f"Invalid {name}={value!r}. Must be {allowed}.")
+        super().__init__(f"Invalid {name}={_shown(value)}. Must be {allowed}.")
 
 
 class NonFiniteGradientError(RuntimeError):
@@ -35,6 +37,12 @@ class CurvatureError(RuntimeError):
 
 class CurvatureWarning(UserWarning):
     """A layer kept its last good inverse, or receives no statistics."""
+
+
+def _shown(value: object) -> str:
+    """A value in one line of bearable length."""
+    line = " ".join(repr(value).split())
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
 
 
 def require(name: str, value: object, condition: object, allowed: str) -> None:

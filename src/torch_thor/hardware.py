@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import tempfile
@@ -24,6 +25,9 @@ _REPEATS = 5
 _MOST_REPEATS = 100
 _MEASURE_SECONDS = 0.5
 _PRODUCT_ROWS, _PRODUCT_COLUMNS = 4096, 256
+# Of the free memory, what a measurement may take; what it takes for a block of s rows, per s².
+_MEASURE_SHARE = 0.25
+_MEASURE_BYTES = 4 * 12
 
 PRODUCT_ENTRIES = _PRODUCT_ROWS * _PRODUCT_COLUMNS
 
@@ -61,7 +65,58 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+    # A private name: a torch that lacks it says nothing of its processor.
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return device.type == "cpu" and probe is not None and bool(probe())
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a device can still give to this process; ``None`` where nobody knows.
+
+    Args:
+        device: A CUDA device, or the CPU of a Linux machine (or container).
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    known = [_available(), _left_in_container()] if device.type == "cpu" else []
+    return min((size for size in known if size is not None), default=None)
+
+
+def _available() -> int | None:
+    """What Linux would give without swapping: free pages, and those of files."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _left_in_container() -> int | None:
+    """What the limit of a control group (version 2) leaves."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = int((folder / "memory.max").read_text(encoding="ascii"))
+        used = int((folder / "memory.current").read_text(encoding="ascii"))
+        lines = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+        return limit - used + int(dict(line.split() for line in lines)["inactive_file"])
+    except (OSError, ValueError, KeyError):  # no such group, or no limit: "max"
+        return None
+
+
+def affordable(sizes: Sequence[int], device: torch.device) -> tuple[int, ...]:
+    """Those of some block sizes that a device can measure with a share of its free memory.
+
+    Args:
+        sizes: Increasing; the first two are always returned.
+        device: Where to measure.
+    """
+    free = free_memory(device)
+    if free is None:
+        return tuple(sizes)
+    largest = math.isqrt(int(_MEASURE_SHARE * free) // _MEASURE_BYTES)
+    return (*sizes[:2], *(size for size in sizes[2:] if size <= largest))
 
 
 def cache_file() -> Path:

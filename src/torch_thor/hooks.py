@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from torch.utils.hooks import RemovableHandle
 
-    from torch_thor.capture import Capture, TrackedLayer
+    from torch_thor.capture import Capture
+    from torch_thor.tracked import TrackedLayer
 
 
 class _InertHook:
@@ -32,6 +33,18 @@ class _InertHook:
 class _StaysBehind:
     """A hook that is not copied or pickled with its module."""
 
+    @property
+    def __name__(self) -> str:
+        """None: asked for by torch.jit.script alone, which compiles a module's hooks.
+
+        Raises:
+            AttributeError: Always.
+        """
+        raise AttributeError(
+            "torch.jit.script can't compile the hooks of torch_thor: script the model inside "
+            "'with optimizer.without_hooks():'"
+        )
+
     def __deepcopy__(self, memo: dict[int, object]) -> _InertHook:
         return _InertHook()
 
@@ -43,7 +56,7 @@ def _may_look() -> bool:
     """Whether a hook can look at a call and leave what torch records of the model as it is."""
     if torch.compiler.is_compiling():
         return not graph_must_stay_whole()
-    return not torch.jit.is_tracing()
+    return not torch._C._is_tracing()
 
 
 def take_off(handles: list[RemovableHandle]) -> None:
@@ -87,6 +100,11 @@ class ForwardHook(_StaysBehind):
         else:
             layer.obstacle = "its call has no tensor as input, weight or output"
 
+    def listens_to(self, weight: nn.Parameter) -> Capture | None:
+        """The capture that it serves, where that one still is and listens to a weight."""
+        layer = self._layer()
+        return self._capture() if layer is not None and layer.weight is weight else None
+
 
 class Watches:
     """The function modes of one module whose linear maps no module hook sees.
@@ -102,6 +120,12 @@ class Watches:
         self._layers = [weakref.ref(layer) for layer in layers]
         self._entered: list[ProjectionWatch] = []
         self._wanted = False
+
+    def listens_to(self, weight: nn.Parameter) -> Capture | None:
+        """The capture that it serves, where that one still is and listens to a weight."""
+        layers = [one() for one in self._layers]
+        heard = any(layer is not None and layer.weight is weight for layer in layers)
+        return self._capture() if heard else None
 
     def arm(self) -> None:
         """Notes whether any of its layers counts now."""
@@ -148,6 +172,7 @@ class EnterHook(_StaysBehind):
     def __init__(self, watches: Watches) -> None:
         """Shares the modes with the other hook."""
         self._watches = watches
+        self.listens_to = watches.listens_to
 
     def __call__(self, module: nn.Module, args: tuple[object, ...]) -> None:  # noqa: ARG002
         """Begins to watch."""
@@ -164,3 +189,12 @@ class LeaveHook(_StaysBehind):
     def __call__(self, module: nn.Module, args: tuple[object, ...], output: object) -> None:  # noqa: ARG002
         """Ends the watch."""
         self._watches.leave()
+
+
+def other_captures(capture: Capture, layer: TrackedLayer) -> set[Capture]:
+    """The captures besides this one whose hooks listen to a layer's weight."""
+    module = layer.module
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    ours = [hook for hook in hooks if isinstance(hook, ForwardHook | EnterHook)]
+    found = {other for hook in ours if (other := hook.listens_to(layer.weight)) is not None}
+    return found - {capture}

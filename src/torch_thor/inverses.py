@@ -294,8 +294,15 @@ class EigenBasis:
         self.scalings[slot].lerp_(moments, 1.0 - keep)
 
     def damp(self, slot: int, shift: Tensor) -> None:
-        """Recomputes (S + shift)^-p of a layer; ``shift`` is ``[k]``."""
-        self.inverse[slot] = (self.scalings[slot] + shift[:, None, None]).pow(-self.power)
+        """Recomputes (S + shift)^-p of a layer; ``shift`` is ``[k]``.
+
+        Where a shift leaves less than rounding does (of a square: ε² of the largest), that is
+        what is inverted: a direction that no gradient had must not become infinite.
+        """
+        damped = self.scalings[slot] + shift[:, None, None]
+        numbers = torch.finfo(damped.dtype)
+        least = (damped.amax((-2, -1), keepdim=True) * numbers.eps**2).clamp_min(numbers.tiny)
+        self.inverse[slot] = torch.maximum(damped, least).pow(-self.power)
 
     def direction(self, matrices: Tensor, slots: list[int] | None) -> Tensor:
         """Preconditions ``[l, k, out, columns]``; ``slots`` names the layers, None all."""

@@ -22,9 +22,15 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
 
-from torch_thor.hardware import PRODUCT_ENTRIES, inversion_times, product_times
+from torch_thor.hardware import PRODUCT_ENTRIES, affordable, inversion_times, product_times
 from torch_thor.partition import Partition
-from torch_thor.split import candidate_sizes, log_det_divergences, split_curves, trade_gains
+from torch_thor.split import (
+    candidate_sizes,
+    held_entries,
+    log_det_divergences,
+    split_curves,
+    trade_gains,
+)
 from torch_thor.stacks import SplitRule
 
 if TYPE_CHECKING:
@@ -33,9 +39,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from torch_thor.capture import Capture, TrackedLayer
+    from torch_thor.capture import Capture
     from torch_thor.layers import Geometry
     from torch_thor.options import MeasuredSplit
+    from torch_thor.tracked import TrackedLayer
 
 SMALLEST_SPLIT = 72
 MEMORY_SHARE = 0.5
@@ -105,7 +112,8 @@ def chosen_pairs(
     layers: Sequence[TrackedLayer], capture: Capture, power: float
 ) -> dict[Geometry, Pair]:
     """Chooses the sizes of (A, G) for every geometry that has statistics and a factor to cut."""
-    sizes = _candidates([layer.geometry for layer in layers])
+    device = layers[0].weight.device
+    sizes = affordable(_candidates([layer.geometry for layer in layers]), device)
     rows: dict[Geometry, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     for layer in layers:
         batch = None if layer.geometry.unit_wise else capture.batch(layer)
@@ -117,7 +125,7 @@ def chosen_pairs(
         return {geometry: found[0] for geometry, found in pairs.items()}
     # Up to the first size that no choice exceeds; larger factors follow the power law.
     needed = sizes[: max(2, sum(size < largest for size in sizes) + 1)]
-    times = BlockTimes.measured(needed, layers[0].weight.device, power)
+    times = BlockTimes.measured(needed, device, power)
     return {
         geometry: _best_pair(geometry, found, rows[geometry], times)
         for geometry, found in pairs.items()
@@ -139,12 +147,6 @@ def affordable_pairs(geometry: Geometry, sizes: Sequence[int]) -> list[Pair]:
 
 def _offered(width: int, sizes: Sequence[int]) -> list[int]:
     return sorted({min(size, width) for size in sizes})
-
-
-def held_entries(geometry: Geometry, pair: Pair) -> int:
-    """Entries of the factors and inverses of one matrix at the sizes (A, G)."""
-    cuts = map(Partition.of, (geometry.columns, geometry.outputs), pair)
-    return 2 * sum(cut.count * cut.block**2 for cut in cuts)
 
 
 def _best_pair(

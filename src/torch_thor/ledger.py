@@ -8,8 +8,9 @@ dropped, by ``zero_grad`` of whomever, by ``None`` or by another tensor, takes i
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.weak import WeakIdRef
 
@@ -90,10 +91,9 @@ class Ledger:
         self._mark = GradientMark(None)
         self._drawn: list[Call] = []
 
-    @property
-    def is_used(self) -> bool:
-        """Whether calls were written down."""
-        return bool(self.calls or self._open or self._drawn)
+    def __deepcopy__(self, memo: dict[int, Any]) -> Ledger:
+        """A copy of the weight has no gradient of these calls."""
+        return Ledger(copy.deepcopy(self._weight, memo))
 
     def clear(self) -> None:
         """Forgets all calls, as after a step that has read them."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from torch_thor.foreach import go_together
 from torch_thor.layers import Geometry, read_matrices, views_of, write_matrices
 
 if TYPE_CHECKING:
@@ -29,20 +30,27 @@ class Matrices:
         weights: The layers' weights.
         dtype: Type of the matrices.
         missing: Rows that a rank's share of a weight has less than its matrices; zeros there.
+        device: Where memory is kept; ``None``: beside the weights.
     """
 
     def __init__(
-        self, geometry: Geometry, weights: Sequence[Tensor], dtype: torch.dtype, missing: int
+        self,
+        geometry: Geometry,
+        weights: Sequence[Tensor],
+        dtype: torch.dtype,
+        missing: int,
+        device: torch.device | None = None,
     ) -> None:
         """Allocates what is kept."""
         self.geometry = geometry
         self.dtype = dtype
         self._missing = missing
+        self._device = device or weights[0].device
         self._weights = [_with_rows(weight, self._missing) for weight in weights]
         self._kept: Tensor | None = None
         self._views: list[Pair] = []
         small = weights[0].numel() < SMALL_LAYER and weights[0].dtype == dtype
-        if small and not self._missing:
+        if small and not self._missing and go_together(weights):
             kept = self._room(len(weights))
             views = [
                 views_of(geometry, matrices, weight)
@@ -51,10 +59,17 @@ class Matrices:
             self._views = [pair for pair in views if pair is not None]
             self._kept = kept if len(self._views) == len(weights) else None
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that are there between steps."""
+        kept = [] if self._kept is None else [self._kept]
+        kept += self._weights if self._missing else []
+        return sum(tensor.numel() * tensor.element_size() for tensor in kept)
+
     def _room(self, layers: int) -> Tensor:
         geometry = self.geometry
         shape = (layers, geometry.matrices, geometry.outputs, geometry.columns)
-        return torch.empty(shape, dtype=self.dtype, device=self._weights[0].device)
+        return torch.empty(shape, dtype=self.dtype, device=self._device)
 
     def write(self, sources: Sequence[Pair]) -> Tensor:
         """Lays weight- and bias-shaped tensors out as ``[l, k, out, columns]``.

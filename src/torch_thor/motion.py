@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from torch_thor import foreach
 from torch_thor.base import (
     Base,
     adamw_step,
@@ -17,16 +18,21 @@ from torch_thor.base import (
     renew,
     sgd_step,
 )
+from torch_thor.groups import says
 from torch_thor.shards import local
 from torch_thor.sweeps import gradient_of
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping, Sequence
 
+    from torch_thor.foreach import Lots
+    from torch_thor.groups import ParameterGroup
     from torch_thor.options import NormControl, Update
-    from torch_thor.routes import GroupPlan, ParameterGroup, Route
+    from torch_thor.routes import GroupPlan, Route
 
 States: TypeAlias = "Mapping[Any, Any]"
+
+_STEP_BYTES = 4  # of a parameter's count of steps
 
 
 @dataclass(frozen=True)
@@ -119,10 +125,10 @@ class Motion:
         if not (gradients and self.order.momentum_first and momentum):
             return gradients
         buffers = momentum_buffers(own.curved, [states[p] for p in own.curved])
-        renew(buffers, gradients, momentum)
+        renew(own.curved_lots, buffers, gradients, momentum)
         if not self.order.nesterov:
             return buffers
-        return list(torch._foreach_add(gradients, buffers, alpha=momentum))
+        return foreach.add(own.curved_lots, gradients, buffers, alpha=momentum)
 
     def _step_layers(self, own: GroupPlan, steps: list[Tensor], states: States) -> None:
         """Adds decay and momentum to the directions of a group and moves the weights."""
@@ -132,12 +138,13 @@ class Motion:
         order, lr, decay = self.order, float(own.group["lr"]), own.group["weight_decay"]
         if decay and (order.decoupled_decay or order.momentum_first):
             # Without momentum after it, decay added to the direction is decay of the weight.
-            torch._foreach_mul_(weights, 1.0 - lr * decay)
+            foreach.mul_(own.curved_lots, weights, 1.0 - lr * decay)
         if order.momentum_first:
-            torch._foreach_add_(weights, steps, alpha=-lr)
+            foreach.add_(own.curved_lots, weights, steps, alpha=-lr)
         else:
             coupled = 0.0 if order.decoupled_decay else decay
-            self._sgd(own.group, own.curved, steps, states, lr=lr, weight_decay=coupled)
+            lots = own.curved_lots
+            self._sgd(own.group, own.curved, steps, states, lots, lr=lr, weight_decay=coupled)
 
     def _step_base(self, own: GroupPlan, states: States) -> None:
         """Steps the parameters of a group that have no curvature."""
@@ -146,12 +153,24 @@ class Motion:
         gradients = [gradient_of(parameter) for parameter in own.plain]
         base, group = self.base, own.group
         lr = group["lr"] * base.lr_scale
-        decay = group["weight_decay"] if base.weight_decay is None else base.weight_decay
+        decay = base.weight_decay
+        if decay is None or says(group, "weight_decay"):
+            decay = float(group["weight_decay"])
         if base.rule == "adamw":
             state = [states[parameter] for parameter in own.plain]
-            adamw_step(base, own.plain, gradients, state, lr=lr, weight_decay=decay)
+            adamw_step(base, own.plain, gradients, state, own.plain_lots, lr=lr, weight_decay=decay)
         else:
-            self._sgd(group, own.plain, gradients, states, lr=float(lr), weight_decay=decay)
+            lots, lr = own.plain_lots, float(lr)
+            self._sgd(group, own.plain, gradients, states, lots, lr=lr, weight_decay=decay)
+
+    def state_bytes(self, group: ParameterGroup, curved: Container[nn.Parameter]) -> int:
+        """Bytes of the state that the parameters of a group have once all have stepped."""
+        own = [parameter for parameter in group["params"] if parameter in curved]
+        plain = [parameter for parameter in group["params"] if parameter not in curved]
+        kept = sum(map(_bytes, own)) if group["momentum"] else 0
+        if self.base.rule == "adamw":
+            return kept + 2 * sum(map(_bytes, plain)) + _STEP_BYTES * len(plain)
+        return kept + (sum(map(_bytes, plain)) if group["momentum"] else 0)
 
     def allocate(
         self, group: ParameterGroup, curved: Container[nn.Parameter], states: States
@@ -171,6 +190,7 @@ class Motion:
         parameters: Sequence[nn.Parameter],
         steps: list[Tensor],
         states: States,
+        lots: Lots,
         *,
         lr: float,
         weight_decay: float,
@@ -179,9 +199,15 @@ class Motion:
             parameters,
             steps,
             [states[p] for p in parameters],
+            lots,
             lr=lr,
             weight_decay=weight_decay,
             momentum=group["momentum"],
             nesterov=self.order.nesterov,
             fused=self.base.fused,
         )
+
+
+def _bytes(parameter: nn.Parameter) -> int:
+    own = local(parameter)
+    return own.numel() * own.element_size()

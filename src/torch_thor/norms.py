@@ -58,6 +58,7 @@ class Lengths:
             √rows · limit, so that an entry's root mean square is limit / √columns.
         cuts: Of each stack, blocks of rows with lengths of their own; ``None``: a length a layer.
         rows: Of each stack, the averages that even its rows first; ``None`` leaves them.
+        held: Of each stack, rows of a matrix that count, all others being zeros; ``None``: all.
     """
 
     def __init__(
@@ -65,10 +66,12 @@ class Lengths:
         control: NormControl,
         cuts: Sequence[Partition | None],
         rows: Sequence[ChosenRows | None],
+        held: Sequence[int] | None = None,
     ) -> None:
         """Sorts the stacks by where their averages lie."""
         self._control = control
         self._cuts = cuts
+        self._held = held
         together: dict[RowAverages | None, list[int]] = defaultdict(list)
         for place, row in enumerate(rows):
             together[None if row is None else row.stack.averages].append(place)
@@ -120,14 +123,15 @@ class Lengths:
         if self._control.kind == "graft":
             targets, _ = _all_lengths(sources, cuts)
         else:
-            pairs = zip(directions, cuts, strict=True)
-            counts = [n for direction, cut in pairs for n in _rows(direction.shape, cut)]
+            held = [None if self._held is None else self._held[n] for n in self._plain]
+            parts = zip(directions, cuts, held, strict=True)
+            counts = [n for direction, cut, own in parts for n in _rows(direction.shape, cut, own)]
             targets = self._fixed(None, counts, lengths)
         factors = _ratios(targets, lengths)
-        parts = torch.split(factors, [shape.numel() for shape in shapes])
+        pieces = torch.split(factors, [shape.numel() for shape in shapes])
         return [
-            _spread(part.view(shape), cut, direction.shape[2])
-            for part, shape, direction, cut in zip(parts, shapes, directions, cuts, strict=True)
+            _spread(piece.view(shape), cut, direction.shape[2])
+            for piece, shape, direction, cut in zip(pieces, shapes, directions, cuts, strict=True)
         ]
 
     def _fixed(self, key: object, counts: Sequence[int], like: Tensor) -> Tensor:
@@ -164,13 +168,14 @@ def _lengths(matrices: Tensor, cut: Partition | None) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def _rows(shape: torch.Size, cut: Partition | None) -> list[int]:
+def _rows(shape: torch.Size, cut: Partition | None, held: int | None) -> list[int]:
     """Rows behind each length."""
     layers, count, rows, _ = shape
+    rows = rows if held is None else held
     if cut is None:
         return [count * rows] * layers
     ends = [(block + 1) * cut.block for block in range(cut.count)]
-    return [cut.block - max(end - rows, 0) for end in ends] * (layers * count)
+    return [max(cut.block - max(end - rows, 0), 0) for end in ends] * (layers * count)
 
 
 def _spread(factors: Tensor, cut: Partition | None, rows: int) -> Tensor:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 
+from torch_thor.checks import (
+    AT_LEAST_ONE,
+    DAMPING,
+    POSITIVE,
+    SHARE,
+    check_types,
+    require_number,
+    require_type,
+)
 from torch_thor.errors import InvalidOptionError, require
-
-if TYPE_CHECKING:
-    from torch_thor.schedules import ScheduledFloat
+from torch_thor.schedules import ScheduledFloat  # noqa: TC001 (read by check_types)
 
 MeasuredSplit = Literal["auto", "per_layer"]
 DampingMode = Literal["both", "sqrt", "pi", "relative"]
@@ -50,9 +57,10 @@ class Damping:
 
     def __post_init__(self) -> None:
         """Validates the options."""
+        check_types(self, value="damping", mode="damping mode")
         _require_choice("damping mode", self.mode, DampingMode)
         if not callable(self.value):
-            require("damping", self.value, self.value > 0, "> 0")
+            require_number("damping", self.value, DAMPING)
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,8 @@ class Statistics:
 
     def __post_init__(self) -> None:
         """Validates the options."""
-        require("decay", self.decay, 0 <= self.decay < 1, "in [0, 1)")
+        check_types(self)
+        require_number("decay", self.decay, SHARE)
         require("rows", self.rows, self.rows is None or self.rows >= 1, ">= 1, or None for all")
         _require_choice("fisher", self.fisher, FisherKind)
         _require_choice("weight_sharing", self.weight_sharing, WeightSharing)
@@ -109,9 +118,10 @@ class Intervals:
 
     def __post_init__(self) -> None:
         """Validates the intervals."""
-        for name, value in (("factors", self.factors), ("inverses", self.inverses)):
-            valid = callable(value) or value >= 1
-            require("interval", value, valid, f">= 1 step ({name}), or a schedule")
+        check_types(self, factors="interval", inverses="interval")
+        for value in (self.factors, self.inverses):
+            if not callable(value):
+                require_number("interval", value, AT_LEAST_ONE)
 
 
 @dataclass(frozen=True)
@@ -148,8 +158,9 @@ class NormControl:
 
     def __post_init__(self) -> None:
         """Validates the options."""
+        check_types(self, kind="norm_control")
         _require_choice("norm_control", self.kind, NormControlKind)
-        require("limit", self.limit, self.limit > 0, "> 0")
+        require_number("limit", self.limit, POSITIVE)
         known = self.per in (None, "layer", "rows")
         require("per", self.per, known, "'layer', 'rows' or None")
         layers = self.kind not in ("graft", "rms") or self.row_decay is not None
@@ -169,6 +180,7 @@ class NormControl:
 
 def as_norm_control(value: NormControl | NormControlKind | None) -> NormControl | None:
     """Accepts a kind's name in the place of a ``NormControl`` with its default limit."""
+    require_type("norm_control", value, NormControl | NormControlKind | None)
     if value is None or isinstance(value, NormControl):
         return value
     return NormControl(value, 1e-3 if value == "kl_clip" else 1.0)
@@ -201,6 +213,10 @@ class Update:
     momentum_first: bool = True
     decoupled_decay: bool = False
 
+    def __post_init__(self) -> None:
+        """Validates the options."""
+        check_types(self)
+
 
 @dataclass(frozen=True)
 class Refresh:
@@ -228,6 +244,7 @@ class Refresh:
 
     def __post_init__(self) -> None:
         """Validates the options."""
+        check_types(self)
         dtype = self.inverse_dtype
         floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
         valid = floating or dtype in (None, "auto")

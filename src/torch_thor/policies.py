@@ -10,6 +10,7 @@ import enum
 from dataclasses import dataclass
 from typing import Literal
 
+from torch_thor.checks import RATE, check_types, require_number
 from torch_thor.errors import InvalidOptionError, require
 
 
@@ -64,7 +65,8 @@ class TraceRule:
 
     def __post_init__(self) -> None:
         """Validates the thresholds."""
-        require("freeze_below", self.freeze_below, self.freeze_below >= 0, ">= 0")
+        check_types(self)
+        require_number("freeze_below", self.freeze_below, RATE)
         require(
             "update_above",
             self.update_above,
@@ -110,12 +112,17 @@ class RefreshClock:
     length: int = 0
     first: bool = True
 
+    @staticmethod
+    def cycle(interval: float) -> int:
+        """Returns the steps of a cycle."""
+        return max(1, round(interval))
+
     def advance(self, step: int, interval: float) -> None:
         """Begins a cycle of ``interval`` steps where the current one is over."""
         if self.length == 0 or step >= self.start + self.length:
             self.first = self.length == 0
             self.start = step
-            self.length = max(1, round(interval))
+            self.length = self.cycle(interval)
 
     def due(self, step: int, share: float = 0.0) -> bool:
         """Says whether a layer with this share of the cycle is due at ``step``."""

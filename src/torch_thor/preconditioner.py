@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from torch_thor.checks import DAMPING, require_number
 from torch_thor.curvature_options import CurvatureOptions
 from torch_thor.directions import Passage
 from torch_thor.distributed import Distributed, UnevenInputs
 from torch_thor.engine import CurvatureEngine
-from torch_thor.errors import InvalidOptionError
+from torch_thor.errors import InvalidOptionError, require
 from torch_thor.fisher import Likelihood, sampled_loss
+from torch_thor.memory import MemoryReport, planned, report_on
 from torch_thor.options import (
     Damping,
     Intervals,
@@ -24,7 +26,9 @@ from torch_thor.options import (
     check_norm_control,
 )
 from torch_thor.schedules import GrowingInterval, ScheduledFloat, value_at
+from torch_thor.selection import as_selectors
 from torch_thor.shards import local
+from torch_thor.stacks import SplitRule
 from torch_thor.sweeps import GradientRows, gradient_of, ready_sweeps
 
 if TYPE_CHECKING:
@@ -32,8 +36,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from torch_thor.coverage import Selector
     from torch_thor.policies import TraceRule
+    from torch_thor.selection import Selector
 
 
 class Preconditioner(CurvatureEngine, UnevenInputs):
@@ -79,8 +83,8 @@ class Preconditioner(CurvatureEngine, UnevenInputs):
         norm_control: NormControl | NormControlKind | None = None,
         statistics: Statistics = Statistics(),
         refresh: Refresh = Refresh(),
-        exclude: Iterable[Selector] = (),
-        include: Iterable[Selector] = (),
+        exclude: Selector | Iterable[Selector] = (),
+        include: Selector | Iterable[Selector] = (),
         eigenvalue_correction: bool = False,
         distributed: Distributed = Distributed(),
     ) -> None:
@@ -100,8 +104,8 @@ class Preconditioner(CurvatureEngine, UnevenInputs):
             trace_rule=trace_rule,
             statistics=statistics,
             refresh=refresh,
-            exclude=tuple(exclude),
-            include=tuple(include),
+            exclude=as_selectors("exclude", exclude),
+            include=as_selectors("include", include),
             eigenvalue_correction=eigenvalue_correction,
             distributed=distributed,
         )
@@ -110,15 +114,23 @@ class Preconditioner(CurvatureEngine, UnevenInputs):
         UnevenInputs.__init__(self)
 
     def step(self) -> None:
-        """Updates the curvature and rewrites ``.grad`` of every preconditioned layer."""
+        """Updates the curvature and rewrites ``.grad`` of every preconditioned layer.
+
+        Raises:
+            InvalidOptionError: Where a schedule gives a value that no step can take; nothing has
+                changed then.
+        """
         self._begin_step()
         self._average_and_update()
         with torch.no_grad():
             self._rewrite()
 
     def _average_and_update(self) -> None:
+        self.check_schedules()
+        damping = value_at(self.options.damping.value, self.steps, "damping")
+        require_number(f"damping at step {self.steps}", damping, DAMPING)
         for layer in self.layers:
-            layer.damping = value_at(self.options.damping.value, self.steps)
+            layer.damping = damping
         self.communicator.average_gradients(self.model.parameters())
         self.update()
 
@@ -133,6 +145,19 @@ class Preconditioner(CurvatureEngine, UnevenInputs):
     @property
     def _distribution(self) -> tuple[Distributed, torch.device]:
         return self.options.distributed, self.device
+
+    def memory(self) -> MemoryReport:
+        """Says what the curvature of each layer takes, before the first step as after it.
+
+        Raises:
+            InvalidOptionError: Where the split is measured, before the first statistics.
+        """
+        rule, split = self._split_rule, self.options.split
+        if rule is None:
+            allowed = "a number or None, to know memory before a step"
+            require("split", split, not isinstance(split, str), allowed)
+            rule = SplitRule(None if isinstance(split, str) else split)
+        return report_on(self.stacks or planned(self.layers, rule, self.stack_options))
 
     def _rewrite(self) -> None:
         rule = GradientRows()

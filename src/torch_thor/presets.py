@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-from torch_thor.base import Base
+from torch_thor.base import Base, BaseRule
 from torch_thor.distributed import Distributed
 from torch_thor.optimizer import CurvatureOptimizer, Parameters
 from torch_thor.options import (
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from torch_thor.coverage import Selector
     from torch_thor.policies import TraceRule
+    from torch_thor.selection import Selector
 
 _PAPER_ORDER = Update(nesterov=False, momentum_first=False, decoupled_decay=False)
 _ALL_ROWS = Statistics(decay=0.95, rows=None)
@@ -54,7 +54,7 @@ class THOR(CurvatureOptimizer):
         update: Order of preconditioning, momentum and decay.
         statistics: How factors are estimated.
         refresh: Staggering, type of the inverses, failure handling.
-        base: First-order rule of all other parameters.
+        base: First-order rule of all other parameters: ``"sgd"``, ``"adamw"`` or a ``Base``.
         exclude: Modules (names, with ``*`` as wildcard, or types) that train by the base rule.
         include: The same for types that do so unless asked for: embeddings and norms.
         distributed: How the ranks of a data-parallel run share the curvature.
@@ -85,9 +85,9 @@ class THOR(CurvatureOptimizer):
         update: Update = Update(),
         statistics: Statistics = Statistics(),
         refresh: Refresh = Refresh(inverse_dtype="auto"),
-        base: Base = Base(),
-        exclude: Iterable[Selector] = (),
-        include: Iterable[Selector] = (),
+        base: Base | BaseRule = Base(),
+        exclude: Selector | Iterable[Selector] = (),
+        include: Selector | Iterable[Selector] = (),
         distributed: Distributed = Distributed(),
     ) -> None:
         """Finds the layers, hangs the hooks and builds the parameter groups."""
@@ -129,8 +129,8 @@ class THOR(CurvatureOptimizer):
         split: int | MeasuredSplit | None = 72,
         interval: ScheduledFloat | Intervals = GrowingInterval(10, 1.2),
         statistics: Statistics = Statistics(),
-        exclude: Iterable[Selector] = (),
-        include: Iterable[Selector] = (),
+        exclude: Selector | Iterable[Selector] = (),
+        include: Selector | Iterable[Selector] = (),
         distributed: Distributed = Distributed(),
     ) -> Self:
         """Builds THOR for a task without a known learning rate of SGD's.
@@ -191,7 +191,7 @@ class KFAC(CurvatureOptimizer):
         norm_control: Length of each layer's step.
         statistics: How factors are estimated.
         refresh: Staggering, type of the inverses, failure handling.
-        base: First-order rule of all other parameters.
+        base: First-order rule of all other parameters: ``"sgd"``, ``"adamw"`` or a ``Base``.
         exclude: Modules that train by the base rule.
         include: Modules that do so unless asked for: embeddings and norms.
         distributed: How the ranks of a data-parallel run share the curvature.
@@ -216,9 +216,9 @@ class KFAC(CurvatureOptimizer):
         norm_control: NormControl | NormControlKind | None = "graft",
         statistics: Statistics = _ALL_ROWS,
         refresh: Refresh = Refresh(stagger=False),
-        base: Base = Base(),
-        exclude: Iterable[Selector] = (),
-        include: Iterable[Selector] = (),
+        base: Base | BaseRule = Base(),
+        exclude: Selector | Iterable[Selector] = (),
+        include: Selector | Iterable[Selector] = (),
         distributed: Distributed = Distributed(),
     ) -> None:
         """Finds the layers, hangs the hooks and builds the parameter groups."""

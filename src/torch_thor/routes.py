@@ -6,22 +6,24 @@ Steps differ only where groups, layers or curvature have changed, or others have
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 from torch_thor.directions import Passage
+from torch_thor.foreach import lots_of
+from torch_thor.shards import local
 from torch_thor.sweeps import ready_sweeps
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping, Sequence
 
-    from torch import nn
+    from torch import Tensor, nn
 
-    from torch_thor.capture import TrackedLayer
+    from torch_thor.foreach import Lots
+    from torch_thor.groups import ParameterGroup
     from torch_thor.options import NormControl
     from torch_thor.stacks import LayerStack
     from torch_thor.sweeps import Sweep
-
-ParameterGroup: TypeAlias = dict[str, Any]
+    from torch_thor.tracked import TrackedLayer
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,16 @@ class GroupPlan:
         layers: Tracked layers whose weight is in it.
         curved: Parameters of those that have curvature.
         plain: All others, which step by the base rule.
+        curved_lots: Which of the curved go together, in a route.
+        plain_lots: Which of the plain go together, in a route.
     """
 
     group: ParameterGroup
     layers: tuple[TrackedLayer, ...]
     curved: tuple[nn.Parameter, ...]
     plain: tuple[nn.Parameter, ...]
+    curved_lots: Lots = ()
+    plain_lots: Lots = ()
 
     def follows(self, group: ParameterGroup) -> bool:
         """Says whether this is still the plan of a group."""
@@ -87,6 +93,7 @@ class _Known:
     stacks: Sequence[LayerStack]
     ready: list[list[bool]]
     live: list[list[bool]]
+    lots: Lots
     route: Route
 
 
@@ -129,12 +136,13 @@ class Router:
             self._plans = plan_groups(groups, layer_of, curved_by)
         return self._plans
 
-    def route(self, plans: Sequence[GroupPlan], stacks: Sequence[LayerStack]) -> Route:
+    def route(self, plans: Sequence[GroupPlan], stacks: Sequence[LayerStack], lots: Lots) -> Route:
         """Returns the route of a step.
 
         Args:
             plans: The groups' plans.
             stacks: The model's curvature.
+            lots: What a ``Sorter`` says of all gradients.
         """
         ready = [list(stack.ready) for stack in stacks]
         live = [[p.grad is not None for p in (*plan.curved, *plan.plain)] for plan in plans]
@@ -144,8 +152,10 @@ class Router:
             and known.stacks is stacks
             and known.ready == ready
             and known.live == live
+            and known.lots is lots
         ):
-            known = self._known = _Known(plans, stacks, ready, live, self._find(plans, stacks))
+            route = self._find(plans, stacks)
+            known = self._known = _Known(plans, stacks, ready, live, lots, route)
         return known.route
 
     def _find(self, plans: Sequence[GroupPlan], stacks: Sequence[LayerStack]) -> Route:
@@ -161,11 +171,25 @@ class Router:
             return moves(parameter) and parameter not in swept
 
         groups = tuple(
-            replace(
+            _moving(
                 plan,
-                curved=tuple(p for p in plan.curved if together(p)),
-                plain=tuple(p for p in plan.plain if p.grad is not None),
+                tuple(p for p in plan.curved if together(p)),
+                tuple(p for p in plan.plain if p.grad is not None),
             )
             for plan in plans
         )
         return Route(groups, Passage(stacks, together, self._control), tuple(sweeps), group_of)
+
+
+def _moving(
+    plan: GroupPlan, curved: tuple[nn.Parameter, ...], plain: tuple[nn.Parameter, ...]
+) -> GroupPlan:
+    """The plan of those parameters that move, sorted by what goes together."""
+    return replace(
+        plan, curved=curved, plain=plain, curved_lots=_lots(curved), plain_lots=_lots(plain)
+    )
+
+
+def _lots(parameters: Sequence[nn.Parameter]) -> Lots:
+    gradients: list[Tensor] = [local(p.grad) for p in parameters if p.grad is not None]
+    return lots_of([local(p) for p in parameters], gradients)

@@ -170,6 +170,12 @@ class StackRows:
     averages: RowAverages
     number: int
 
+    @property
+    def bytes(self) -> int:
+        """What the averages of the stack take."""
+        layers, matrices, rows = self.averages.shapes[self.number]
+        return layers * matrices * rows * self.averages.shares.element_size()
+
     def saved(self, slot: int) -> Tensor:
         """Returns what a checkpoint has to hold of a layer: ``[k · rows + 1]``, its weight last."""
         layer, rows = self.averages.layer(self.number, slot)

@@ -12,15 +12,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from torch_thor.checks import AT_LEAST_ONE, POSITIVE, check_types, require_number, require_type
 from torch_thor.errors import InvalidOptionError, require
 
 Schedule: TypeAlias = Callable[[int], float]
 ScheduledFloat: TypeAlias = float | Schedule
 
 
-def value_at(value: ScheduledFloat, step: int) -> float:
-    """Returns the number itself, or what the schedule gives at ``step``."""
-    return float(value(step)) if callable(value) else float(value)
+def value_at(value: ScheduledFloat, step: int, name: str = "schedule") -> float:
+    """Returns the number itself, or what the schedule gives at ``step``.
+
+    Raises:
+        InvalidOptionError: Where that is no number; ``name`` says what it is for.
+    """
+    if not callable(value):
+        return float(value)
+    found = value(step)
+    require_type(f"{name} at step {step}", found, float)
+    return float(found)
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,10 @@ class Constant:
     """
 
     value: float
+
+    def __post_init__(self) -> None:
+        """Validates the value."""
+        check_types(self)
 
     def __call__(self, step: int) -> float:  # noqa: ARG002 (a schedule takes the step)
         """Returns ``value``."""
@@ -52,12 +65,13 @@ class PolynomialDecay:
     target: float
     end_epoch: float
     power: float
-    steps_per_epoch: int
+    steps_per_epoch: float
 
     def __post_init__(self) -> None:
         """Validates the options."""
-        require("end_epoch", self.end_epoch, self.end_epoch > 0, "> 0")
-        require("steps_per_epoch", self.steps_per_epoch, self.steps_per_epoch >= 1, ">= 1")
+        check_types(self)
+        require_number("end_epoch", self.end_epoch, POSITIVE)
+        require_number("steps_per_epoch", self.steps_per_epoch, AT_LEAST_ONE)
 
     def __call__(self, step: int) -> float:
         """Returns the value at ``step``."""
@@ -90,13 +104,14 @@ class WarmupPolynomialDecay:
     warmup_epochs: float
     end_epoch: float
     power: float
-    steps_per_epoch: int
+    steps_per_epoch: float
 
     def __post_init__(self) -> None:
         """Validates the options."""
-        require("warmup_epochs", self.warmup_epochs, self.warmup_epochs > 0, "> 0")
-        require("end_epoch", self.end_epoch, self.end_epoch > 0, "> 0")
-        require("steps_per_epoch", self.steps_per_epoch, self.steps_per_epoch >= 1, ">= 1")
+        check_types(self)
+        require_number("warmup_epochs", self.warmup_epochs, POSITIVE)
+        require_number("end_epoch", self.end_epoch, POSITIVE)
+        require_number("steps_per_epoch", self.steps_per_epoch, AT_LEAST_ONE)
 
     def __call__(self, step: int) -> float:
         """Returns the value at ``step``."""
@@ -119,12 +134,13 @@ class ExponentialDamping:
 
     initial: float
     rate: float
-    steps_per_epoch: int
+    steps_per_epoch: float
 
     def __post_init__(self) -> None:
         """Validates the options."""
-        require("rate", self.rate, self.rate > 0, "> 0")
-        require("steps_per_epoch", self.steps_per_epoch, self.steps_per_epoch >= 1, ">= 1")
+        check_types(self)
+        require_number("rate", self.rate, POSITIVE)
+        require_number("steps_per_epoch", self.steps_per_epoch, AT_LEAST_ONE)
 
     def __call__(self, step: int) -> float:
         """Returns the value at ``step``."""
@@ -151,8 +167,9 @@ class GrowingInterval:
 
     def __post_init__(self) -> None:
         """Validates the options."""
-        require("start", self.start, self.start >= 1, ">= 1")
-        require("growth", self.growth, self.growth >= 1, ">= 1")
+        check_types(self)
+        require_number("start", self.start, AT_LEAST_ONE)
+        require_number("growth", self.growth, AT_LEAST_ONE)
         require("maximum", self.maximum, self.maximum >= self.start, f">= start ({self.start})")
 
     def __call__(self, step: int) -> float:
@@ -174,6 +191,7 @@ class Piecewise:
 
     def __post_init__(self) -> None:
         """Validates the options."""
+        check_types(self)
         if len(self.values) != len(self.boundaries) + 1:
             raise InvalidOptionError(
                 "values", self.values, f"one value more than boundaries ({len(self.boundaries)})"

@@ -12,14 +12,15 @@ from torch.nn.functional import pad
 
 from torch_thor import linalg
 from torch_thor.errors import InvalidOptionError, require
-from torch_thor.hardware import inversion_times
+from torch_thor.hardware import affordable, free_memory, inversion_times
 from torch_thor.partition import Partition
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch_thor.capture import Capture, TrackedLayer
+    from torch_thor.capture import Capture
     from torch_thor.layers import Geometry
+    from torch_thor.tracked import TrackedLayer
 
 TOLERATED_LOSS = 0.01
 _ROUNDING = 1e-9  # of a log det, for each row of the factor
@@ -177,10 +178,37 @@ def split_curves(layers: Sequence[TrackedLayer], capture: Capture, power: float)
 
     The loss is counted over the input factors A, as in the paper's Table 1.
     """
-    sizes = candidate_sizes([layer.geometry for layer in layers])
-    times = inversion_times(sizes, layers[0].weight.device, power)
+    device = layers[0].weight.device
+    sizes = affordable(candidate_sizes([layer.geometry for layer in layers]), device)
+    sizes = _that_fit(sizes, layers, device)
+    times = inversion_times(sizes, device, power)
     losses = [information_losses(rows, sizes) for _, rows in input_rows(layers, capture)]
     return kept_and_speed(sizes, losses, [time.seconds for time in times])
+
+
+def held_entries(geometry: Geometry, pair: tuple[int, int]) -> int:
+    """Entries of the factors and inverses of one matrix at the sizes (A, G)."""
+    cuts = map(Partition.of, (geometry.columns, geometry.outputs), pair)
+    return 2 * sum(cut.count * cut.block**2 for cut in cuts)
+
+
+def _that_fit(
+    sizes: tuple[int, ...], layers: Sequence[TrackedLayer], device: torch.device
+) -> tuple[int, ...]:
+    """Those sizes with which the whole model's curvature takes at most half of the free memory."""
+    free = free_memory(device)
+    if free is None:
+        return sizes
+
+    def needed(size: int) -> int:
+        return sum(
+            layer.geometry.matrices
+            * held_entries(layer.geometry, (1 if layer.geometry.one_hot else size, size))
+            * max(layer.weight.element_size(), 4)
+            for layer in layers
+        )
+
+    return (*sizes[:1], *(size for size in sizes[1:] if needed(size) <= free / 2))
 
 
 def kept_and_speed(

@@ -25,9 +25,9 @@ from torch_thor.sweeps import sweeps_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from torch_thor.capture import TrackedLayer
     from torch_thor.layers import Geometry
     from torch_thor.options import DampingMode, NormControl
+    from torch_thor.tracked import TrackedLayer
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,10 @@ class LayerStack:
         layers: The layers.
         split: Block sizes of (A, G); ``None`` leaves a factor whole.
         options: See ``StackOptions``.
+        device: Where to allocate; ``None``: beside the layers. "meta" has shapes alone.
 
     Attributes:
+        held: Rows of a matrix that this rank holds; a shard's matrices are padded with others.
         rows: Averages of the directions' rows, from ``build_stacks``: all stacks share memory.
     """
 
@@ -87,6 +89,7 @@ class LayerStack:
         layers: list[TrackedLayer],
         split: tuple[int | None, int | None],
         options: StackOptions,
+        device: torch.device | None = None,
     ) -> None:
         """Allocates factors and inverses."""
         self.layers = layers
@@ -100,14 +103,16 @@ class LayerStack:
         split_g = (1 if options.diagonal_norms else None) if geometry.unit_wise else split[1]
         cut_g = Partition.of(geometry.outputs, split_g)
         count, matrices = len(layers), geometry.matrices
-        self.a = FactorStack(count, matrices, cut_a, dtype=self.dtype, device=weight.device)
-        self.g = FactorStack(count, matrices, cut_g, dtype=self.dtype, device=weight.device)
+        place = device or weight.device
+        self.a = FactorStack(count, matrices, cut_a, dtype=self.dtype, device=place)
+        self.g = FactorStack(count, matrices, cut_g, dtype=self.dtype, device=place)
         kind = EigenBasis if options.eigen else InverseRoots
         stored = self._inverse_dtype()
         self.inverses: Inverses = kind(self.a, self.g, options.power, stored)
         missing = 0 if self.shard is None else self.shard.chunk - self.shard.own
+        self.held = geometry.outputs - missing
         weights = [local(layer.weight) for layer in layers]
-        self.matrices = Matrices(geometry, weights, stored, missing)
+        self.matrices = Matrices(geometry, weights, stored, missing, place)
         self.weights = [0.0] * count
         self.ready = [False] * count
         self.sweeps = sweeps_of(self)
@@ -133,12 +138,14 @@ class LayerStack:
 
     def fold(self, slot: int, blocks: tuple[Tensor, Tensor], traces: tuple[Tensor, Tensor]) -> None:
         """Folds (A, G) of a batch, and their traces, into the running averages of a layer."""
-        if self.shard is not None:
-            blocks = (blocks[0], self.shard.take(blocks[1]))
         keep, following = kept_share(self.options.decay, self.weights[slot])
-        for factor, new, trace in zip((self.a, self.g), blocks, traces, strict=True):
+        for factor, new, trace in zip((self.a, self.g), self.own(blocks), traces, strict=True):
             factor.fold(slot, new, trace, keep)
         self.weights[slot] = following
+
+    def own(self, blocks: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Of the blocks (A, G) of a whole layer, those that this rank holds."""
+        return blocks if self.shard is None else (blocks[0], self.shard.take(blocks[1]))
 
     def empty_batch(self) -> tuple[FactorBatch, FactorBatch]:
         """Statistics (A, G) of a layer without any rows."""
@@ -236,14 +243,26 @@ class LayerStack:
 
 
 def build_stacks(
-    layers: Iterable[TrackedLayer], split: SplitRule, options: StackOptions
+    layers: Iterable[TrackedLayer],
+    split: SplitRule,
+    options: StackOptions,
+    device: torch.device | None = None,
 ) -> list[LayerStack]:
-    """Groups layers by shape, type and device, in the order of first appearance."""
+    """Groups layers by shape, type and device, in the order of first appearance.
+
+    Args:
+        layers: The layers.
+        split: Their block sizes.
+        options: What the stacks share.
+        device: Where to allocate; ``None``: beside the layers.
+    """
     groups: dict[tuple[object, ...], list[TrackedLayer]] = defaultdict(list)
     for layer in layers:
         weight = layer.weight
         groups[layer.geometry, layer.shard, weight.dtype, weight.device].append(layer)
-    stacks = [LayerStack(group, split(group[0].geometry), options) for group in groups.values()]
+    stacks = [
+        LayerStack(group, split(group[0].geometry), options, device) for group in groups.values()
+    ]
     together: dict[tuple[object, ...], list[LayerStack]] = defaultdict(list)
     for stack in stacks:
         together[stack.dtype, stack.a.blocks.device].append(stack)

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from torch_thor.capture import TrackedLayer
     from torch_thor.layers import Geometry
     from torch_thor.options import NormControl
     from torch_thor.stacks import LayerStack
+    from torch_thor.tracked import TrackedLayer
 
 # Entries of a band: two megabytes of float32. Fewer cost calls, more fall out of the cache.
 BAND = 1 << 19

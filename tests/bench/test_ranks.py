@@ -34,7 +34,7 @@ def torchrun(*words: str, restarts: int = 0) -> subprocess.CompletedProcess[str]
     here = [str(SCRIPT.parents[1]), *sys.path]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(here)}
     return subprocess.run(  # noqa: S603
-        command, env=environment, capture_output=True, text=True, check=False, timeout=100
+        command, env=environment, capture_output=True, text=True, check=False, timeout=300
     )
 
 

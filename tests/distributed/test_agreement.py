@@ -28,7 +28,7 @@ def test_ranks_that_take_different_steps_are_told_so() -> None:
 
 
 def test_a_rank_that_stays_away_is_an_error_within_the_time_limit() -> None:
-    waiting, _ = on_ranks(2, disagreeing_ranks.a_rank_that_stays_away, 1.0)
+    waiting, _ = on_ranks(2, disagreeing_ranks.a_rank_that_stays_away, 5.0)
     assert waiting.startswith("CollectiveError: Rank 0 of 2: the collective 'the first statistics'")
 
 

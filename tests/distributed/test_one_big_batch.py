@@ -22,7 +22,6 @@ TOLERANCE = {"thor in float32": 2e-5, "bfloat16 on the wire": 2e-2}
 FOR_FOUR = ("thor", "trace rule", "uneven batches", "owners", "ekfac, owners", *TOLERANCE)
 
 
-@pytest.mark.timeout(300)  # a shared machine may be busy
 @pytest.mark.parametrize(("size", "names"), [(2, tuple(CASES)), (4, FOR_FOUR)])
 def test_ranks_train_as_one_process_with_one_big_batch(size: int, names: tuple[str, ...]) -> None:
     ranks = on_ranks(size, train_all, names)

@@ -51,11 +51,39 @@ def test_parameters_equal_the_unsharded_ones(size: int, name: str) -> None:
     assert_all_close(found(size)[0]["trained"][name].weights, whole(name).weights)
 
 
+@EACH_CASE
+def test_decisions_equal_the_unsharded_ones_on_every_rank(size: int, name: str) -> None:
+    """Case 56: a rule reads the whole layer, though no rank holds it."""
+    expected = whole(name).decisions
+    for rank in found(size):
+        ours = rank["trained"][name].decisions
+        assert [(d.layer, d.step, d.decision) for d in ours] == [
+            (d.layer, d.step, d.decision) for d in expected
+        ]
+        changes = [[d.change for d in decisions] for decisions in (ours, expected)]
+        assert changes[0] == pytest.approx(changes[1], rel=1e-7, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "rule" in name])
+def test_the_rules_of_these_cases_keep_some_layers_and_refresh_others(name: str) -> None:
+    assert len({decision.decision for decision in whole(name).decisions}) > 1
+
+
 @EVERYWHERE
 def test_a_rank_keeps_the_blocks_of_its_own_rows(size: int) -> None:
     kept = found(size)[0]["trained"]["thor"].shapes
     rows = [shape[2] * shape[3] for shape in kept]
     assert rows == [8 // size, 8 // size, 16 // size, 8 // size]
+
+
+@EACH_CASE
+def test_memory_is_that_of_the_own_rows(size: int, name: str) -> None:
+    total = 0
+    for result in (rank["trained"][name] for rank in found(size)):
+        before, after = result.memory
+        assert before == after
+        total += before.inverses
+    assert before.inverses < whole(name).memory[0].inverses < total
 
 
 @EACH_CASE

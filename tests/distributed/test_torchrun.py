@@ -32,7 +32,7 @@ def torchrun(script: Path, *arguments: object, restarts: int = 0) -> str:
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
     done = subprocess.run(  # noqa: S603 - our own scripts
-        command, env=environment, capture_output=True, text=True, timeout=100, check=False
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout

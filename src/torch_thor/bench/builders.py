@@ -23,7 +23,7 @@ from torch_thor import (
     Update,
 )
 from torch_thor.bench.errors import BenchError
-from torch_thor.bench.muon import FlattenedMuon
+from torch_thor.bench.requirements import lacks_muon
 from torch_thor.bench.settings import (
     AdamWSettings,
     KFACSettings,
@@ -100,7 +100,15 @@ def build_adamw(training: Training, settings: AdamWSettings) -> Sequence[Optimiz
 
 
 def build_muon(training: Training, settings: MuonSettings) -> Sequence[Optimizer]:
-    """Builds Muon over hidden matrices and convolutions, and the rule of all the rest."""
+    """Builds Muon over hidden matrices and convolutions, and the rule of all the rest.
+
+    Raises:
+        BenchError: torch is too old for it.
+    """
+    if lacking := lacks_muon():
+        raise BenchError(f"--optimizer muon {lacking}; update torch, or name another optimizer")
+    from torch_thor.bench.muon import FlattenedMuon  # noqa: PLC0415 - extends what may be missing
+
     kept = _without_muon(training.model, settings)
     parameters = list(training.model.parameters())
     hidden = [p for p in parameters if p.dim() >= 2 and id(p) not in kept]

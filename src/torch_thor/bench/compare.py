@@ -11,7 +11,7 @@ from torch_thor.bench import rundir
 from torch_thor.bench.config import DataSource, RunConfig
 from torch_thor.bench.errors import BenchError, RunDivergedError, RunInterruptedError, reason
 from torch_thor.bench.observers import Observer
-from torch_thor.bench.optimizers import find_optimizer
+from torch_thor.bench.optimizers import find_optimizer, lacking
 from torch_thor.bench.recipes import RunOptions, plan_run
 from torch_thor.bench.records import Run, read_run
 from torch_thor.bench.settings import Positive
@@ -212,7 +212,8 @@ def run_comparison(
 ) -> list[Run]:
     """Makes every run that is not on disk yet and reads them all.
 
-    A run that diverges counts as a miss; the others go on.
+    A run that diverges counts as a miss, and an optimizer that this installation lacks is left out;
+    the others go on.
 
     Args:
         comparison: What is asked for.
@@ -227,6 +228,12 @@ def run_comparison(
         BenchError: A folder holds another run, or a run cannot be made.
     """
     pending = [config for config in comparison.runs if is_pending(config, directory / config.name)]
+    absent = lacking(comparison.optimizers)
+    if len(absent) == len(comparison.optimizers):
+        told = "; ".join(f"{name} {what}" for name, what in absent.items())
+        raise BenchError(f"--optimizers names none that runs here ({told}); name another")
+    left_out = [config for config in pending if config.optimizer in absent]
+    pending = [config for config in pending if config not in left_out]
     rundir.make_directory(directory)
     settling = None
     if comparison.to_target:
@@ -244,7 +251,8 @@ def run_comparison(
             raise RunInterruptedError(f"{message}; go on with: {again}") from stopped
         except RunDivergedError:
             continue  # on record as failed; the table counts the miss
-    return [read_run(directory / config.name) for config in comparison.runs]
+    made = (config for config in comparison.runs if config not in left_out)
+    return [read_run(directory / config.name) for config in made]
 
 
 def is_pending(config: RunConfig, folder: Path) -> bool:

@@ -1,7 +1,7 @@
 """The optimizers that the bench compares, and how each is built for a model."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -39,6 +39,7 @@ from torch_thor.bench.peers import (
     build_soap,
 )
 from torch_thor.bench.records import DecisionRecord
+from torch_thor.bench.requirements import lacks_muon
 from torch_thor.bench.settings import (
     AdamWSettings,
     KFACSettings,
@@ -65,6 +66,7 @@ class OptimizerSpec(Generic[S]):
         build: Builds the torch optimizers that together train every parameter of a model.
         own: Setting that a study searches besides those that all have.
         first_order: Whether it uses gradients entry by entry alone, and so may set a target.
+        lacks: Says what this installation lacks for it; None where it runs.
     """
 
     name: str
@@ -73,6 +75,7 @@ class OptimizerSpec(Generic[S]):
     build: Callable[[Training, S], Sequence[Optimizer]]
     own: str = "damping"
     first_order: bool = False
+    lacks: Callable[[], str | None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,14 @@ _SPECS: tuple[OptimizerSpec[Any], ...] = (
         "beta1",
         first_order=True,
     ),
-    OptimizerSpec("muon", "Muon; SGD or AdamW on the rest", MuonSettings(), build_muon, "momentum"),
+    OptimizerSpec(
+        "muon",
+        "Muon; SGD or AdamW on the rest",
+        MuonSettings(),
+        build_muon,
+        "momentum",
+        lacks=lacks_muon,
+    ),
     OptimizerSpec("soap", "SOAP (pytorch-optimizer)", SOAPSettings(), build_soap, "beta2"),
     OptimizerSpec(
         "shampoo", "Shampoo (pytorch-optimizer)", ShampooSettings(), build_shampoo, "beta2"
@@ -200,6 +210,16 @@ def find_optimizer(name: str, *, argument: str = "--optimizer") -> OptimizerSpec
     if name not in OPTIMIZERS:
         raise unknown_choice(argument, name, OPTIMIZERS)
     return OPTIMIZERS[name]
+
+
+def lacking(names: Iterable[str]) -> dict[str, str]:
+    """Returns, of those optimizers that don't run here, what each lacks.
+
+    Args:
+        names: Names of optimizers.
+    """
+    found = {name: find_optimizer(name, argument="--optimizers").lacks() for name in names}
+    return {name: what for name, what in found.items() if what is not None}
 
 
 def build_rule(model: nn.Module, config: RunConfig, steps_per_epoch: int) -> TrainingRule:

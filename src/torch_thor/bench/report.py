@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 from torch_thor.bench.compare import Comparison, read_comparison
 from torch_thor.bench.errors import BenchError, reason
 from torch_thor.bench.figures import FigureFile, draw_figures
+from torch_thor.bench.optimizers import lacking
 from torch_thor.bench.records import Run, RunFailed, RunFinished, find_runs
 from torch_thor.bench.summary import Summary, group_by_optimizer, summarize
 from torch_thor.bench.tables import TextTable, comparison_csv, comparison_table
@@ -59,6 +60,14 @@ def _in_order(runs: list[Run], comparison: Comparison | None) -> list[Run]:
     order = {name: number for number, name in enumerate(comparison.optimizers)}
     return sorted(
         runs, key=lambda run: (order.get(run.config.optimizer, len(order)), run.config.seed)
+    )
+
+
+def _absent(runs: Sequence[Run], comparison: Comparison | None) -> dict[str, str]:
+    """Returns the optimizers of a comparison that have no run because they lack something here."""
+    made = {run.config.optimizer for run in runs}
+    return lacking(
+        name for name in (comparison.optimizers if comparison else ()) if name not in made
     )
 
 
@@ -145,7 +154,7 @@ def write_report(directory: Path, *, command: str | None = None) -> Report:
     workload = find_workload(runs[0].config.workload)
     target = comparison.target if comparison else workload.target
     summaries = summarize(runs, target)
-    table = comparison_table(summaries, workload.metric, target)
+    table = comparison_table(summaries, workload.metric, target, _absent(runs, comparison))
     goal = f"{workload.metric.name} {workload.metric.goal(target)}"
     if command is None and comparison is not None:
         command = f"{comparison.command} --out {directory}"

@@ -3,14 +3,14 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from torch_thor.bench.optimizers import OPTIMIZERS
+from torch_thor.bench.optimizers import OPTIMIZERS, lacking
 from torch_thor.bench.recipes import find_recipe
 from torch_thor.bench.settings import to_values
 from torch_thor.bench.summary import BASELINE, Spread, Summary
@@ -83,13 +83,19 @@ def _to_rich(text: TextTable, title: str) -> Table:
     return table
 
 
-def comparison_table(summaries: Sequence[Summary], metric: Metric, target: float) -> TextTable:
+def comparison_table(
+    summaries: Sequence[Summary],
+    metric: Metric,
+    target: float,
+    absent: Mapping[str, str] | None = None,
+) -> TextTable:
     """Returns the table of a comparison: medians, with the range over seeds where it has one.
 
     Args:
         summaries: One row each.
         metric: The workload's metric.
         target: Value that was timed.
+        absent: Optimizers that could not run, and what they lack; one row each.
     """
     headings = (
         "optimizer",
@@ -122,7 +128,9 @@ def comparison_table(summaries: Sequence[Summary], metric: Metric, target: float
         )
         for row in summaries
     )
-    return TextTable(headings, rows)
+    empty = tuple("–" for _ in headings[2:])
+    missing = tuple((name, what, *empty) for name, what in (absent or {}).items())
+    return TextTable(headings, rows + missing)
 
 
 def comparison_csv(summaries: Sequence[Summary], target: float) -> str:
@@ -179,8 +187,10 @@ def optimizers_table(workload: Workload) -> Table:
     table = Table(title=f"Optimizers on {workload.name}", title_justify="left", box=SIMPLE_HEAD)
     for heading in ("name", "what", "epochs", "settings (change with --set key=value)"):
         table.add_column(heading)
+    absent = lacking(OPTIMIZERS)
     for spec in OPTIMIZERS.values():
         recipe = find_recipe(workload, spec.name)
         settings = ", ".join(f"{key}={value}" for key, value in to_values(recipe.settings).items())
-        table.add_row(spec.name, spec.description, f"{recipe.epochs:g}", settings)
+        what = absent.get(spec.name, spec.description)
+        table.add_row(spec.name, what, f"{recipe.epochs:g}", settings)
     return table

@@ -18,6 +18,7 @@ from torch_thor.bench.arguments import (
 )
 from torch_thor.bench.config import DataSource, RunConfig
 from torch_thor.bench.observers import Observer
+from torch_thor.bench.optimizers import lacking
 from torch_thor.bench.recipes import RunOptions
 from torch_thor.bench.study import StudyOptions, plan_study
 from torch_thor.bench.study_report import write_study
@@ -63,7 +64,10 @@ def tune(
         run=RunOptions(batch_size=batch_size, evals_per_epoch=evals_per_epoch, device=device),
     )
     names = [name.strip() for name in optimizers.split(",") if name.strip()]
-    study = plan_study(task, names, options)
+    absent = lacking(names)
+    for name, what in absent.items():
+        typer.echo(f"{name} {what}: left out")
+    study = plan_study(task, [name for name in names if name not in absent], options)
 
     def observe(_config: RunConfig, folder: Path, title: str) -> list[Observer]:
         return observers_of(task, folder, title)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch_thor.distributed.evidence import Evidence
 
 T = TypeVar("T")
+BUILD_ALIKE = "Build the same model and optimizer on all of them."
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,14 @@ class Communicator(ABC):
         self.traffic = Traffic()
 
     @abstractmethod
-    def agree(self, what: str, description: str) -> None:
-        """Raises ``StateMismatchError`` on all ranks unless all give one description."""
+    def agree(self, what: str, description: str, remedy: str = BUILD_ALIKE) -> None:
+        """Raises ``StateMismatchError`` on all ranks unless all give one description.
+
+        Args:
+            what: What is compared, for the error.
+            description: This rank's.
+            remedy: What to do, for the error.
+        """
 
     @abstractmethod
     def first(self, value: Callable[[], T] | None) -> T | None:
@@ -67,6 +74,10 @@ class Communicator(ABC):
     @abstractmethod
     def all(self, flags: list[bool]) -> list[bool]:
         """Returns of each flag whether it is set on all ranks."""
+
+    @abstractmethod
+    def total(self, what: str, numbers: Tensor) -> Tensor:
+        """Returns the sum over ranks of a few numbers; one shape on all ranks."""
 
     @abstractmethod
     def adopt(self, name: str, value: T, *, valid: bool) -> T:
@@ -102,7 +113,7 @@ class Local(Communicator):
         super().__init__()
         self._unasked = unasked
 
-    def agree(self, what: str, description: str) -> None:
+    def agree(self, what: str, description: str, remedy: str = BUILD_ALIKE) -> None:
         """Agrees."""
 
     def first(self, value: Callable[[], T] | None) -> T | None:
@@ -116,6 +127,10 @@ class Local(Communicator):
     def all(self, flags: list[bool]) -> list[bool]:
         """Returns the flags."""
         return flags
+
+    def total(self, what: str, numbers: Tensor) -> Tensor:  # noqa: ARG002
+        """Returns the numbers."""
+        return numbers
 
     def adopt(self, name: str, value: T, *, valid: bool) -> T:  # noqa: ARG002
         """Returns the value."""

@@ -12,8 +12,15 @@ from torch import Tensor
 
 from torch_thor.distributed import evidence as pooled
 from torch_thor.distributed.buckets import sum_in_buckets
-from torch_thor.distributed.communicator import Communicator, Local, Part, T, default_size
-from torch_thor.distributed.gradients import average_gradients
+from torch_thor.distributed.communicator import (
+    BUILD_ALIKE,
+    Communicator,
+    Local,
+    Part,
+    T,
+    default_size,
+)
+from torch_thor.distributed.gradients import GradientAverage
 from torch_thor.distributed.inversion import Inverter
 from torch_thor.distributed.wire import Wire
 from torch_thor.errors import StateMismatchError, require
@@ -44,8 +51,14 @@ class DataParallel(Communicator):
         self._wire = Wire(options, device, self.traffic)
         self.rank, self.size = self._wire.rank, self._wire.size
         self._inverter = Inverter(self._wire, options.inversion)
+        wire, remedy = self._wire, "Freeze, thaw and add parameters on all ranks alike."
+        self._gradients = GradientAverage(
+            self.size,
+            lambda flat: wire.sum("gradients", flat.to(wire.device)),
+            lambda described: self.agree("the parameters that train", described, remedy),
+        )
 
-    def agree(self, what: str, description: str) -> None:
+    def agree(self, what: str, description: str, remedy: str = BUILD_ALIKE) -> None:
         """Compares a digest with all ranks'."""
         digest = hashlib.sha256(description.encode()).digest()
         own = torch.frombuffer(bytearray(digest), dtype=torch.uint8).to(self._wire.device)
@@ -54,7 +67,7 @@ class DataParallel(Communicator):
         if others:
             raise StateMismatchError(
                 f"The ranks differ in {what}: rank 0 and ranks {others[:8]} (this is rank "
-                f"{self.rank} of {self.size}). Build the same model and optimizer on all of them."
+                f"{self.rank} of {self.size}). {remedy}"
             )
 
     def first(self, value: Callable[[], T] | None) -> T | None:
@@ -74,6 +87,11 @@ class DataParallel(Communicator):
         """Sums the flags."""
         counts = self._wire.sum("success of all ranks", self._wire.numbers(*flags)).tolist()
         return [count == self.size for count in counts]
+
+    def total(self, what: str, numbers: Tensor) -> Tensor:
+        """Sums them in float64, whatever type factors travel in."""
+        message = numbers.to(self._wire.device, torch.float64).contiguous()
+        return self._wire.sum(what, message).to(numbers)
 
     def adopt(self, name: str, value: T, *, valid: bool) -> T:
         """Sends the first valid value to all."""
@@ -119,10 +137,7 @@ class DataParallel(Communicator):
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Averages in one message for each type of parameter."""
         if self.options.reduce_gradients:
-            wire = self._wire
-            average_gradients(
-                parameters, self.size, lambda flat: wire.sum("gradients", flat.to(wire.device))
-            )
+            self._gradients.average(parameters)
 
 
 def communicator_for(options: Distributed, device: torch.device) -> Communicator:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import torch
+from torch.distributed import GroupMember, ProcessGroup
 
+from torch_thor.checks import POSITIVE, check_types, require_number
 from torch_thor.errors import require
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 Inversion = Literal["auto", "replicate", "owners"]
 
@@ -44,9 +43,14 @@ class Distributed:
 
     def __post_init__(self) -> None:
         """Validates the options."""
+        check_types(self, but="group")
+        # Ranks outside of a new group hold a number in its place.
+        outside: object = GroupMember.NON_GROUP_MEMBER
+        valid = self.group in (None, outside) or isinstance(self.group, ProcessGroup)
+        require("group", self.group, valid, "a torch.distributed.ProcessGroup or None")
         allowed = (None, torch.bfloat16, torch.float32, torch.float64)
         require("wire", self.wire, self.wire in allowed, "bfloat16, float32, float64 or None")
-        require("timeout", self.timeout, self.timeout > 0, "> 0 seconds")
+        require_number("timeout", self.timeout, POSITIVE)
         choices = get_args(Inversion)
         known = "one of " + ", ".join(map(repr, choices))
         require("inversion", self.inversion, self.inversion in choices, known)

@@ -31,6 +31,7 @@ class ProjectionAdapter(LayerAdapter[nn.MultiheadAttention]):
     """
 
     inside_function = True
+    has_tokens = True
 
     def __init__(self, weight: str, matrices: int = 1) -> None:
         """Remembers which weight it is."""

@@ -62,10 +62,12 @@ class LayerAdapter(ABC, Generic[ModuleT]):
         by_default: Whether layers of this type are preconditioned unless excluded, or only
             where the user includes them.
         inside_function: Whether its calls happen where no module hook fires.
+        has_tokens: Whether a position of several is a token, which may be padding.
     """
 
     by_default: bool = True
     inside_function: bool = False
+    has_tokens: bool = False
 
     @abstractmethod
     def geometry(self, module: ModuleT, *, bias: bool) -> Geometry:

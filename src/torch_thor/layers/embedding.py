@@ -22,6 +22,7 @@ class EmbeddingAdapter(LayerAdapter[nn.Embedding]):
     """
 
     by_default = False
+    has_tokens = True
 
     def geometry(self, module: nn.Embedding, *, bias: bool) -> Geometry:
         """One matrix ``[D, V]``, stored transposed."""

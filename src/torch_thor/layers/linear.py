@@ -21,6 +21,8 @@ def leading_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 class LastDimensionAdapter(LayerAdapter[ModuleT]):
     """One matrix over the last dimension of inputs ``[N, ..., in]``."""
 
+    has_tokens = True
+
     def call_shape(self, module: ModuleT, inputs: Tensor, output: Tensor) -> tuple[int, int]:
         """The first dimension counts samples, the others positions."""
         return leading_shape(inputs.shape[:-1])

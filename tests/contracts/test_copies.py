@@ -1,0 +1,53 @@
+"""Promise: what is copied with its model goes on by itself; what can't be copied says so."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+
+from helpers import AT_EVERY_STEP, assert_same_weights, data, mlp, train, weights
+from torch_thor import EKFAC, KFAC, THOR, Treatment
+
+
+@pytest.mark.parametrize("kind", [THOR, KFAC, EKFAC])
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_a_copy_of_model_and_optimizer_goes_on_alike(kind: Any, steps: int) -> None:
+    """Case 67."""
+    options = AT_EVERY_STEP if kind is THOR else {}
+    model = mlp()
+    optimizer = kind(model, **options)
+    train(model, optimizer, [data(8) for _ in range(steps)])
+    twin, second = copy.deepcopy((model, optimizer))
+    batches = [data(8) for _ in range(3)]
+    train(model, optimizer, batches)
+    train(twin, second, batches)
+    assert_same_weights(model, twin)
+    assert second.factor_norms() == optimizer.factor_norms()
+    assert {entry.treatment for entry in second.coverage()} == {Treatment.PRECONDITIONED}
+    before = weights(model)
+    train(twin, second, [data(8)])
+    assert all(torch.equal(*pair) for pair in zip(before, weights(model), strict=True))
+
+
+def test_a_scheduler_can_be_copied_along() -> None:
+    """Case 67: it holds a bound method of the optimizer."""
+    model = mlp()
+    optimizer = THOR(model, **AT_EVERY_STEP)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    train(model, optimizer, [data(8)])
+    scheduler.step()
+    twin, second, follower = copy.deepcopy((model, optimizer, scheduler))
+    train(twin, second, [data(8)])
+    follower.step()
+    assert second.param_groups[0]["lr"] == 0.025
+    assert optimizer.param_groups[0]["lr"] == 0.05
+
+
+def test_an_optimizer_says_how_it_is_saved() -> None:
+    """Case 67: hooks can't be pickled."""
+    with pytest.raises(TypeError, match="state_dict"):
+        pickle.dumps(THOR(mlp()))
