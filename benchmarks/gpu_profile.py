@@ -13,6 +13,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from gpu_check import place_of
 from gpu_contestants import BUILDS
 from gpu_time import clear, synchronize
 from torch_thor import THOR, Refresh
@@ -36,7 +37,7 @@ def _profile(device: torch.device, work: Callable[[], object]) -> tuple[dict[str
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     synchronize(device)
-    with profile(activities=activities) as found:
+    with profile(activities=activities, acc_events=True) as found:  # or torch warns of cycles
         begin = time.perf_counter()
         work()
         host = time.perf_counter() - begin
@@ -201,6 +202,13 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
+def _said(error: BaseException) -> str:
+    """The first cause: what ends a capture afterwards only says that something went wrong."""
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    return place_of(error)
+
+
 def _milliseconds(device: torch.device, work: Callable[[], object], times: int = 20) -> float:
     work()
     synchronize(device)
@@ -240,7 +248,7 @@ def try_graph(task: Task, device: torch.device) -> None:
             replay = _milliseconds(device, graph.replay)
             _say(f"{name}: captured; eager {eager:.2f} ms, replayed {replay:.2f} ms")
         except Exception as error:  # noqa: BLE001 - that is the answer
-            _say(f"{name}: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")
+            _say(f"{name}: {_said(error)}")
         del training
 
 
@@ -260,5 +268,5 @@ def try_compile(task: Task, device: torch.device) -> None:
             compiled = _milliseconds(device, step)
             _say(f"{name}: {seconds:.1f} s to compile; eager {eager:.2f}, then {compiled:.2f} ms")
         except Exception as error:  # noqa: BLE001 - that is the answer
-            _say(f"{name}: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")
+            _say(f"{name}: {_said(error)}")
         del training

@@ -151,6 +151,9 @@ def time_task(
     _enter("sgd", task, batch, 3, compiled=False)
     contestants = []
     for name in names:
+        if report.left < 0:
+            report.write(f"{name}: left out, no time left\n")
+            continue
         try:
             contestants.append(_enter(name, task, batch, amounts.warm_up, compiled=compiled))
         except Exception as error:  # noqa: BLE001 - the others can still be measured
@@ -159,7 +162,7 @@ def time_task(
     gc.disable()
     taken = 0
     for turn in range(amounts.rounds):
-        if taken >= 3 and report.left < 0:
+        if taken >= 2 and report.left < 0:
             break
         for one in contestants:
             if one.name in GROWING or turn < amounts.rounds_of_others:

@@ -24,7 +24,7 @@ class Task:
         build: Makes the model.
         inputs: Shape of one batch.
         classes: Number of classes.
-        tokens: Whether inputs are token numbers and every position has a target.
+        tokens: Whether inputs are token numbers; every position has the next one as its target.
         exclude: Modules that THOR leaves to the base rule.
     """
 
@@ -47,8 +47,9 @@ class Task:
             "device": device,
         }
         if self.tokens:
-            drawn = torch.randint(self.classes, self.inputs, **how)
-            return drawn, drawn.flatten()
+            samples, length = self.inputs
+            drawn = torch.randint(self.classes, (samples, length + 1), **how)
+            return drawn[:, :-1].contiguous(), drawn[:, 1:].flatten()
         images = torch.randn(self.inputs, **how)
         targets = torch.randint(self.classes, self.inputs[:1], **how)
         return images.contiguous(memory_format=torch.channels_last), targets
@@ -86,6 +87,8 @@ class GPT(nn.Module):
     def __init__(self, blocks: int = 12, width: int = 768, vocabulary: int = 50257) -> None:
         super().__init__()
         self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(1024, width)
+        for table in (self.tokens, self.positions):
+            nn.init.normal_(table.weight, std=0.02)
         self.blocks = nn.Sequential(*(Block(width, width // 64) for _ in range(blocks)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=False)

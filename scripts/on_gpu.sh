@@ -4,6 +4,7 @@
 #
 #   bash scripts/on_gpu.sh             # about five minutes
 #   bash scripts/on_gpu.sh benchmark   # one part: benchmark, tests or full (a benchmark of 7 minutes)
+#   bash scripts/on_gpu.sh large       # check, launches, graphs, models too large for a quick run, then tests
 set -u
 cd "$(dirname "$0")/.."
 export OUT="${OUT:-runs/gpu}" PYTHONPATH="$PWD/src:$PWD/benchmarks" PYTHONUNBUFFERED=1
@@ -19,7 +20,7 @@ benchmark() { # what is left over, besides OUT, goes to gpu.py
 
 tests() {
     # SIGINT lets pytest tell what has failed so far.
-    OMP_NUM_THREADS=1 timeout -s INT -k 15 "$1" "$PYTHON" -m pytest -n "${WORKERS:-8}" --device "$DEVICE" \
+    OMP_NUM_THREADS=1 timeout -s INT -k 15 "$1" "$PYTHON" -m pytest -n "${WORKERS:-12}" --device "$DEVICE" \
         -p no:cacheprovider -p no:benchmark -W default::DeprecationWarning -W default::FutureWarning -vv --tb=short \
         --timeout=60 -rfEs --junitxml="$OUT/pytest.xml" tests/contracts tests/oracle tests/test_*.py \
         >"$OUT/pytest.txt" 2>&1
@@ -33,9 +34,14 @@ case "${1:-all}" in
 benchmark) benchmark 165 --quick ;;
 full) benchmark 440 --compiled ;;
 tests) tests 150 ;;
+large)
+    benchmark 225 --quick --seconds 195 --optimizers sgd,adamw,muon,thor,thor-unchecked,scale-free \
+        --only check,profile,graph,resnet50-256,vit-b16-128,gpt2-small
+    tests 170
+    ;;
 all)
     benchmark 165 --quick
     tests 150
     ;;
-*) echo "unknown part $1: benchmark, full, tests or all" >&2; exit 2 ;;
+*) echo "unknown part $1: benchmark, full, tests, large or all" >&2; exit 2 ;;
 esac

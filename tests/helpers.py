@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from torch_thor import Refresh, Statistics
 
@@ -39,6 +41,17 @@ def a_scaler(init_scale: float, growth_interval: int = 2000) -> torch.amp.GradSc
     """A GradScaler for the default device."""
     kind = torch.get_default_device().type
     return torch.amp.GradScaler(kind, init_scale=init_scale, growth_interval=growth_interval)
+
+
+def function_modes() -> list[object]:
+    """The function modes in force, but for the default device's, which is one too."""
+    modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    return [mode for mode in modes if not isinstance(mode, DeviceContext)]
+
+
+def default_fused() -> bool | None:
+    """What the base rule "adamw" asks of torch's kernels where nothing is said."""
+    return True if torch.get_default_device().type == "cpu" else None
 
 
 def half_square(outputs: Tensor, targets: Tensor) -> Tensor:

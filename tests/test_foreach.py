@@ -18,13 +18,20 @@ def sparse() -> Tensor:
     return torch.eye(3).to_sparse()
 
 
+def mkldnn() -> Tensor:
+    """A layout of the CPU's."""
+    return torch.ones(3, 3, device="cpu").to_mkldnn()
+
+
 @pytest.mark.parametrize(
     "stranger",
     [
         pytest.param(lambda: Special(torch.ones(3)), id="subclass"),
         pytest.param(sparse, id="sparse"),
-        pytest.param(lambda: torch.ones(3, 3).to_mkldnn(), id="mkldnn"),
-        pytest.param(lambda: torch.ones(3, dtype=torch.cfloat), id="complex on the CPU"),
+        pytest.param(mkldnn, id="mkldnn"),
+        pytest.param(
+            lambda: torch.ones(3, dtype=torch.cfloat, device="cpu"), id="complex on the CPU"
+        ),
         pytest.param(lambda: torch.ones(3, device="meta"), id="a device without kernels for lists"),
     ],
 )
@@ -82,7 +89,7 @@ def test_operations_do_what_each_tensor_alone_would() -> None:
 
 
 def test_norms_are_those_of_all_entries() -> None:
-    tensors = [*mixed(), sparse(), torch.ones(3, 3).to_mkldnn()]
+    tensors = [*mixed(), sparse(), mkldnn()]
     found = sorted(float(length) for length in foreach.norms(lots_of(tensors), tensors))
     dense = [tensor.to_dense().to(torch.complex128) for tensor in tensors]
     torch.testing.assert_close(

@@ -16,6 +16,7 @@ from helpers import (
     Scale,
     convnet,
     data,
+    default_fused,
     gradient_matrices,
     half_square,
     mean_half_square,
@@ -487,7 +488,7 @@ def test_other_parameters_train_by_torchs_own_rule(
             lr=0.05,
             weight_decay=0.01,
             betas=(0.9, 0.95),
-            fused=True,  # as Base on the CPU
+            fused=default_fused(),
         )
     )
     for _ in range(3):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import assert_same_weights, convnet, data, train
+from helpers import assert_same_weights, convnet, data, default_fused, train
 from torch_thor import THOR, Base, Refresh, Update
 
 if TYPE_CHECKING:
@@ -107,8 +107,30 @@ def test_adamw_as_the_base_rule(fused: bool | None) -> None:
         lr=0.01,
         weight_decay=0.1,
         betas=(0.9, 0.95),
-        fused=fused is not False,  # what None takes on the CPU
+        fused=default_fused() if fused is None else fused,
     )
     train(ours, thor, data_of_the_run)
     train(theirs, adamw, data_of_the_run)
     assert_same_weights(ours, theirs)
+
+
+@pytest.mark.parametrize("fused", [None, True, False])
+def test_adamw_counts_steps_where_its_kernel_looks(fused: bool | None) -> None:
+    """On the parameter's device where it is fused; also in a checkpoint from another device."""
+
+    def optimizer(model: nn.Module) -> THOR:
+        return THOR(model, lr=0.01, exclude=("*",), base=Base("adamw", fused=fused))
+
+    here = nn.Linear(5, 3, device="cpu")
+    there = nn.Linear(5, 3, device="meta")
+    for model in (here, there):
+        thor = optimizer(model)
+        thor.allocate()
+        counts = [thor.state[p]["step"].device for p in model.parameters()]
+        assert {one.type for one in counts} == {model.weight.device.type if fused else "cpu"}
+    loaded = optimizer(there)
+    saved = optimizer(here)
+    train(here, saved, [(torch.ones(2, 5, device="cpu"), torch.ones(2, 3, device="cpu"))])
+    loaded.load_state_dict(saved.state_dict())
+    for parameter in there.parameters():
+        assert loaded.state[parameter]["step"].device.type == ("meta" if fused else "cpu")

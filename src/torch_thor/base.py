@@ -16,7 +16,7 @@ from torch_thor.foreach import ALL, Lots, add, add_, mul_
 from torch_thor.shards import local
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 ParameterState = dict[str, Any]
 BaseRule = Literal["sgd", "adamw"]
@@ -72,13 +72,24 @@ def allocate_state(
 ) -> None:
     """Gives a parameter the state that its first step would."""
     if base.rule == "adamw" and "exp_avg" not in state:
-        # Where torch's own keeps it: fused kernels count on the parameter's device.
-        device = parameter.device if base.fused else torch.device("cpu")
+        device = _counting_device(base, parameter)
         state["step"] = torch.zeros((), dtype=torch.float32, device=device)
         state["exp_avg"] = torch.zeros_like(parameter)
         state["exp_avg_sq"] = torch.zeros_like(parameter)
     elif base.rule == "sgd" and momentum:
         momentum_buffers([parameter], [state])
+
+
+def _counting_device(base: Base, parameter: nn.Parameter) -> torch.device:
+    """Where torch's AdamW counts steps: fused kernels beside the parameter, others on the CPU."""
+    return parameter.device if base.fused else torch.device("cpu")
+
+
+def place_counts(base: Base, states: Mapping[Any, ParameterState]) -> None:
+    """Moves counts of steps from a checkpoint to where the kernels in use expect them."""
+    for parameter, state in states.items():
+        if "step" in state:
+            state["step"] = state["step"].to(_counting_device(base, parameter))
 
 
 def sgd_step(

@@ -151,7 +151,7 @@ class FactorStack:
         Returns:
             ``[len(slots), k, n, s, s]``.
         """
-        chosen = self.blocks[slots]
+        chosen = linalg.take(self.blocks, slots)
         chosen.diagonal(dim1=-2, dim2=-1).add_(shift[..., None, None])
         if self.partition.padding:
             chosen[..., -1, :, :].diagonal(dim1=-2, dim2=-1)[..., -self.partition.padding :] = 1.0

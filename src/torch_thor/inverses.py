@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -83,10 +84,10 @@ def factorize(
     for numbers, (results, good) in zip(alike.values(), solve(stacked), strict=True):
         counts = [jobs[number].matrices.shape[:3].numel() for number in numbers]
         pieces = [torch.split(result, counts) for result in results]
-        for place, (number, mask) in enumerate(
-            zip(numbers, torch.split(good, counts), strict=True)
-        ):
-            success[number] = _store(jobs[number], [piece[place] for piece in pieces], mask)
+        marks = iter(good.tolist())  # the host waits once for all blocks of a size
+        for place, number in enumerate(numbers):
+            fine = list(islice(marks, counts[place]))
+            success[number] = _store(jobs[number], [piece[place] for piece in pieces], fine)
     return success
 
 
@@ -114,15 +115,16 @@ def solve(matrices: Tensor, kernel: Kernel) -> Solution:
     return results, good
 
 
-def _store(job: Factorization, results: list[Tensor], good: Tensor) -> list[bool]:
+def _store(job: Factorization, results: list[Tensor], good: list[bool]) -> list[bool]:
     shape = job.matrices.shape[:3]
-    layer_good = good.view(shape).flatten(1).all(1)
-    kept = [slot for slot, fine in zip(job.slots, layer_good.tolist(), strict=True) if fine]
-    for target, result in zip(job.targets, results, strict=True):
+    blocks = shape[1:].numel()
+    success = [all(good[first : first + blocks]) for first in range(0, len(good), blocks)]
+    kept = [place for place, fine in enumerate(success) if fine]
+    for target, result in zip(job.targets, results, strict=True) if kept else ():
         stacked = result.view(*shape, *result.shape[1:])
-        if kept:
-            target[kept] = stacked[layer_good].to(target.dtype)
-    return [bool(fine) for fine in layer_good.tolist()]
+        places = [target[job.slots[place]] for place in kept]
+        torch._foreach_copy_(places, [stacked[place] for place in kept])
+    return success
 
 
 def multiply_left(roots: Tensor, cut: Partition, matrices: Tensor) -> Tensor:
@@ -193,7 +195,7 @@ class InverseRoots:
         """Preconditions ``[l, k, out, columns]``; ``slots`` names the layers, None all."""
         a, g = self._flat
         if slots is not None:
-            a, g = self.a[slots].flatten(0, 1), self.g[slots].flatten(0, 1)
+            a, g = (linalg.take(roots, slots).flatten(0, 1) for roots in (self.a, self.g))
         left = multiply_left(g, self._partitions[1], matrices.flatten(0, 1))
         return multiply_right(left, self._partitions[0], a).view(matrices.shape)
 
@@ -251,7 +253,7 @@ class EigenBasis:
         shifts: tuple[Tensor, Tensor],  # noqa: ARG002 (damping enters through the scalings)
     ) -> list[Factorization]:
         """Returns what has to be factorized to refresh some layers (undamped)."""
-        zero = torch.zeros_like(a.traces[slots])
+        zero = torch.zeros_like(a.traces[: len(slots)])
         return [
             Factorization(a.damped(slots, zero), (self.a, self.values_a), slots),
             Factorization(g.damped(slots, zero), (self.g, self.values_g), slots),
@@ -306,7 +308,7 @@ class EigenBasis:
         """Preconditions ``[l, k, out, columns]``; ``slots`` names the layers, None all."""
         a, g, inverse = self.a, self.g, self.inverse
         if slots is not None:
-            a, g, inverse = a[slots], g[slots], inverse[slots]
+            a, g, inverse = (linalg.take(one, slots) for one in (a, g, inverse))
         shape = matrices.shape
         (cut_a, cut_g), (pad_a, pad_g) = self._partitions, self._padding
         flat = pad(matrices.flatten(0, 1), (0, pad_a, 0, pad_g))

@@ -1,20 +1,36 @@
 """Pure, batched functions on stacks of symmetric matrices.
 
-Every function takes any leading batch dimensions, never changes its input and
-never waits for the device: success is returned as a mask.
+Every function takes any leading batch dimensions, never changes its input and, but for
+``vector``, never waits for the device: success is returned as a mask.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from torch_thor.square_roots import inverse_square_root
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 # Rows up to which products are faster on a CPU than LAPACK, and more accurate than it in float32.
 _PRODUCTS = 96
+
+
+def take(stacked: Tensor, places: Sequence[int]) -> Tensor:
+    """Copies some entries of ``[L, ...]``; a list as an index would be sent to the device."""
+    return torch.stack([stacked[place] for place in places])
+
+
+def vector(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Returns numbers as a vector; the host waits only where they differ, to send them."""
+    if len(set(values)) == 1:
+        return torch.full((len(values),), values[0], dtype=dtype, device=device)
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def symmetrize(matrices: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch_thor.base import (
     adamw_step,
     allocate_state,
     momentum_buffers,
+    place_counts,
     renew,
     sgd_step,
 )
@@ -178,6 +179,10 @@ class Motion:
         for parameter in group["params"]:
             base = Base() if parameter in curved else self.base
             allocate_state(base, parameter, states[parameter], group["momentum"])
+
+    def adopt(self, states: States) -> None:
+        """Takes over a loaded state, which may come from another device or kernel."""
+        place_counts(self.base, states)
 
     def _sgd(
         self,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from torch_thor import linalg
 from torch_thor.hardware import multiplies_bfloat16
 from torch_thor.row_averages import plan_of
 
@@ -201,6 +202,6 @@ def clip_factor(
     for direction, source, rates in zip(directions, sources, learning_rates, strict=True):
         dtype = torch.promote_types(direction.dtype, torch.float32)
         products = (direction.to(dtype) * source.to(dtype)).sum((1, 2, 3))
-        parts.append(products @ torch.tensor(rates, dtype=dtype, device=products.device).square())
+        parts.append(products @ linalg.vector(rates, dtype, products.device).square())
     total = torch.stack([part.to(parts[0].device) for part in parts]).sum()
     return torch.where(total > 0, (limit / total).sqrt().clamp_max(1.0), 1.0)

@@ -420,6 +420,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         ranks = self.preconditioner.communicator
         current, self._skips.total = ranks.adopt("state of the optimizer", own, valid=up_to_date)
         super().load_state_dict(current)
+        self._motion.adopt(self.state)
 
     @property
     def _distribution(self) -> tuple[Distributed, torch.device]:
@@ -464,6 +465,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         check_saved(self.param_groups, state_dict)
         said = [group[OWN] for group in self.param_groups]
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "curvature"})
+        self._motion.adopt(self.state)
         for group, own in zip(self.param_groups, said, strict=True):
             group.setdefault(OWN, own)  # not in checkpoints of version 0.1
         self.preconditioner.adopt(restored)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from torch_thor import linalg
 from torch_thor.damping import diagonal_shifts, unit_shifts
 from torch_thor.errors import InvalidOptionError
 from torch_thor.factors import FactorBatch, FactorStack, kept_share
@@ -154,7 +155,7 @@ class LayerStack:
     def damping(self, slots: list[int]) -> Tensor:
         """λ of some layers as ``[l, 1]``."""
         values = [self.layers[slot].damping for slot in slots]
-        return torch.tensor(values, dtype=self.dtype, device=self.a.blocks.device).unsqueeze(-1)
+        return linalg.vector(values, self.dtype, self.a.blocks.device).unsqueeze(-1)
 
     def shifts(self, slots: list[int], trace_a: Tensor, trace_g: Tensor) -> tuple[Tensor, Tensor]:
         """Diagonal shifts of A and G of some layers, given their traces ``[l, k]``."""
@@ -173,7 +174,8 @@ class LayerStack:
 
     def jobs(self, slots: list[int]) -> list[Factorization]:
         """Returns the factorizations that refresh some layers."""
-        shifts = self.shifts(slots, self.a.traces[slots], self.g.traces[slots])
+        traces = [linalg.take(factor.traces, slots) for factor in (self.a, self.g)]
+        shifts = self.shifts(slots, traces[0], traces[1])
         a, g = self.inverses.jobs(self.a, self.g, slots, shifts)
         return [a, g if self.shard is None else replace(g, owned=True)]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import AT_EVERY_STEP, data, mean_half_square, mlp, train
+from helpers import AT_EVERY_STEP, data, function_modes, mean_half_square, mlp, train
 from models import Transformer, autoencoder, batch_for, included
 from torch_thor import THOR, Refresh
 
@@ -37,7 +37,7 @@ def test_a_compiled_model_trains_as_it_does_uncompiled(build: type, order: str) 
     assert all(all(stack.ready) for stack in optimizer.preconditioner.stacks)
     assert losses == pytest.approx(expected, rel=1e-3)
     assert losses[-1] < losses[0]
-    assert torch.overrides._get_current_function_mode_stack() == []
+    assert function_modes() == []
 
 
 @pytest.mark.parametrize("order", ["before", "after"])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from foreign import Conv1D
-from helpers import EXACT, half_square
+from helpers import EXACT, function_modes, half_square
 from models import Transformer, batch_for, included
 from oracle import (
     Observed,
@@ -372,7 +372,7 @@ def test_a_forward_that_raises_leaves_no_mode_behind() -> None:
     preconditioner = engine(layer, Statistics())
     with pytest.raises(AssertionError):
         layer(torch.randn(2, 3, 5).double(), *[torch.randn(2, 3, 4).double()] * 2)
-    assert torch.overrides._get_current_function_mode_stack() == []
+    assert function_modes() == []
     preconditioner.remove()
     assert not layer._forward_hooks
     assert not layer._forward_pre_hooks
@@ -506,6 +506,6 @@ def test_a_checkpointed_block_counts_once(reentrant: bool, early_stop: bool) -> 
             {one.name: factors_of(preconditioner, one.name) for one in preconditioner.layers}
         )
         preconditioner.remove()
-        assert torch.overrides._get_current_function_mode_stack() == []
+        assert function_modes() == []
     assert len(found[0]) == 8
     torch.testing.assert_close(*found)

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 from torch import Tensor, nn
 
-from helpers import mean_half_square
+from helpers import function_modes, mean_half_square
 from models import Transformer, autoencoder, batch_for, included
 from torch_thor import EKFAC, THOR, Statistics
 
@@ -71,7 +70,7 @@ def test_nothing_grows_over_200_steps(
         if step % 50 == 49:
             optimizer.zero_grad(set_to_none=True)
             del outputs, loss
-            assert torch.overrides._get_current_function_mode_stack() == []
+            assert function_modes() == []
             seen.append((*tensors_alive(), hooks_of(model), handles()))
     assert len(set(seen)) == 1, seen
 

@@ -31,7 +31,8 @@ class Wrapped(Tensor):
 
     @staticmethod
     def __new__(cls: Any, inner: Tensor) -> Any:
-        return Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+        like = {"dtype": inner.dtype, "device": inner.device}
+        return Tensor._make_wrapper_subclass(cls, inner.shape, **like)
 
     def __init__(self, inner: Tensor) -> None:
         self.inner = inner

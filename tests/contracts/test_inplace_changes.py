@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -10,6 +11,9 @@ from torch import nn
 
 from helpers import EXACT, data, mean_half_square, weights
 from torch_thor import Preconditioner, Statistics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def preconditioned(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> list:
@@ -20,11 +24,13 @@ def preconditioned(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor
 
 
 @pytest.mark.parametrize(
-    "first", [nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1, bias=False)], ids=["3x3", "1x1"]
+    "build",
+    [lambda: nn.Conv2d(3, 4, 3, padding=1), lambda: nn.Conv2d(3, 4, 1, bias=False)],
+    ids=["3x3", "1x1"],
 )
-def test_an_inplace_activation_changes_nothing(first: nn.Module) -> None:
+def test_an_inplace_activation_changes_nothing(build: Callable[[], nn.Module]) -> None:
     """Case 1."""
-    inputs, targets = data(8, 3, 4, 4)
+    first, (inputs, targets) = build(), data(8, 3, 4, 4)
     head = nn.Linear(64, 3)
     found = [
         preconditioned(
@@ -41,19 +47,20 @@ def test_an_inplace_activation_changes_nothing(first: nn.Module) -> None:
 
 @pytest.mark.parametrize("rows", [None, 4])
 @pytest.mark.parametrize(
-    ("layer", "shape"),
+    ("build", "shape"),
     [
-        (nn.Linear(5, 3), (5,)),
-        (nn.Linear(5, 3, bias=False), (5,)),
-        (nn.Sequential(nn.Conv2d(2, 3, 2, bias=False), nn.Flatten()), (2, 2, 2)),
-        (nn.Sequential(nn.Conv2d(2, 3, 1, bias=False), nn.Flatten()), (2, 1, 1)),
+        (lambda: nn.Linear(5, 3), (5,)),
+        (lambda: nn.Linear(5, 3, bias=False), (5,)),
+        (lambda: nn.Sequential(nn.Conv2d(2, 3, 2, bias=False), nn.Flatten()), (2, 2, 2)),
+        (lambda: nn.Sequential(nn.Conv2d(2, 3, 1, bias=False), nn.Flatten()), (2, 1, 1)),
     ],
+    ids=["linear", "linear without bias", "2x2", "1x1"],
 )
 def test_a_reused_input_buffer_does_not_reach_the_statistics(
-    layer: nn.Module, shape: tuple[int, ...], rows: int | None
+    build: Callable[[], nn.Module], shape: tuple[int, ...], rows: int | None
 ) -> None:
     """Case 2: loaders with static buffers overwrite the input between backward and step."""
-    inputs, targets = data(8, *shape)
+    layer, (inputs, targets) = build(), data(8, *shape)
     found = []
     for overwrite in (False, True):
         model, buffer = copy.deepcopy(layer), inputs.clone()

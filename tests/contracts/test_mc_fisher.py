@@ -139,13 +139,12 @@ def test_steps_between_refreshes_cost_no_backward() -> None:
 def test_micro_batches_are_one_batch() -> None:
     """Case 16: the same draws in one batch and in two."""
     model, inputs = mlp().double(), torch.randn(6, 5).double()
+    labels = torch.bernoulli(torch.full((6, 3), 0.5, dtype=torch.float64))
     found = []
     for sizes in ([6], [4, 2]):
         preconditioner = engine(model)
-        generator = draws(0)
-        for part in inputs.split(sizes):
+        for part, drawn in zip(inputs.split(sizes), labels.split(sizes), strict=True):
             outputs = model(part)
-            drawn = torch.bernoulli(torch.full_like(outputs, 0.5), generator=generator)
             preconditioner.fisher_backward((outputs * drawn).sum() / 6)
             outputs.sum().backward()
         preconditioner.step()

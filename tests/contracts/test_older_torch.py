@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.cpu  # the command's own device is not the tests'
+
 ROOT = Path(__file__).parents[2]
 # A torch without what came later, and all commands in one process.
 SCRIPT = """

@@ -82,7 +82,8 @@ def train_beside_torch(
     ours = {k: v for k, v in thor.state[model.special].items() if v is not None}
     for key, value in theirs.state[twin].items():
         if isinstance(value, Tensor):
-            assert torch.equal(ours[key].to_dense(), value.to_dense()), key
+            # A count of steps lies where the kernel that was asked for looks, used or not.
+            assert torch.equal(ours[key].to_dense().cpu(), value.to_dense().cpu()), key
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

@@ -69,14 +69,14 @@ def test_autocast_statistics_are_those_of_full_precision_but_for_rounding(
         engine.remove()
         found.append(
             {
-                layer.name: s.g.traces[slot].sum() * s.a.traces[slot].sum()
+                layer.name: float(s.g.traces[slot].sum() * s.a.traces[slot].sum())
                 for s in engine.stacks
                 for slot, layer in enumerate(s.layers)
             }
         )
     assert found[0].keys() == found[1].keys()
     for name, exact in found[0].items():
-        assert found[1][name] == pytest.approx(float(exact), rel=0.2), name
+        assert found[1][name] == pytest.approx(exact, rel=0.2), name
 
 
 @MODELS

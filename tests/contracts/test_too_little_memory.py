@@ -62,10 +62,11 @@ def test_more_than_there_is_is_an_error_when_the_optimizer_is_built(
     name: str, free: Callable[[float], None]
 ) -> None:
     free(3e9)
+    model = wide()
     with pytest.raises(InvalidOptionError) as error:
-        BUILDS[name](wide())
-    said = str(error.value)
-    for words in ("split=None", "'1' (4x20001", "take 3.2 GB", "3 GB are free on cpu"):
+        BUILDS[name](model)
+    said, device = str(error.value), next(model.parameters()).device
+    for words in ("split=None", "'1' (4x20001", "take 3.2 GB", f"3 GB are free on {device}"):
         assert words in said
     assert "Either cut it: THOR(split=72) takes" in said
     assert "or pass exclude=('1',)" in said

@@ -6,6 +6,7 @@ from operator import attrgetter
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 from torch.overrides import TorchFunctionMode
@@ -126,6 +127,11 @@ class ProjectionWatch(TorchFunctionMode):
         """Runs attention over watched linear maps, and everything else as it is."""
         if func is not F.multi_head_attention_forward:
             return func(*args, **(kwargs or {}))
+        return self._attend(args, kwargs or {})
+
+    # Some compilers (torch 2.11) would go into the copying of functions, and compile each copy.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _attend(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
         query: Tensor = args[0]
         samples = query.shape[1] if query.dim() == 3 else 1
 
@@ -135,7 +141,7 @@ class ProjectionWatch(TorchFunctionMode):
                 self._on_projection(used, inputs.reshape(-1, samples, inputs.shape[-1]), output)
             return output
 
-        return _over(linear)(*args, **(kwargs or {}))
+        return _over(linear)(*args, **kwargs)
 
 
 def _over(linear: Callable[..., Tensor]) -> Callable[..., object]:
