@@ -28,9 +28,10 @@ def take(stacked: Tensor, places: Sequence[int]) -> Tensor:
 
 def vector(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Returns numbers as a vector; the host waits only where they differ, to send them."""
-    if len(set(values)) == 1:
-        return torch.full((len(values),), values[0], dtype=dtype, device=device)
-    return torch.tensor(values, dtype=dtype, device=device)
+    numbers = [float(value) for value in values]
+    if len(set(numbers)) == 1:
+        return torch.full((len(numbers),), numbers[0], dtype=dtype, device=device)
+    return torch.tensor(numbers, dtype=dtype, device=device)
 
 
 def symmetrize(matrices: Tensor) -> Tensor:
