@@ -114,6 +114,8 @@ def graph_must_stay_whole() -> bool:
         translator = tracing.InstructionTranslator.current_tx()  # type: ignore[union-attr]
     except AttributeError:
         return True
+    if translator is None:
+        return True
     return bool(translator.one_graph or getattr(translator, "error_on_graph_break", False))
 
 

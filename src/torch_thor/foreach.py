@@ -131,17 +131,6 @@ def mul_(lots: Lots, tensors: Sequence[Tensor], factor: float) -> None:
                 tensor.mul_(factor)
 
 
-def div_(lots: Lots, tensors: Sequence[Tensor], divisor: Tensor) -> None:
-    """Divides tensors by a scalar tensor, wherever it lies."""
-    for lot in lots:
-        own = lot.take(tensors)
-        if lot.together and own:
-            torch._foreach_div_(own, divisor.to(own[0].device))
-        else:
-            for tensor in own:
-                tensor.div_(divisor.to(tensor.device))
-
-
 def norms(lots: Lots, tensors: Sequence[Tensor]) -> list[Tensor]:
     """Returns the Euclidean norms, lot by lot, in float32 at least."""
     found: list[Tensor] = []

@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from helpers import draws
 from peek import factors_of
 from torch_thor import KFAC, Statistics
 
@@ -126,7 +127,7 @@ class Loop(RuleBasedStateMachine):
         how=st.sampled_from(["plain", "no_grad", "reentrant", "recomputed"]),
     )
     def forward(self, samples: int, seed: int, how: str) -> None:
-        generator = torch.Generator().manual_seed(seed)
+        generator = draws(seed)
         inputs = torch.randn(samples, SIZES[0], generator=generator, dtype=torch.float64)
         targets = torch.randn(samples, SIZES[-1], generator=generator, dtype=torch.float64)
         if how == "no_grad":
