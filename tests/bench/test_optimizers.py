@@ -217,7 +217,7 @@ def test_muon_multiplies_in_the_type_that_the_processor_has(
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
     error = (step.double() - x.T).abs().max().item()
     assert (error > 1e-5) is native
-    assert error < 3e-2
+    assert error < 5e-2  # bfloat16 has 8 bits, and five steps pass them on
 
 
 def test_as_matrix_is_a_view_in_both_layouts() -> None:
