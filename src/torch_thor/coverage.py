@@ -119,7 +119,7 @@ def survey(
         allowed = "built: run one forward through a model with lazy layers first"
         require(f"parameter {name}", "uninitialized", not is_lazy(parameter), allowed)
     chosen = (selected("exclude", model, exclude), selected("include", model, include))
-    owners = _owners(model)
+    owners, own = _owners(model), own_names(model)
     layers: list[TrackedLayer] = []
     reasons: dict[int, str] = {}
     for name, module in model.named_modules():
@@ -128,14 +128,16 @@ def survey(
             reason = _reason_against(full, module, part, chosen, owners)
             reason = reason or _reason_against_shards(model, module, part)
             if not reason and part.weight is not None and _serves(served, part.weight):
-                layers.append(_track(full, module, part, part.weight, owners))
+                named = joined(own[name], part.name)
+                layers.append(_track(named, module, part, part.weight, owners))
                 continue
             hit = (part.weight, part.bias) if part.name else module.parameters(recurse=False)
             reasons.update((id(p), reason) for p in hit)
     covered = {id(p): _curvature(layer) for layer in layers for p in layer.parameters}
     entries = []
     for name, parameter in model.named_parameters():
-        module = model.get_submodule(name.rpartition(".")[0])
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
         treatment = Treatment.BASE
         shared = _shared(parameter, owners)
         why = shared or reasons.get(id(parameter), "") or reason_against(module)
@@ -146,7 +148,8 @@ def survey(
         elif id(parameter) in covered:
             treatment, why = Treatment.PRECONDITIONED, covered[id(parameter)]
         shape, kind = tuple(parameter.shape), unsharded_type(module).__name__
-        entries.append(ParameterCoverage(name, shape, kind, treatment, why))
+        known = joined(own[path], leaf)
+        entries.append(ParameterCoverage(known, shape, kind, treatment, why))
     return layers, Coverage(tuple(entries))
 
 
@@ -161,7 +164,7 @@ def as_seen(
         reasons: Why parameters of tracked layers step by the base rule so far.
         foreign: Parameters that the optimizer steps and that are not the model's.
     """
-    named = dict(model.named_parameters())
+    named = own_parameters(model)
     entries = [
         replace(entry, treatment=Treatment.BASE, reason=reasons[named[entry.name]])
         if named[entry.name] in reasons

@@ -51,6 +51,16 @@ def own_names(model: nn.Module) -> dict[str, str]:
     return own
 
 
+def own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Returns the parameters of a model by their own names, as ``named_parameters`` orders them."""
+    own = own_names(model)
+    found = {}
+    for name, parameter in model.named_parameters():
+        path, _, leaf = name.rpartition(".")
+        found[joined(own[path], leaf)] = parameter
+    return found
+
+
 def joined(*parts: str) -> str:
     """Joins parts of a path; empty ones don't count."""
     return ".".join(filter(None, parts))

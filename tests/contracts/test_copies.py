@@ -51,3 +51,22 @@ def test_an_optimizer_says_how_it_is_saved() -> None:
     """Case 67: hooks can't be pickled."""
     with pytest.raises(TypeError, match="state_dict"):
         pickle.dumps(THOR(mlp()))
+
+
+@pytest.mark.parametrize("wrap", ["compiled", "data parallel", "averaged"])
+def test_names_are_the_models_own(wrap: str) -> None:
+    """Case 67: a checkpoint made through a wrapper is one of the bare model."""
+    model = mlp()
+    wrapped: Any = {
+        "compiled": lambda: torch.compile(model, backend="eager"),
+        "data parallel": lambda: torch.nn.DataParallel(model),
+        "averaged": lambda: torch.optim.swa_utils.AveragedModel(model),
+    }[wrap]()
+    inner = wrapped.module if wrap == "averaged" else model
+    optimizer = THOR(wrapped, **AT_EVERY_STEP)
+    train(inner, optimizer, [data(8)])
+    assert set(optimizer.factor_norms()) == {"0", "2"}
+    assert next(entry.name for entry in optimizer.coverage()) == "0.weight"
+    bare = THOR(mlp(), **AT_EVERY_STEP)
+    bare.load_state_dict(optimizer.state_dict())
+    assert bare.factor_norms() == optimizer.factor_norms()

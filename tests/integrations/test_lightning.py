@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from helpers import AT_EVERY_STEP, assert_same_weights, mean_half_square, mlp
+from helpers import AT_EVERY_STEP, assert_same_weights, mean_half_square, mlp, weights
 from torch_thor import THOR
 
 if TYPE_CHECKING:
@@ -73,6 +73,17 @@ def test_fit_is_the_loop_by_hand() -> None:
         schedule.step()
         by_hand.zero_grad()
     assert_same_weights(module.model, twin)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_clipping_under_mixed_precision(precision: Any) -> None:
+    """Case 71: Lightning refuses it for optimizers that unscale by themselves."""
+    module = Regression()
+    before = weights(module.model)
+    inputs, targets = torch.randn(24, 5), torch.randn(24, 3)
+    fit = trainer(None, 2, precision=precision, gradient_clip_val=1.0, enable_checkpointing=False)
+    fit.fit(module, loader(inputs, targets))
+    assert not any(torch.equal(*pair) for pair in zip(before, weights(module.model), strict=True))
 
 
 def test_a_checkpoint_resumes(tmp_path: Path) -> None:
