@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from torch_thor.errors import require
 from torch_thor.layers import Part, parts_of, reason_against
+from torch_thor.names import joined, own_names, own_parameters
 from torch_thor.selection import full_name, selected
 from torch_thor.shards import reason_against_shards, unsharded_type
 from torch_thor.tracked import TrackedLayer
