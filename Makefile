@@ -9,7 +9,7 @@ DOCS   := $(VENV)/.installed-docs
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-robust demo lint format bench docs clean
+.PHONY: help setup test test-robust fuzz demo lint format bench docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ test: $(STAMP) ## Run the tests (ARGS="-k name" narrows them down)
 
 test-robust: $(STAMP) ## The tests in random order: other threads, other processors, a busy machine
 	scripts/test_robust.sh $(BIN)/python $(ARGS)
+
+fuzz: $(STAMP) ## 2,000 random training loops against an oracle by hand
+	FUZZ_EXAMPLES=2000 HYPOTHESIS_PROFILE=search $(BIN)/python -m pytest -n 0 tests/contracts/test_fuzzed_loops.py $(ARGS)
 
 demo: export OMP_NUM_THREADS = 2
 demo: $(STAMP) ## Train digits with THOR, SGD and AdamW; print the table, write the report
