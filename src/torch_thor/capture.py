@@ -20,7 +20,6 @@ from torch_thor.autograd import (
     Delivery,
     as_plain,
     delivery_of,
-    inside_backward,
     is_transformed,
     on_gradient_of,
     require_plain,
@@ -177,7 +176,7 @@ class Capture:
         """
         if is_transformed(output):
             return
-        _begin_call(layer)
+        layer.begin_call()
         if not output.numel():
             layer.listened = False
         elif weight.requires_grad and output.requires_grad:
@@ -297,14 +296,3 @@ class Capture:
                 terms if self.options.loss_reduction == "positions_mean" else count,
             ),
         )
-
-
-def _begin_call(layer: TrackedLayer) -> None:
-    """Notes that an armed layer runs, and whether that opens a new micro-batch."""
-    layer.called = True
-    if inside_backward():
-        # A checkpointed segment is being recomputed: no new micro-batch.
-        return
-    layer.ledger.review()
-    if layer.group_has_gradient:
-        layer.group, layer.group_has_gradient = layer.group + 1, False

@@ -91,7 +91,8 @@ class ForwardHook(_StaysBehind):
         if capture is None or layer is None or not layer.armed or not _may_look():
             return
         if not torch.is_grad_enabled():
-            layer.called = True
+            # Perhaps a reentrant checkpoint, whose call is seen when it is recomputed.
+            layer.begin_call()
             return
         inputs = args[0] if args else next(iter(kwargs.values()), None)
         weight = layer.adapter.weight(module)
@@ -133,8 +134,14 @@ class Watches:
 
     def enter(self) -> None:
         """Begins to watch, where that is wanted."""
-        if self._wanted and torch.is_grad_enabled() and _may_look():
+        if not self._wanted or not _may_look():
+            return
+        if torch.is_grad_enabled():
             self._push()
+            return
+        for reference in self._layers:
+            if (layer := reference()) is not None and layer.armed:
+                layer.begin_call()
 
     def leave(self) -> None:
         """Ends the latest watch."""

@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from torch_thor.autograd import inside_backward
 from torch_thor.ledger import Ledger
 from torch_thor.shards import shard_of
 
@@ -86,3 +89,15 @@ class TrackedLayer:
     def parameters(self) -> tuple[nn.Parameter, ...]:
         """Weight, and bias where there is one."""
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+    # Not traced into compiled models: it asks autograd's engine.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def begin_call(self) -> None:
+        """Notes that the layer runs while it is armed, and whether that opens a new micro-batch."""
+        self.called = True
+        if inside_backward():
+            # A checkpointed segment is being recomputed: no new micro-batch.
+            return
+        self.ledger.review()
+        if self.group_has_gradient:
+            self.group, self.group_has_gradient = self.group + 1, False
