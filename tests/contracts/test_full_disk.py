@@ -69,22 +69,32 @@ class FullAfter:
         below = isinstance(file, str | Path) and str(file).startswith(self._folder)
         return Limited(opened, self) if below and set(mode) & set("wax+") else opened
 
-    def take(self) -> None:
+    def takes(self) -> bool:
         self.left -= 1
-        if self.left < 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
+        return self.left >= 0
 
 
 class Limited:
     """A file on it."""
 
     def __init__(self, file: Any, disk: FullAfter) -> None:
-        self._file, self._disk = file, disk
+        self._file, self._disk, self._refused = file, disk, False
 
     def write(self, data: Any) -> int:
-        self._disk.take()
+        if not self._disk.takes():
+            self._refused = True
+            self._file.write(data[: len(data) // 2])
+            self._refuse()
         written = self._file.write(data)
         return int(written)
+
+    def _refuse(self) -> None:
+        if self._refused:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def close(self) -> None:
+        self._file.close()
+        self._refuse()  # what is left in the buffer
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
@@ -93,7 +103,7 @@ class Limited:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self.close()
 
 
 @contextmanager
@@ -142,6 +152,7 @@ def test_a_run_outlives_a_disk_that_is_full_at_any_write(tmp_path: Path) -> None
         with full_after(folder, limit):
             result = run(*words, "--out", folder)
         assert_told(result, folder)
+        assert "--resume" in result.stderr, limit
         again = ["--resume"] if any(folder.glob("records.jsonl")) else []
         assert run(*words, "--out", folder, *again).exit_code == 0
         assert trajectory(folder) == whole, limit
