@@ -181,7 +181,7 @@ def train_whole(case: Case, size: int) -> Result:
 def _average_over_ranks(
     case: Case, model: nn.Module, batch: tuple[Tensor, Tensor], size: int
 ) -> None:
-    """Replaces gradients by the mean of the ranks' gradients, by a copy without hooks."""
+    """Writes the mean of the ranks' gradients into the gradients, by a copy without hooks."""
     totals = [torch.zeros_like(p) for p in model.parameters()]
     for mine in shares(case, size):
         twin = copy.deepcopy(model)
@@ -191,7 +191,10 @@ def _average_over_ranks(
             if p.grad is not None:
                 total.add_(p.grad, alpha=1 / size)
     for total, p in zip(totals, model.parameters(), strict=True):
-        p.grad = total
+        if p.grad is None:
+            p.grad = total
+        else:
+            p.grad.copy_(total)  # in place: another tensor would have no calls
 
 
 def _run(
