@@ -159,7 +159,8 @@ class CurvatureEngine:
         present = set(self.model.modules())
         self.resting = {one: it for one, it in self.resting.items() if one[0] in present}
         if self._split_rule is not None:
-            self._build(self._split_rule)
+            # A rank whose model alone has changed must not wait here for the others.
+            self._build(self._split_rule, alone=True)
             state.restore_layers(
                 self,
                 {
@@ -342,8 +343,8 @@ class CurvatureEngine:
         if self._split_rule is not None:
             self._build(self._split_rule)
 
-    def _build(self, rule: SplitRule) -> None:
-        self.room.require(self.layers, rule)
+    def _build(self, rule: SplitRule, *, alone: bool = False) -> None:
+        self.room.require(self.layers, rule, alone=alone)
         self.stacks = build_stacks(self.layers, rule, self.stack_options)
 
     def check_schedules(self) -> None:

@@ -187,25 +187,32 @@ class Room:
         self._split, self._options, self._ranks = split, options, ranks
         self._seen: list[TrackedLayer] | None = None
 
-    def require(self, layers: list[TrackedLayer], rule: SplitRule | None = None) -> None:
+    def require(
+        self, layers: list[TrackedLayer], rule: SplitRule | None = None, *, alone: bool = False
+    ) -> None:
         """Warns of layers that take much of what is free, and refuses what is more than that.
 
-        It looks once at each list of layers; all ranks call it.
+        It looks once at each list of layers.
 
         Args:
             layers: The layers.
             rule: Their block sizes; ``None`` takes those that were said, if any were.
+            alone: Whether other ranks may have no reason to ask; else all of them call it.
 
         Raises:
-            InvalidOptionError: On all ranks, where a device of one of them has too little.
+            InvalidOptionError: Where a device has too little; on all ranks, unless ``alone``.
         """
         if rule is None and not isinstance(self._split, str):
             rule = SplitRule(self._split)
         if rule is not None and self._seen is not layers:
-            self._look(layers, rule)
+            lacks = self._lacks(layers, rule)
+            if bool(lacks) if alone else self._ranks.any(bool(lacks)):
+                elsewhere = "such that all ranks have room: another one has too little memory"
+                allowed = f"smaller, or layers be excluded. {lacks[0]}" if lacks else elsewhere
+                raise InvalidOptionError("split", self._split, allowed)
             self._seen = layers
 
-    def _look(self, layers: list[TrackedLayer], rule: SplitRule) -> None:
+    def _lacks(self, layers: list[TrackedLayer], rule: SplitRule) -> list[str]:
         by_device: dict[torch.device, list[LayerMemory]] = defaultdict(list)
         for entry in report_on(planned(layers, rule, self._options)):
             by_device[entry.device].append(entry)
@@ -221,10 +228,7 @@ class Room:
             elif worst.held > max(_SHARE * free, _WORD_FROM):
                 # At the line that builds the optimizer.
                 warnings.warn(f"{said}.", CurvatureWarning, stacklevel=5)
-        if self._ranks.any(bool(lacks)):
-            elsewhere = "such that all ranks have room: another one has too little memory"
-            allowed = f"smaller, or layers be excluded. {lacks[0]}" if lacks else elsewhere
-            raise InvalidOptionError("split", self._split, allowed)
+        return lacks
 
     def _describe(
         self, worst: LayerMemory, layers: list[TrackedLayer], needed: int, free: int

@@ -93,12 +93,13 @@ def test_a_folder_is_free_as_soon_as_its_process_is_dead(
 
 def test_workers_that_are_forked_do_not_keep_it(tmp_path: Path) -> None:
     """Case 76: a loader's process may live on for a while after the one that trains is killed."""
-    script = HOLDER.replace('print("here"', 'print(__import__("os").fork() and "here"')
+    # Only the parent speaks: two that print at once may mix their lines.
+    script = HOLDER.replace("    print(", "    if __import__('os').fork():\n        print(")
     command = [sys.executable, "-c", script, str(tmp_path)]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as process:  # noqa: S603 - our own script
         assert process.stdout is not None
-        assert {process.stdout.readline(), process.stdout.readline()} == {"here\n", "0\n"}
+        assert process.stdout.readline() == "here\n"
         process.kill()
         process.wait()  # the child still waits for our end of its input
         with claimed(tmp_path):
