@@ -11,7 +11,7 @@ from __future__ import annotations
 import weakref
 from collections import defaultdict
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -63,12 +63,15 @@ class Capture:
         turns: Steps that have used what was collected.
     """
 
+    _turns_of_all: ClassVar[int] = 0
+
     def __init__(self, options: Statistics, *, matched: bool = False) -> None:
         """Starts without hooks."""
         self.options = options
         self._matched = matched
         self.seed = 0
         self.turns = 0
+        self._last_turn = Capture._turns_of_all
         self._turns_of: weakref.WeakKeyDictionary[Capture, int] = weakref.WeakKeyDictionary()
         self._sampled_backward = False
         self._mask: Tensor | None = None
@@ -102,6 +105,14 @@ class Capture:
     def __deepcopy__(self, memo: dict[int, object]) -> Capture:
         """A copy has no hooks: whoever copies the layers too attaches it to them."""
         return Capture(self.options, matched=self._matched)
+
+    def take_turn(self) -> bool:
+        """Notes a step; returns whether any other capture was used since this one last was."""
+        self.turns += 1
+        Capture._turns_of_all += 1
+        alone = Capture._turns_of_all == self._last_turn + 1
+        self._last_turn = Capture._turns_of_all
+        return not alone
 
     def rivals(self, layers: Iterable[TrackedLayer]) -> list[str]:
         """Names of the layers whose weight another capture listens to, and used since last asked.
@@ -243,6 +254,7 @@ class Capture:
     def settle(self, layers: Iterable[TrackedLayer]) -> None:
         """Leaves the calls whose gradient is in ``.grad`` now; before a step reads them."""
         suspects: dict[torch.device, list[tuple[Ledger, Tensor]]] = defaultdict(list)
+        layers = [layer for layer in layers if layer.called or not layer.ledger.is_empty]
         for layer in layers:
             ledger = layer.ledger
             ledger.review()

@@ -61,7 +61,7 @@ def require_number(name: str, value: object, within: Range) -> None:
     """
     if isinstance(value, Tensor) and value.device.type != "cpu" and value.numel() == 1:
         return
-    if not (_fits(value, float) and within.holds(value)):
+    if not ((type(value) is float or _fits(value, float)) and within.holds(value)):
         raise InvalidOptionError(name, value, f"a number {within.words}{_advice(value, float)}")
 
 
@@ -77,7 +77,7 @@ def require_type(name: str, value: object, hint: Any) -> None:
     Raises:
         InvalidOptionError: With what is allowed instead.
     """
-    if not _fits(value, hint):
+    if type(value) is not hint and not _fits(value, hint):
         raise InvalidOptionError(name, value, _words(hint) + _advice(value, hint))
 
 

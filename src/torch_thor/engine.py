@@ -71,6 +71,7 @@ class CurvatureEngine:
         self.communicator = communicator_for(options.distributed, self.device)
         self.steps = 0
         self.began = 0
+        self._coming: tuple[int, int, list[float]] = -1, 0, []
         self.last_decisions: tuple[LayerDecision, ...] = ()
         self.stack_options = StackOptions(
             options.power,
@@ -252,8 +253,8 @@ class CurvatureEngine:
 
     def _tell_rivals(self) -> None:
         """Warns, once, where another optimizer steps the same layers too."""
-        self._capture.turns += 1
-        if self._told_rivals:
+        others_stepped = self._capture.take_turn()
+        if self._told_rivals or not others_stepped:
             return
         if rivals := self._capture.rivals(self.layers):
             self._told_rivals = True
@@ -277,10 +278,11 @@ class CurvatureEngine:
     def update(self, gradient_scale: float = 1.0) -> None:
         """Takes in the statistics since the last call and refreshes what is due.
 
+        Whoever calls it has let the engine ``follow`` the model before.
+
         Args:
             gradient_scale: What the loss was multiplied by (a GradScaler's scale).
         """
-        self.follow()
         self._tell_rivals()
         self._capture.settle(self.layers)
         if self.layers and not self.stacks:
@@ -349,7 +351,8 @@ class CurvatureEngine:
 
     def check_schedules(self) -> None:
         """Raises, before a step has changed anything, where its end would meet a bad interval."""
-        self.intervals(self.steps + 1, self.began)
+        coming = self.steps + 1
+        self._coming = coming, self.began, self.intervals(coming, self.began)
 
     def intervals(self, step: int, began: int) -> list[float]:
         """Returns the intervals of factors and inverses that begin at a step.
@@ -369,9 +372,10 @@ class CurvatureEngine:
 
     def _arm(self) -> None:
         """Tells the capture which layers the next step needs."""
-        for clock, interval in zip(
-            self.clocks, self.intervals(self.steps, self.began), strict=True
-        ):
+        step, began, intervals = self._coming
+        if (step, began) != (self.steps, self.began):
+            intervals = self.intervals(self.steps, self.began)
+        for clock, interval in zip(self.clocks, intervals, strict=True):
             clock.advance(self.steps, interval)
         waiting = {
             layer

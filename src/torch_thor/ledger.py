@@ -95,6 +95,11 @@ class Ledger:
         """A copy of the weight has no gradient of these calls."""
         return Ledger(copy.deepcopy(self._weight, memo))
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no call is waiting for anything."""
+        return not (self._open or self.calls or self._drawn)
+
     def clear(self) -> None:
         """Forgets all calls, as after a step that has read them."""
         self._open.clear()

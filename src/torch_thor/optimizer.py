@@ -411,6 +411,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, UnevenInputs):
         elif self.preconditioner.communicator.any(False):  # noqa: FBT003 (as the built-in)
             self.preconditioner.discard()
         else:
+            self.preconditioner.follow()
             self._follow(self._plans(), values)
             self.preconditioner.update()
 

@@ -127,6 +127,7 @@ class Preconditioner(CurvatureEngine, UnevenInputs):
 
     def _average_and_update(self) -> None:
         self.check_schedules()
+        self.follow()
         damping = value_at(self.options.damping.value, self.steps, "damping")
         require_number(f"damping at step {self.steps}", damping, DAMPING)
         for layer in self.layers:
