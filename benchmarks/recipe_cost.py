@@ -20,18 +20,18 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from torch_thor.bench.config import DataSource
-from torch_thor.bench.errors import BenchError
-from torch_thor.bench.optimizers import lacking
-from torch_thor.bench.recipes import plan_run
-from torch_thor.bench.session import Session
-from torch_thor.bench.tables import TextTable
-from torch_thor.bench.workloads import Workload, find_workload
+from thor_bench.config import DataSource
+from thor_bench.errors import BenchError
+from thor_bench.optimizers import lacking
+from thor_bench.recipes import plan_run
+from thor_bench.session import Session
+from thor_bench.tables import TextTable
+from thor_bench.workloads import Workload, find_workload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch_thor.bench.data import Batch
+    from thor_bench.data import Batch
 
 _TURN = 10  # steps
 _WARM_UP = 10  # steps of each that don't count

@@ -22,7 +22,7 @@ tests() {
     # SIGINT lets pytest tell what has failed so far.
     OMP_NUM_THREADS=1 timeout -s INT -k 15 "$1" "$PYTHON" -m pytest -n "${WORKERS:-12}" --device "$DEVICE" \
         -p no:cacheprovider -p no:benchmark -W default::DeprecationWarning -W default::FutureWarning -vv --tb=short \
-        --timeout=60 -rfEs --junitxml="$OUT/pytest.xml" tests/contracts tests/oracle tests/test_*.py \
+        --timeout=60 -rfEs --junitxml="$OUT/pytest.xml" tests --ignore=tests/thor_bench --ignore=tests/integrations \
         >"$OUT/pytest.txt" 2>&1
     echo "pytest ended with $?; per outcome:"
     grep -oE '^\[gw[0-9]+\] \[ *[0-9]+%\] [A-Z]+' "$OUT/pytest.txt" | awk '{print $NF}' | sort | uniq -c

@@ -9,19 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from torch_thor.bench.figures import draw_changes, write_figure
-from torch_thor.bench.recipes import RunOptions, plan_run
-from torch_thor.bench.records import (
-    RECORDS_FILE,
-    DecisionRecord,
-    Run,
-    from_json,
-    read_run,
-)
-from torch_thor.bench.summary import Spread, summarize
-from torch_thor.bench.tables import TextTable
-from torch_thor.bench.train import train
-from torch_thor.bench.workloads import find_workload
+from thor_bench.figures import draw_changes, write_figure
+from thor_bench.recipes import RunOptions, plan_run
+from thor_bench.records import RECORDS_FILE, DecisionRecord, Run, from_json, read_run
+from thor_bench.summary import Spread, summarize
+from thor_bench.tables import TextTable
+from thor_bench.train import train
+from thor_bench.workloads import find_workload
 
 SEEDS = 5
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "trace-rule"

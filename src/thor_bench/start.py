@@ -12,7 +12,7 @@ def main() -> None:
     usual = signal.getsignal(signal.SIGINT)
     if usual is signal.default_int_handler:  # not where a shell has it ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from torch_thor.bench.cli import load  # noqa: PLC0415 - what takes time
+    from thor_bench.cli import load  # noqa: PLC0415 - what takes time
 
     app = load()
     signal.signal(signal.SIGINT, usual)

@@ -1,10 +1,16 @@
 """Natural-gradient training for PyTorch at about the cost per step of SGD."""
 
-from torch_thor.base import Base
-from torch_thor.coverage import Coverage, ParameterCoverage, Treatment
-from torch_thor.distributed import Distributed
-from torch_thor.divergence import LayerSplit, SplitMeasurement, measure_split
-from torch_thor.errors import (
+from torch_thor.capture.coverage import Coverage, ParameterCoverage, Treatment
+from torch_thor.curvature.measure import LayerSplit, SplitMeasurement, measure_split
+from torch_thor.curvature.memory import LayerMemory, MemoryReport
+from torch_thor.curvature.split import SplitCurves
+from torch_thor.layers import Geometry, LayerAdapter, register_adapter
+from torch_thor.layers.rows import RowPlan
+from torch_thor.linalg.timing import multiplies_bfloat16
+from torch_thor.optimizers import EKFAC, KFAC, THOR
+from torch_thor.options.curvature import Damping, Intervals, Refresh, Statistics
+from torch_thor.options.distributed import Distributed
+from torch_thor.options.errors import (
     CollectiveError,
     CurvatureError,
     CurvatureWarning,
@@ -12,15 +18,8 @@ from torch_thor.errors import (
     NonFiniteGradientError,
     StateMismatchError,
 )
-from torch_thor.hardware import multiplies_bfloat16
-from torch_thor.layers import Geometry, LayerAdapter, register_adapter
-from torch_thor.memory import LayerMemory, MemoryReport
-from torch_thor.options import Damping, Intervals, NormControl, Refresh, Statistics, Update
-from torch_thor.policies import Decision, LayerDecision, TraceRule
-from torch_thor.preconditioner import Preconditioner
-from torch_thor.presets import EKFAC, KFAC, THOR
-from torch_thor.sampling import RowPlan
-from torch_thor.schedules import (
+from torch_thor.options.norm_control import NormControl
+from torch_thor.options.schedules import (
     Constant,
     ExponentialDamping,
     GrowingInterval,
@@ -28,7 +27,9 @@ from torch_thor.schedules import (
     PolynomialDecay,
     WarmupPolynomialDecay,
 )
-from torch_thor.split import SplitCurves
+from torch_thor.options.trace_rule import Decision, LayerDecision, TraceRule
+from torch_thor.options.update import Base, Update
+from torch_thor.preconditioner import Preconditioner
 
 __all__ = [
     "EKFAC",

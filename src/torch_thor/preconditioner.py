@@ -6,38 +6,35 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from torch_thor.checks import DAMPING, require_number
-from torch_thor.curvature_options import CurvatureOptions
-from torch_thor.directions import Passage
-from torch_thor.distributed import Distributed, UnevenInputs
-from torch_thor.engine import CurvatureEngine
-from torch_thor.errors import InvalidOptionError, require
-from torch_thor.fisher import Likelihood, sampled_loss
-from torch_thor.memory import MemoryReport, planned, report_on
-from torch_thor.options import (
-    Damping,
-    Intervals,
-    MeasuredSplit,
+from torch_thor.capture.fisher import Likelihood, sampled_loss
+from torch_thor.capture.selection import as_selectors
+from torch_thor.curvature.engine import CurvatureEngine
+from torch_thor.curvature.memory import MemoryReport, planned, report_on
+from torch_thor.curvature.options import CurvatureOptions
+from torch_thor.curvature.stacks import SplitRule
+from torch_thor.directions.banded import GradientRows, gradient_of, ready_banded_layers
+from torch_thor.directions.plan import DirectionPlan
+from torch_thor.distributed.joining import UnevenInputs
+from torch_thor.layers.shards import local
+from torch_thor.options.checks import DAMPING, require_number
+from torch_thor.options.curvature import Damping, Intervals, MeasuredSplit, Refresh, Statistics
+from torch_thor.options.distributed import Distributed
+from torch_thor.options.errors import InvalidOptionError, require
+from torch_thor.options.norm_control import (
     NormControl,
     NormControlKind,
-    Refresh,
-    Statistics,
     as_norm_control,
     check_norm_control,
 )
-from torch_thor.schedules import GrowingInterval, ScheduledFloat, value_at
-from torch_thor.selection import as_selectors
-from torch_thor.shards import local
-from torch_thor.stacks import SplitRule
-from torch_thor.sweeps import GradientRows, gradient_of, ready_sweeps
+from torch_thor.options.schedules import GrowingInterval, ScheduledFloat, value_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from torch import Tensor, nn
 
-    from torch_thor.policies import TraceRule
-    from torch_thor.selection import Selector
+    from torch_thor.capture.selection import Selector
+    from torch_thor.options.trace_rule import TraceRule
 
 
 class Preconditioner(CurvatureEngine, UnevenInputs):
@@ -162,16 +159,18 @@ class Preconditioner(CurvatureEngine, UnevenInputs):
 
     def _rewrite(self) -> None:
         rule = GradientRows()
-        sweeps = ready_sweeps(self.stacks, rule.moves, self._norm_control)
-        swept = {parameter for sweep in sweeps for parameter in sweep.layer.parameters}
-        for sweep in sweeps:
-            sweep.run(rule, self._norm_control)
+        banded = ready_banded_layers(self.stacks, rule.moves, self._norm_control)
+        in_bands = {parameter for large in banded for parameter in large.layer.parameters}
+        for large in banded:
+            large.run(rule, self._norm_control)
 
         def together(parameter: nn.Parameter) -> bool:
-            return rule.moves(parameter) and parameter not in swept
+            return rule.moves(parameter) and parameter not in in_bands
 
         sources = {p: local(gradient_of(p)) for p in self.layer_of if together(p)}
-        directions = Passage(self.stacks, together, self._norm_control).take(sources, rates={})
+        directions = DirectionPlan(self.stacks, together, self._norm_control).take(
+            sources, rates={}
+        )
         for parameter, gradient in sources.items():
             gradient.copy_(directions[parameter])
 

@@ -20,11 +20,11 @@ from torch import nn
 from torch.nn import functional
 from typer.testing import CliRunner
 
-from torch_thor.bench.checkpoint import CHECKPOINT_FILE
-from torch_thor.bench.commands import app
-from torch_thor.bench.data import TensorSplit, TrainTest
-from torch_thor.bench.records import read_run
-from torch_thor.bench.workloads import ACCURACY, WORKLOADS, Workload
+from thor_bench.checkpoint import CHECKPOINT_FILE
+from thor_bench.commands import app
+from thor_bench.data import TensorSplit, TrainTest
+from thor_bench.records import read_run
+from thor_bench.workloads import ACCURACY, WORKLOADS, Workload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -188,7 +188,7 @@ def test_a_small_real_disk(tmp_path: Path) -> None:
         pytest.skip("this container can mount no small disk")
     try:
         words = ["train", "digits", "--optimizer", "sgd", "--epochs", "2", "--out", str(disk)]
-        command = [sys.executable, "-m", "torch_thor.bench.cli", *words]
+        command = [sys.executable, "-m", "thor_bench.cli", *words]
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1, done.stderr

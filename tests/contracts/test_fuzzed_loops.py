@@ -236,10 +236,10 @@ class Loop(RuleBasedStateMachine):
 
     @rule(owner=OWNER)
     def look(self, owner: str) -> None:
-        """coverage() follows the model too; what was collected stays."""
+        """coverage() follows the model too, as a step does; what was collected stays."""
         self.optimizers[owner].coverage()
-        for name in NAMES:
-            self.layers[name].heard |= OWNERS[name] == owner
+        for name in (one for one in NAMES if OWNERS[one] == owner):
+            self.layers[name].heard = self.module(name).weight.requires_grad
 
     @rule(owner=OWNER)
     def step(self, owner: str) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from torch_thor.bench.claim import LOCK_FILE, claimed
-from torch_thor.bench.commands import app
+from thor_bench.claim import LOCK_FILE, claimed
+from thor_bench.commands import app
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

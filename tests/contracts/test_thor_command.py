@@ -13,18 +13,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from thor_bench.commands import app
+from thor_bench.errors import RunInterruptedError
+from thor_bench.recipes import RunOptions, plan_run
+from thor_bench.records import RunFinished, read_run
 from thor_bench.start import main
-from torch_thor.bench.commands import app
-from torch_thor.bench.errors import RunInterruptedError
-from torch_thor.bench.recipes import RunOptions, plan_run
-from torch_thor.bench.records import RunFinished, read_run
-from torch_thor.bench.train import train
-from torch_thor.bench.workloads import find_workload
+from thor_bench.train import train
+from thor_bench.workloads import find_workload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch_thor.bench.records import Record
+    from thor_bench.records import Record
 
 ROOT = Path(__file__).parents[2]
 
@@ -149,7 +149,9 @@ def interrupted(event: str, ending: str, *words: str) -> subprocess.CompletedPro
     )
 
 
-@pytest.mark.parametrize("module", ["torch", "typer", "torch_thor.engine", "matplotlib.figure"])
+@pytest.mark.parametrize(
+    "module", ["torch", "typer", "torch_thor.curvature.engine", "matplotlib.figure"]
+)
 def test_ctrl_c_while_modules_are_imported_ends_it_in_silence(module: str) -> None:
     """Case 77: as any other program of the shell."""
     done = interrupted("import", module, "workloads")

@@ -11,17 +11,9 @@ from torch import nn
 
 from helpers import data, mean_half_square, mlp
 from ranks import on_ranks
-from torch_thor import (
-    EKFAC,
-    KFAC,
-    THOR,
-    CurvatureWarning,
-    InvalidOptionError,
-    Preconditioner,
-    hardware,
-    memory,
-    split,
-)
+from torch_thor import EKFAC, KFAC, THOR, CurvatureWarning, InvalidOptionError, Preconditioner
+from torch_thor.curvature import memory, split
+from torch_thor.linalg import timing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +31,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Sets how much memory there seems to be."""
 
     def claim(size: float) -> None:
-        for module in (hardware, memory, split):
+        for module in (timing, memory, split):
             monkeypatch.setattr(module, "free_memory", lambda _: int(size))
 
     return claim
@@ -132,8 +124,8 @@ def test_measured_splits_time_no_size_that_the_machine_can_not_hold(
         timed.add(block)
         return 1e-9 * block  # large blocks are cheap, so that they would be taken
 
-    monkeypatch.setattr(hardware, "measure_inversion", measure)
-    monkeypatch.setattr(hardware, "measure_product", measure)
+    monkeypatch.setattr(timing, "measure_inversion", measure)
+    monkeypatch.setattr(timing, "measure_product", measure)
     model = nn.Sequential(nn.Linear(5, 600), nn.Linear(600, 600), nn.Linear(600, 3))
     thor = THOR(model, split=choice)
     inputs, targets = data()

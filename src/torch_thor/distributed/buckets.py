@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,11 +10,10 @@ import torch
 from torch_thor.distributed.packing import pack_triangles, raise_diagonals, unpack_triangles
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from torch import Tensor
 
-    from torch_thor.distributed.communicator import Part
     from torch_thor.distributed.wire import Wire
 
 # DistributedDataParallel's buckets are about as large.
@@ -98,3 +98,17 @@ class Flight:
             packed = piece.view(*shape[:-2], -1)
             matrices = unpack_triangles(packed, shape[-1])
             yield raise_diagonals(matrices, torch.bfloat16) if self._coarse else matrices
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor that is summed over the ranks.
+
+    Args:
+        compute: Returns this rank's summand; called once, late, so that a sum on its way
+            overlaps with the next summand.
+        symmetric: Whether it holds symmetric matrices ``[..., s, s]``.
+    """
+
+    compute: Callable[[], Tensor]
+    symmetric: bool

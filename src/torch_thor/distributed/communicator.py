@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import torch.distributed as dist
 
 from torch_thor.distributed.wire import Traffic
-from torch_thor.errors import StateMismatchError
-from torch_thor.inverses import Solutions, Solver, solve_all
+from torch_thor.linalg.factorize import Solutions, Solver, solve_all
+from torch_thor.options.errors import StateMismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import Tensor
 
-    from torch_thor.distributed.evidence import Evidence
+    from torch_thor.distributed.buckets import Part
+    from torch_thor.distributed.pooling import LayerStatistics
 
 T = TypeVar("T")
 BUILD_ALIKE = "Build the same model and optimizer on all of them."
-
-
-@dataclass(frozen=True)
-class Part:
-    """One tensor that is summed over the ranks.
-
-    Args:
-        compute: Returns this rank's summand; called once, late, so that a sum on its way
-            overlaps with the next summand.
-        symmetric: Whether it holds symmetric matrices ``[..., s, s]``.
-    """
-
-    compute: Callable[[], Tensor]
-    symmetric: bool
 
 
 class Communicator(ABC):
@@ -84,7 +70,7 @@ class Communicator(ABC):
         """Returns the value of the first rank whose own is valid."""
 
     @abstractmethod
-    def pool(self, step: int, evidence: list[Evidence]) -> list[Evidence]:
+    def pool(self, step: int, statistics: list[LayerStatistics]) -> list[LayerStatistics]:
         """Returns what all ranks together know of the due layers."""
 
     @abstractmethod
@@ -136,8 +122,8 @@ class Local(Communicator):
         """Returns the value."""
         return value
 
-    def pool(self, step: int, evidence: list[Evidence]) -> list[Evidence]:  # noqa: ARG002
-        """Returns the evidence as it is.
+    def pool(self, step: int, statistics: list[LayerStatistics]) -> list[LayerStatistics]:  # noqa: ARG002
+        """Returns the statistics as it is.
 
         Raises:
             StateMismatchError: Where a group of several ranks has come up in the meantime.
@@ -147,7 +133,7 @@ class Local(Communicator):
                 f"The optimizer was built before torch.distributed had its {default_size()} "
                 "ranks, so its curvature would not be shared. Call init_process_group first."
             )
-        return evidence
+        return statistics
 
     def reduce(self, parts: Iterable[Part]) -> Iterator[Tensor]:
         """Yields the parts."""

@@ -10,27 +10,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from torch_thor.distributed import evidence as pooled
-from torch_thor.distributed.buckets import sum_in_buckets
-from torch_thor.distributed.communicator import (
-    BUILD_ALIKE,
-    Communicator,
-    Local,
-    Part,
-    T,
-    default_size,
-)
+from torch_thor.distributed import pooling as pooled
+from torch_thor.distributed.buckets import Part, sum_in_buckets
+from torch_thor.distributed.communicator import BUILD_ALIKE, Communicator, Local, T, default_size
 from torch_thor.distributed.gradients import GradientAverage
 from torch_thor.distributed.inversion import Inverter
 from torch_thor.distributed.wire import Wire
-from torch_thor.errors import StateMismatchError, require
+from torch_thor.options.errors import StateMismatchError, require
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from torch_thor.distributed.evidence import Evidence
-    from torch_thor.distributed.options import Distributed
-    from torch_thor.inverses import Solutions, Solver
+    from torch_thor.distributed.pooling import LayerStatistics
+    from torch_thor.linalg.factorize import Solutions, Solver
+    from torch_thor.options.distributed import Distributed
 
 # Squares of such numbers, and sums of them over ranks, are exact in float64.
 _CHECK_MASK = (1 << 20) - 1
@@ -102,15 +95,15 @@ class DataParallel(Communicator):
         flags = self._wire.gather(name, self._wire.numbers(flag))
         return next((rank for rank, other in enumerate(flags) if bool(other.item())), None)
 
-    def pool(self, step: int, evidence: list[Evidence]) -> list[Evidence]:
+    def pool(self, step: int, statistics: list[LayerStatistics]) -> list[LayerStatistics]:
         """Sums traces, counts and flags in one small message."""
-        if not evidence:
-            return evidence
-        names = ", ".join(one.name for one in evidence)
+        if not statistics:
+            return statistics
+        names = ", ".join(one.name for one in statistics)
         self._meet(f"the refresh of step {step}: {names}")
-        name = f"traces of {len(evidence)} layers, step {step}"
-        total = self._wire.sum(name, pooled.write(evidence, self._wire.device))
-        return pooled.read(evidence, total.cpu())
+        name = f"traces of {len(statistics)} layers, step {step}"
+        total = self._wire.sum(name, pooled.write(statistics, self._wire.device))
+        return pooled.read(statistics, total.cpu())
 
     def _meet(self, plan: str) -> None:
         """Raises on all ranks unless they are about to do the same.

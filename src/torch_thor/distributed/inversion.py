@@ -12,17 +12,17 @@ import torch
 
 from torch_thor.distributed.packing import pack_triangles, packed_size, unpack_triangles
 from torch_thor.distributed.placement import longest_load, place
-from torch_thor.hardware import inversion_times
-from torch_thor.inverses import solve, solve_all
+from torch_thor.linalg.factorize import solve, solve_all
+from torch_thor.linalg.timing import inversion_times
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from torch_thor.distributed.options import Inversion
     from torch_thor.distributed.wire import Wire
-    from torch_thor.inverses import Solution, Solutions, Solver
+    from torch_thor.linalg.factorize import Solution, Solutions, Solver
+    from torch_thor.options.distributed import Inversion
 
 _LOG = logging.getLogger(__name__)
 # Block sizes whose inversion is measured; others lie between, or follow the cube of the size.

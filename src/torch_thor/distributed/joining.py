@@ -11,7 +11,7 @@ from torch.distributed.algorithms.join import Join, Joinable, JoinHook
 
 if TYPE_CHECKING:
     from torch_thor.distributed.communicator import Communicator
-    from torch_thor.distributed.options import Distributed
+    from torch_thor.options.distributed import Distributed
 
 
 class UnevenInputs(Joinable):

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 import torch.distributed as dist
 
-from torch_thor.errors import CollectiveError
+from torch_thor.options.errors import CollectiveError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    from torch_thor.distributed.options import Distributed
+    from torch_thor.options.distributed import Distributed
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from torch_thor.layers.base import Geometry, LayerAdapter, Part, with_ones
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch_thor.sampling import RowPlan
+    from torch_thor.layers.rows import RowPlan
 
 
 class ProjectionAdapter(LayerAdapter[nn.MultiheadAttention]):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from torch_thor.sampling import RowPlan
+    from torch_thor.layers.rows import RowPlan
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch_thor.layers.base import Geometry, LayerAdapter, with_ones
 
 if TYPE_CHECKING:
-    from torch_thor.sampling import RowPlan
+    from torch_thor.layers.rows import RowPlan
 
 ForwardConv: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
 TransposedConv: TypeAlias = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d

@@ -11,7 +11,7 @@ from torch_thor.layers.base import Geometry, LayerAdapter
 from torch_thor.layers.linear import leading_shape
 
 if TYPE_CHECKING:
-    from torch_thor.sampling import RowPlan
+    from torch_thor.layers.rows import RowPlan
 
 
 class EmbeddingAdapter(LayerAdapter[nn.Embedding]):

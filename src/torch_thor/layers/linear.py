@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch_thor.layers.base import Geometry, LayerAdapter, ModuleT, with_ones
 
 if TYPE_CHECKING:
-    from torch_thor.sampling import RowPlan
+    from torch_thor.layers.rows import RowPlan
 
 
 def leading_shape(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from torch_thor.layers.base import Geometry, LayerAdapter, ModuleT
 from torch_thor.layers.linear import leading_shape
 
 if TYPE_CHECKING:
-    from torch_thor.sampling import RowPlan
+    from torch_thor.layers.rows import RowPlan
 
 BatchNorm: TypeAlias = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from torch_thor.errors import require
 from torch_thor.layers.attention import attention_parts
 from torch_thor.layers.base import LayerAdapter, Part
 from torch_thor.layers.conv import ConvAdapter, TransposedConvAdapter
@@ -19,7 +18,8 @@ from torch_thor.layers.norms import (
     LayerNormAdapter,
     RMSNormAdapter,
 )
-from torch_thor.shards import unsharded_type
+from torch_thor.layers.shards import unsharded_type
+from torch_thor.options.errors import require
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

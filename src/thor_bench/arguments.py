@@ -1,0 +1,56 @@
+"""Arguments that commands share, and who listens to the runs that they make."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from thor_bench.observers import Observer, TensorBoardObserver, TerminalObserver
+from thor_bench.workloads import Workload
+
+console = Console()
+
+# Under the help of commands that take optimizers by name.
+RECIPES_ARE_TUNED = (
+    "A name such as thor stands for a recipe that was tuned for the built-in workload: settings, "
+    "horizon and batch. It is not what THOR does by default on a task of yours; that is what "
+    "--preset defaults trains, each optimizer by its own defaults."
+)
+
+WorkloadArgument = Annotated[str, typer.Argument(help="Name of the workload (thor workloads).")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated."),
+]
+TargetOption = Annotated[
+    float | None, typer.Option(help="Value of the metric to time, such as 91.5.")
+]
+EpochsOption = Annotated[
+    float | None, typer.Option(help="Horizon in epochs instead of the recipe's; fractions too.")
+]
+EvaluationsOption = Annotated[int, typer.Option(help="Evaluations of the test set per epoch.")]
+BatchOption = Annotated[int | None, typer.Option(help="Samples per step.")]
+DeviceOption = Annotated[str, typer.Option(help="torch device that trains.")]
+DataDirOption = Annotated[
+    Path | None, typer.Option(help="Folder with the workload's files, instead of the usual places.")
+]
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="In the place of the tuned recipes: a published set-up (paper-256, docs/paper.md), or "
+        "defaults, each optimizer's own, nothing tuned."
+    ),
+]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=0, help="Processes that read image files; one per core.")
+]
+DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch missing data files.")]
+
+
+def observers_of(task: Workload, directory: Path, title: str) -> list[Observer]:
+    """Returns who listens to a run on the command line."""
+    return [
+        TerminalObserver(console, title=title, metric=task.metric),
+        TensorBoardObserver(directory, task.metric),
+    ]

@@ -1,0 +1,89 @@
+"""``thor tune``: the same search for several optimizers, then their race to a target."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from thor_bench.arguments import (
+    BatchOption,
+    DataDirOption,
+    DeviceOption,
+    DownloadOption,
+    EvaluationsOption,
+    WorkersOption,
+    WorkloadArgument,
+    console,
+    observers_of,
+)
+from thor_bench.claim import claimed
+from thor_bench.config import DataSource, RunConfig
+from thor_bench.observers import Observer
+from thor_bench.optimizers import lacking
+from thor_bench.recipes import RunOptions
+from thor_bench.study import StudyOptions, plan_study
+from thor_bench.study_report import write_study
+from thor_bench.tuning import StudyRunner
+from thor_bench.workloads import find_workload
+
+DEFAULT_TUNED = "thor,sgd,adamw,muon"
+
+
+def tune(
+    workload: WorkloadArgument = "digits",
+    *,
+    optimizers: Annotated[str, typer.Option(help="Names, separated by commas.")] = DEFAULT_TUNED,
+    trials: Annotated[int, typer.Option(help="Trials of each optimizer.")] = 16,
+    finalists: Annotated[
+        int, typer.Option(help="Best trials of each that run with two more seeds before one wins.")
+    ] = 1,
+    seeds: Annotated[int, typer.Option(help="Fresh seeds of each winner.")] = 5,
+    target: Annotated[
+        float | None,
+        typer.Option(help="Value to time; without it the best first-order optimizer sets it."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of all studies.")] = Path("runs/tune"),
+    search_seed: Annotated[int, typer.Option(min=0, help="Seed of the points.")] = 0,
+    evals_per_epoch: EvaluationsOption = 2,
+    batch_size: BatchOption = None,
+    device: DeviceOption = "cpu",
+    data_dir: DataDirOption = None,
+    download: DownloadOption = False,
+    workers: WorkersOption = None,
+) -> None:
+    """Tune several optimizers alike, and compare the winners by time to a target.
+
+    Runs that are on disk already are not repeated: a stopped study goes on where it was.
+    """
+    task = find_workload(workload)
+    options = StudyOptions(
+        trials=trials,
+        finalists=finalists,
+        seeds=seeds,
+        target=target,
+        search_seed=search_seed,
+        run=RunOptions(batch_size=batch_size, evals_per_epoch=evals_per_epoch, device=device),
+    )
+    names = [name.strip() for name in optimizers.split(",") if name.strip()]
+    absent = lacking(names)
+    for name, what in absent.items():
+        typer.echo(f"{name} {what}: left out")
+    study = plan_study(task, [name for name in names if name not in absent], options)
+
+    def observe(_config: RunConfig, folder: Path, title: str) -> list[Observer]:
+        return observers_of(task, folder, title)
+
+    runner = StudyRunner(
+        study,
+        out / workload,
+        source=DataSource(data_dir, download, workers),
+        observe=observe,
+        tell=typer.echo,
+    )
+    with claimed(out / workload):
+        written = write_study(runner.run())
+    console.print(written.table.to_rich(written.title, console))
+    typer.echo(f"report: {written.page}")
+    typer.echo(f"figure: {written.figure.light}")
+    if written.profile is not None:
+        typer.echo(f"performance profile: {written.profile.light}")

@@ -1,0 +1,312 @@
+"""From calls to statistics: which (a, g) pairs reached backward since the last step.
+
+A forward hook takes the wanted rows of the input at once, so a later in-place change of
+the activation can't reach them, and hangs a hook on the *output tensor*; when its
+gradient arrives, the pair is complete. Output-tensor hooks survive in-place activations,
+modules used twice and activation checkpointing; full backward hooks don't.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from torch_thor.capture.autograd import (
+    Delivery,
+    as_plain,
+    delivery_of,
+    is_transformed,
+    on_gradient_of,
+    require_plain,
+    running_backward,
+    when_backward_ends,
+)
+from torch_thor.capture.calls import count_rows, inverse_rows, joined, loss_terms, rows_of
+from torch_thor.capture.hooks import (
+    EnterHook,
+    ForwardHook,
+    LeaveHook,
+    Watches,
+    other_listeners,
+    take_off,
+)
+from torch_thor.capture.pending import CallRules, begin_call
+from torch_thor.capture.statistics import FactorBatch, OneHotBatch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from torch.utils.hooks import RemovableHandle
+
+    from torch_thor.capture.hooks import Listener
+    from torch_thor.capture.ledger import Ledger
+    from torch_thor.capture.tracked import TrackedLayer
+    from torch_thor.options.curvature import Statistics
+
+
+REPLACED = "none of its calls made the gradient that stands in .grad (was it replaced?)"
+
+
+class Capture:
+    """Collects the calls of the layers that are armed.
+
+    Args:
+        options: Row budget, weight sharing, loss reduction.
+        matched: Take the gradients of all rows that a one-hot layer counts, whatever the
+            budget: EKFAC needs both sides of each row.
+
+    Attributes:
+        seed: Seed of the row choice.
+        turns: Steps that have used what was collected.
+    """
+
+    _turns_of_all: ClassVar[int] = 0
+
+    def __init__(self, options: Statistics, *, matched: bool = False) -> None:
+        """Starts without hooks."""
+        self.options = options
+        self._matched = matched
+        self.seed = 0
+        self.turns = 0
+        self._last_turn = Capture._turns_of_all
+        self._turns_of: weakref.WeakKeyDictionary[Listener, int] = weakref.WeakKeyDictionary()
+        self._sampled_backward = False
+        self._mask: Tensor | None = None
+        self._handles: list[RemovableHandle] = []
+        self._watches: list[Watches] = []
+        weakref.finalize(self, take_off, self._handles)
+
+    def attach(self, layers: Iterable[TrackedLayer]) -> None:
+        """Registers one forward hook a layer, or a pair of hooks around a hidden function."""
+        hidden: dict[nn.Module, list[TrackedLayer]] = defaultdict(list)
+        for layer in layers:
+            if layer.adapter.inside_function:
+                hidden[layer.module].append(layer)
+                continue
+            hook = ForwardHook(self, layer)
+            self._handles.append(
+                layer.module.register_forward_hook(
+                    # Before fully_shard takes the weight away again.
+                    hook,
+                    with_kwargs=True,
+                    prepend=True,
+                )
+            )
+        for module, inside in hidden.items():
+            watches = Watches(self, inside)
+            self._watches.append(watches)
+            enter, leave = EnterHook(watches), LeaveHook(watches)
+            self._handles.append(module.register_forward_pre_hook(enter))
+            self._handles.append(module.register_forward_hook(leave, always_call=True))
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Capture:
+        """A copy has no hooks: whoever copies the layers too attaches it to them."""
+        return Capture(self.options, matched=self._matched)
+
+    def take_turn(self) -> bool:
+        """Notes a step; returns whether any other capture was used since this one last was."""
+        self.turns += 1
+        Capture._turns_of_all += 1
+        alone = Capture._turns_of_all == self._last_turn + 1
+        self._last_turn = Capture._turns_of_all
+        return not alone
+
+    def rivals(self, layers: Iterable[TrackedLayer]) -> list[str]:
+        """Names of the layers whose weight another capture listens to, and used since last asked.
+
+        One that is only not collected yet, as the optimizer that was saved, is none.
+        """
+        names = []
+        for layer in layers:
+            others = other_listeners(self, layer)
+            if any(other.turns > self._turns_of.get(other, 0) for other in others):
+                names.append(layer.name)
+        self.note_turns(layers)
+        return names
+
+    def note_turns(self, layers: Iterable[TrackedLayer]) -> None:
+        """Notes how often the other captures were used so far."""
+        for layer in layers:
+            for other in other_listeners(self, layer):
+                self._turns_of[other] = other.turns
+
+    def remove(self) -> None:
+        """Takes every hook off the model again."""
+        take_off(self._handles)
+        self._watches.clear()
+
+    def mask(self, counts: Tensor) -> None:
+        """Leaves positions out of the statistics of the next forwards, until the next step.
+
+        Args:
+            counts: True where a position counts, ``[N, T]``.
+        """
+        self._mask = counts.detach()
+
+    def forget(self, layers: Iterable[TrackedLayer]) -> None:
+        """Drops what was collected."""
+        self._mask = None
+        for layer in layers:
+            layer.ledger.clear()
+            layer.called, layer.obstacle, layer.listened = False, "", True
+            layer.group, layer.group_has_gradient = 0, False
+
+    def arm(self, layers: Iterable[TrackedLayer], wanted: set[TrackedLayer], seed: int) -> None:
+        """Says which layers count until the next step."""
+        self.seed = seed
+        for layer in layers:
+            layer.armed = layer in wanted
+        for watches in self._watches:
+            watches.arm()
+
+    @contextmanager
+    def sampled_backward(self) -> Iterator[None]:
+        """Inside, a backward is one of sampled labels, the only kind that "mc" counts."""
+        self._sampled_backward = True
+        try:
+            yield
+        finally:
+            self._sampled_backward = False
+
+    # A compiled model pays a graph break in steps with statistics, and none in the others.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def on_forward(
+        self, layer: TrackedLayer, weight: Tensor, inputs: Tensor, output: Tensor, first: int = 0
+    ) -> None:
+        """Takes the input rows and waits for the gradient of the output.
+
+        Args:
+            layer: The layer.
+            weight: The weight that the call used.
+            inputs: Input of the call.
+            output: Output of the call.
+            first: The first matrix of the layer that took part in the call.
+        """
+        if is_transformed(output):
+            return
+        layer.begin_call()
+        if not output.numel():
+            layer.listened = False
+        elif weight.requires_grad and output.requires_grad:
+            with self.obstructing(layer):
+                require_plain(output)
+                self._await(layer, weight, as_plain(inputs), output, first)
+
+    @contextmanager
+    def obstructing(self, layer: TrackedLayer) -> Iterator[None]:
+        """Inside, an error costs the layer its statistics of this step, and the user nothing."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 (a forward that works without us has to work)
+            said = str(error).strip().partition("\n")[0]
+            kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+            layer.obstacle = f"its call can't be understood ({kind}{said})"
+
+    def _await(
+        self, layer: TrackedLayer, weight: Tensor, inputs: Tensor, output: Tensor, first: int
+    ) -> None:
+        pending = begin_call(self._rules(), layer, inputs, output, first)
+        mc = self.options.fisher == "mc"
+
+        def on_gradient(gradient: Tensor) -> None:
+            if not layer.armed:
+                return
+            with self.obstructing(layer):
+                if mc and self._sampled_backward:
+                    layer.ledger.draw(pending.complete(gradient))
+                elif not self._begin_backward(layer, weight):
+                    return
+                elif not mc:
+                    layer.ledger.add(running_backward(), pending.complete(gradient))
+                layer.group_has_gradient = True
+
+        on_gradient_of(pending.watched(output), on_gradient)
+
+    def _rules(self) -> CallRules:
+        budget = None if self._matched else self.options.rows
+        reduce = self.options.weight_sharing == "reduce"
+        return CallRules(self.options.rows, budget, reduce, self.seed, self._mask)
+
+    def _begin_backward(self, layer: TrackedLayer, weight: Tensor) -> bool:
+        """Whether the running backward delivers a gradient of the weight; opens the ledger."""
+        delivery = delivery_of(weight)
+        if delivery is Delivery.NONE:
+            return False
+        task, ledger = running_backward(), layer.ledger
+        if ledger.begin(task, weight):
+            hook = None
+            if delivery is Delivery.HANDED_OUT:
+                hook = weight.register_hook(  # type: ignore[no-untyped-call]
+                    lambda gradient: ledger.hand_out(task, gradient)
+                )
+
+            def end() -> None:
+                if hook is not None:
+                    hook.remove()
+                ledger.settle(task)
+
+            when_backward_ends(end)
+        return True
+
+    def settle(self, layers: Iterable[TrackedLayer]) -> None:
+        """Leaves the calls whose gradient is in ``.grad`` now; before a step reads them."""
+        suspects: dict[torch.device, list[tuple[Ledger, Tensor]]] = defaultdict(list)
+        layers = [layer for layer in layers if layer.called or not layer.ledger.is_empty]
+        for layer in layers:
+            ledger = layer.ledger
+            ledger.review()
+            if (gradient := ledger.suspect) is not None:
+                suspects[gradient.device].append((ledger, gradient))
+            if layer.called and not ledger.read() and layer.weight.grad is not None:
+                layer.obstacle = layer.obstacle or REPLACED
+        count_rows([call for layer in layers for call in layer.ledger.read()])
+        for alike in suspects.values():
+            moved = torch.stack([gradient.any() for _, gradient in alike]).tolist()
+            for (ledger, _), moves in zip(alike, moved, strict=True):
+                if not moves:
+                    ledger.drop()
+
+    def batch(
+        self, layer: TrackedLayer, gradient_scale: float = 1.0
+    ) -> tuple[FactorBatch, FactorBatch] | None:
+        """Returns the statistics (A, G) of a layer since the last step, if it has any.
+
+        Args:
+            layer: The layer.
+            gradient_scale: What the loss was multiplied by (a GradScaler's scale).
+        """
+        calls = [call for call in layer.ledger.read() if call.share > 0]
+        one_hot = layer.geometry.one_hot
+        if not calls or layer.obstacle:
+            return None
+        if layer.geometry.unit_wise:
+            calls = joined(calls)
+        samples: dict[int, int] = {}
+        for call in calls:
+            samples[call.group] = max(samples.get(call.group, 0), call.plan.samples)
+        count = sum(samples.values())
+        terms = loss_terms(calls)
+        scale = {"mean": count, "positions_mean": terms, "sum": 1.0 / count}
+        # A sampled loss is not multiplied by anything.
+        scaled_by = 1.0 if self.options.fisher == "mc" else gradient_scale
+        weights = tuple(call.plan.scale for call in calls)
+        kind = OneHotBatch if one_hot else FactorBatch
+        return (
+            kind(
+                tuple(call.inputs for call in calls),
+                (1.0,) * len(calls) if one_hot else weights,
+                inverse_rows(calls, layer.weight),
+                rows_of(calls),
+            ),
+            FactorBatch(
+                tuple(call.gradients for call in calls),
+                weights,
+                scale[self.options.loss_reduction] / scaled_by**2,
+                terms if self.options.loss_reduction == "positions_mean" else count,
+            ),
+        )

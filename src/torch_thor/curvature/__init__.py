@@ -1,0 +1,1 @@
+"""From statistics to curvature: factors, decisions, inverses, block sizes, what is saved."""

@@ -1,0 +1,204 @@
+"""Layers that are due, on their way from statistics to a decision."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from torch_thor.capture.capture import REPLACED
+from torch_thor.curvature.clock import relative_change
+from torch_thor.distributed.pooling import LayerStatistics
+from torch_thor.options.notices import warn
+from torch_thor.options.trace_rule import Decision, LayerDecision, TraceRule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from torch_thor.capture.statistics import FactorBatch
+    from torch_thor.capture.tracked import TrackedLayer
+    from torch_thor.curvature.stacks import LayerStack
+    from torch_thor.distributed.communicator import Communicator
+
+
+@dataclass
+class LayerRecord:
+    """What the engine remembers of one layer between refreshes.
+
+    Args:
+        trace: Damped trace of the curvature in use, eq. 8's reference; ``None`` before it.
+        frozen: Whether the trace rule froze the layer.
+        failures: Failed inversions in a row.
+        starved: Whether it was said that it gets a gradient and no statistics.
+    """
+
+    trace: float | None = None
+    frozen: bool = False
+    failures: int = 0
+    starved: bool = False
+
+
+@dataclass
+class DueLayer:
+    """One due layer.
+
+    Args:
+        stack: Stack that holds its curvature.
+        slot: Its place there.
+        record: What is remembered of it.
+        statistics: Statistics since the last step, of all ranks.
+        refresh: Whether its inverses are due, and not its factors alone.
+        trace: tr(F + λI) with this batch folded in.
+        decision: Verdict of the trace rule.
+        change: Δ of eq. 8.
+        fold: Whether the batch enters the running average.
+        blocks: Blocks (A, G) of the batch of all ranks, where the rule has asked for them.
+    """
+
+    stack: LayerStack
+    slot: int
+    record: LayerRecord
+    statistics: LayerStatistics
+    refresh: bool
+    trace: float = 0.0
+    decision: Decision = Decision.UPDATE
+    change: float = math.inf
+    fold: bool = True
+    blocks: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def layer(self) -> TrackedLayer:
+        """The layer itself."""
+        return self.stack.layers[self.slot]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the layer has an inverse."""
+        return self.stack.ready[self.slot]
+
+    def report(self, step: int) -> LayerDecision:
+        """Returns the entry of ``optimizer.last_decisions``."""
+        return LayerDecision(self.layer.name, step, self.decision, self.change)
+
+
+def statistics_of(
+    stack: LayerStack, slot: int, batch: tuple[FactorBatch, FactorBatch] | None
+) -> LayerStatistics:
+    """What this rank knows of a due layer."""
+    layer, seen = stack.layers[slot], batch is not None
+    a, g = batch or stack.empty_batch()
+    traces = (a.trace(stack.dtype), g.trace(stack.dtype))
+    graded = layer.weight.grad is not None
+    return LayerStatistics(
+        layer.name, (a, g), traces, seen=seen, called=layer.called, graded=graded
+    )
+
+
+def tell_starved(layer: TrackedLayer, record: LayerRecord, *, called: bool, sampled: bool) -> None:
+    """Says once that a layer gets a gradient but no statistics.
+
+    Args:
+        layer: The layer.
+        record: Remembers what was said.
+        called: Whether the layer's forward ran on any rank.
+        sampled: Whether only a backward of sampled labels counts.
+    """
+    told = record.starved or not layer.listened
+    if told or (called and not sampled and not layer.obstacle):
+        return
+    if layer.obstacle and not (sampled and layer.obstacle is REPLACED):
+        cause, remedy = layer.obstacle, "Exclude the layer, or see docs/coverage.md."
+        if cause is REPLACED:
+            remedy = "Write into the gradient (p.grad.copy_(...)) in place of replacing it."
+    elif called:
+        cause = "no backward of sampled labels reached it since the last step"
+        remedy = "Call optimizer.sample_fisher(outputs) before loss.backward()."
+    else:
+        cause = "its forward hook saw no call since the last step"
+        remedy = (
+            "Build the optimizer before torch.compile(model), compile without fullgraph=True, call "
+            "modules and not their weights, differentiate by backward() and not by torch.func, or "
+            "exclude the layer."
+        )
+    record.starved, layer.cause = True, cause
+    what = f"Layer {layer.name!r} has a gradient but {cause}"
+    warn(f"{what}, so its curvature is not updated. {remedy}")
+
+
+def decide(due_layers: list[DueLayer], rule: TraceRule | None, ranks: Communicator) -> None:
+    """Fills in trace, change, decision and fold; one transfer to the host for all layers.
+
+    Statistics that are not finite never reach a factor: the layer is kept.
+
+    Args:
+        due_layers: The due layers.
+        rule: The trace rule.
+        ranks: Those who hold other rows of sharded layers.
+    """
+    if not due_layers:
+        return
+    traces = _stacked([damped_trace(c, rule) for c in due_layers]).tolist()
+    asked = [c for c in due_layers if c.blocks is not None]
+    distances = _distances(asked, ranks)
+    distance_of = {id(c): value for c, value in zip(asked, distances, strict=True)}
+    for due_layer, trace in zip(due_layers, traces, strict=True):
+        due_layer.trace, record = trace, due_layer.record
+        if not math.isfinite(trace):
+            due_layer.fold, due_layer.decision = False, Decision.KEEP
+        elif due_layer.refresh and record.trace is not None:
+            change = relative_change(trace, record.trace)
+            due_layer.change = distance_of.get(id(due_layer), change)
+            if rule is not None:
+                due_layer.decision = rule.decide(due_layer.change)
+                due_layer.fold = due_layer.decision is Decision.UPDATE
+                record.frozen = due_layer.decision is Decision.FREEZE
+
+
+def damped_trace(due_layer: DueLayer, rule: TraceRule | None) -> Tensor:
+    """tr(F + λI) that the running average would have with this batch; a scalar tensor."""
+    stack, slot = due_layer.stack, due_layer.slot
+    share = 1.0 - stack.keep(slot)
+    trace_a, trace_g = (
+        factor.traces[slot].lerp(trace, share)
+        for factor, trace in zip((stack.a, stack.g), due_layer.statistics.traces, strict=True)
+    )
+    if rule is not None and rule.damped_trace == "product":
+        return stack.product_trace(slot, trace_a, trace_g)
+    shift_a, shift_g = stack.shifts([slot], trace_a.unsqueeze(0), trace_g.unsqueeze(0))
+    damped_a = trace_a + shift_a[0] * stack.geometry.columns
+    damped_g = trace_g + shift_g[0] * stack.outputs
+    return (damped_a * damped_g).sum()
+
+
+def _distances(due_layers: list[DueLayer], ranks: Communicator) -> list[float]:
+    """How far the batch moves the running averages of layers: the larger ‖X − X'‖ / ‖X'‖ of A, G.
+
+    A factor that was all zeros and stays so has not moved.
+    """
+    found = [(c, _lengths(c, *c.blocks)) for c in due_layers if c.blocks is not None]
+    if not found:
+        return []
+    lengths = _stacked([own for _, own in found])
+    sharded = [n for n, (c, _) in enumerate(found) if c.stack.shard is not None]
+    if sharded:
+        own = lengths[sharded, 1].square()
+        lengths[sharded, 1] = ranks.total("distances of sharded layers", own).sqrt()
+    gaps, old = lengths.unbind(-1)
+    return torch.where(gaps > 0, gaps / old, 0.0).amax(1).tolist()
+
+
+def _lengths(due_layer: DueLayer, a: Tensor, g: Tensor) -> Tensor:
+    """(‖X − X'‖, ‖X'‖) of A and of G, of the rows that this rank holds: ``[2, 2]``."""
+    stack, slot = due_layer.stack, due_layer.slot
+    share, found = 1.0 - stack.keep(slot), []
+    for factor, blocks in zip((stack.a, stack.g), stack.own((a, g)), strict=True):
+        old = factor.blocks[slot]
+        found += [share * (blocks - old).norm(), old.norm()]
+    return torch.stack(found).view(2, 2)
+
+
+def _stacked(values: list[Tensor]) -> Tensor:
+    """Stacks tensors of layers that may be of several types and devices."""
+    return torch.stack([value.to(values[0].device, torch.float64) for value in values])

@@ -1,0 +1,87 @@
+"""How factors are applied to a gradient: inverse roots, or an eigenvalue-corrected basis.
+
+Both act on gradients stacked as ``[L, k, out, columns]``, block by block.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from torch_thor import linalg
+from torch_thor.linalg.factorize import (
+    Factorization,
+    Solution,
+    Solver,
+    multiply_left,
+    multiply_right,
+)
+from torch_thor.linalg.partition import Partition
+
+if TYPE_CHECKING:
+    from torch_thor.curvature.factors import FactorStack
+
+
+class InverseRoots:
+    """(A + ..)^-p and (G + ..)^-p of every block (paper, eq. 6 at p = 1).
+
+    Args:
+        a: Input factors.
+        g: Output gradient factors.
+        power: p, 1 or 1/2.
+        dtype: Type of the stored roots and of the products.
+    """
+
+    def __init__(self, a: FactorStack, g: FactorStack, power: float, dtype: torch.dtype) -> None:
+        """Allocates the roots."""
+        self.power = power
+        self._partitions = (a.partition, g.partition)
+        self.a = torch.zeros_like(a.blocks, dtype=dtype)
+        self.g = torch.zeros_like(g.blocks, dtype=dtype)
+        self._flat = (self.a.flatten(0, 1), self.g.flatten(0, 1))
+
+    def jobs(
+        self, a: FactorStack, g: FactorStack, slots: list[int], shifts: tuple[Tensor, Tensor]
+    ) -> list[Factorization]:
+        """Returns what has to be factorized to refresh some layers."""
+        return [
+            Factorization(a.damped(slots, shifts[0]), (self.a,), slots),
+            Factorization(g.damped(slots, shifts[1]), (self.g,), slots),
+        ]
+
+    def solver(self, condition: float) -> Solver:
+        """Returns what factorizes damped blocks, given a bound on their condition numbers."""
+
+        def kernel(matrices: Tensor) -> Solution:
+            roots, good = linalg.inverse_root(matrices, self.power, condition)
+            return (roots,), good
+
+        return Solver(kernel, symmetric=True, power=self.power)
+
+    def direction(self, matrices: Tensor, slots: list[int] | None) -> Tensor:
+        """Preconditions ``[l, k, out, columns]``; ``slots`` names the layers, None all."""
+        a, g = self._flat
+        if slots is not None:
+            a, g = (linalg.take(roots, slots).flatten(0, 1) for roots in (self.a, self.g))
+        left = multiply_left(g, self._partitions[1], matrices.flatten(0, 1))
+        return multiply_right(left, self._partitions[0], a).view(matrices.shape)
+
+    def band(self, matrices: Tensor, slot: int, blocks: slice) -> Tensor:
+        """Preconditions the rows of some blocks of G of one layer that is one matrix.
+
+        Args:
+            matrices: ``[1, rows, columns]``, padded to whole blocks both ways.
+            slot: The layer.
+            blocks: The blocks of G.
+        """
+        a, g = self.a[slot], self.g[slot, :, blocks]
+        rows = Partition(matrices.shape[1], g.shape[-1])
+        columns = Partition(matrices.shape[2], a.shape[-1])
+        return multiply_right(multiply_left(g, rows, matrices), columns, a)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What a checkpoint has to hold."""
+        return self.a, self.g

@@ -1,0 +1,145 @@
+"""What each block size loses of a model's factors and costs, layer by layer, by two criteria."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch_thor.capture.capture import Capture
+from torch_thor.capture.coverage import survey
+from torch_thor.curvature.split import (
+    TOLERATED_LOSS,
+    SplitCurves,
+    candidate_sizes,
+    information_losses,
+    input_rows,
+    kept_and_speed,
+    log_det_divergences,
+    trade_gains,
+)
+from torch_thor.linalg.timing import affordable, inversion_times
+from torch_thor.options.curvature import Statistics
+from torch_thor.options.errors import InvalidOptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LayerSplit:
+    """What cutting one layer's input factor A costs and saves at each candidate size.
+
+    Args:
+        layer: Qualified name of the module.
+        columns: Rows of A.
+        loss: L of eq. 11.
+        divergence: log det of the cut factor − log det of the whole one, both damped: twice
+            the Kullback–Leibler divergence between zero-mean Gaussians of these covariances,
+            in nats. Unlike eq. 11 it sees every eigenvalue. 0 for a factor left whole.
+        seconds: Time to invert all blocks of A, by the measured time of one.
+    """
+
+    layer: str
+    columns: int
+    loss: tuple[float, ...]
+    divergence: tuple[float, ...]
+    seconds: tuple[float, ...]
+
+    def choice(self, sizes: Sequence[int]) -> int:
+        """Returns the size whose kept information most exceeds its share of the time."""
+        worst = max(self.divergence)
+        if worst <= 0.0:
+            return sizes[0]
+        gains = trade_gains(self.divergence, self.seconds, worst)
+        return sizes[max(range(len(gains)), key=gains.__getitem__)]
+
+
+@dataclass(frozen=True)
+class SplitMeasurement:
+    """What ``measure_split`` found.
+
+    Args:
+        sizes: DueLayer block sizes.
+        seconds: Measured time to invert one matrix of each size.
+        layers: One entry per layer whose A can be cut.
+    """
+
+    sizes: tuple[int, ...]
+    seconds: tuple[float, ...]
+    layers: tuple[LayerSplit, ...]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many factors lose less than 1 % at each size (Table 1)."""
+        return tuple(
+            sum(layer.loss[n] < TOLERATED_LOSS for layer in self.layers)
+            for n in range(len(self.sizes))
+        )
+
+    @property
+    def curves(self) -> SplitCurves:
+        """The paper's two curves."""
+        return kept_and_speed(self.sizes, [layer.loss for layer in self.layers], self.seconds)
+
+
+def measure_split(
+    model: nn.Module,
+    backward: Callable[[], object],
+    *,
+    damping: float = 3e-4,
+    rows: int | None = 4096,
+    power: float = 1.0,
+) -> SplitMeasurement:
+    """Measures what each block size loses of a model's factors and costs on its device.
+
+    Times are kept in the cache that ``split="auto"`` reads.
+
+    Args:
+        model: The model; its hooks are gone when this returns.
+        backward: Runs one forward and backward of the model.
+        damping: λ of the divergence, times the factor's mean eigenvalue.
+        rows: Rows taken per layer; ``None`` takes all.
+        power: 1 measures inverses (eq. 12), 1/2 inverse square roots.
+
+    Raises:
+        InvalidOptionError: Where the backward reached no layer that can be split.
+    """
+    layers, _ = survey(model, ())
+    capture = Capture(Statistics(rows=rows))
+    capture.attach(layers)
+    try:
+        capture.arm(layers, set(layers), seed=0)
+        backward()
+        found = input_rows(layers, capture)
+    finally:
+        capture.remove()
+    if not found:
+        raise InvalidOptionError("model", type(model).__name__, "one with a layer to split")
+    device = found[0][0].weight.device
+    sizes = affordable(candidate_sizes([layer.geometry for layer in layers]), device)
+    times = inversion_times(sizes, device, power)
+    seconds = tuple(time.seconds for time in times)
+    return SplitMeasurement(
+        sizes,
+        seconds,
+        tuple(_layer_split(layer.name, table, sizes, seconds, damping) for layer, table in found),
+    )
+
+
+def _layer_split(
+    name: str, rows: Tensor, sizes: tuple[int, ...], seconds: tuple[float, ...], damping: float
+) -> LayerSplit:
+    columns = rows.shape[-1]
+    blocks = [min(size, columns) for size in sizes]
+    counts = [-(-columns // block) for block in blocks]
+    time_of = dict(zip(sizes, seconds, strict=True))
+    nearest = [min(sizes, key=lambda size, b=block: abs(size - b)) for block in blocks]  # type: ignore[misc]
+    return LayerSplit(
+        name,
+        columns,
+        information_losses(rows, sizes),
+        log_det_divergences(rows, blocks, damping),
+        tuple(count * time_of[size] for count, size in zip(counts, nearest, strict=True)),
+    )

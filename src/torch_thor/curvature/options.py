@@ -1,0 +1,55 @@
+"""Everything that the engine is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+from torch_thor.capture.selection import Selector  # noqa: TC001 (read by check_types)
+from torch_thor.options.checks import check_types
+from torch_thor.options.curvature import Damping, Intervals, MeasuredSplit, Refresh, Statistics
+from torch_thor.options.distributed import Distributed
+from torch_thor.options.errors import require
+from torch_thor.options.trace_rule import TraceRule  # noqa: TC001 (read by check_types)
+
+
+@dataclass(frozen=True)
+class CurvatureOptions:
+    """Everything that the engine is told, see ``Preconditioner``.
+
+    Args:
+        damping: λ and how it enters.
+        split: Block size of both factors, ``"auto"``, ``"per_layer"`` or ``None``.
+        power: p of the inverse root.
+        intervals: Steps between updates of factors and inverses.
+        trace_rule: When a due layer is refreshed, kept or frozen.
+        statistics: How factors are estimated.
+        refresh: Staggering, type of the inverses, failure handling.
+        exclude: Modules left alone.
+        include: Modules of types that are left alone unless asked for.
+        eigenvalue_correction: EKFAC's eigenvalue-corrected basis.
+        distributed: How ranks share the curvature.
+
+    Raises:
+        InvalidOptionError: For a value out of range.
+    """
+
+    damping: Damping
+    split: int | MeasuredSplit | None
+    power: float
+    intervals: Intervals
+    trace_rule: TraceRule | None
+    statistics: Statistics
+    refresh: Refresh
+    exclude: tuple[Selector, ...]
+    include: tuple[Selector, ...]
+    eigenvalue_correction: bool
+    distributed: Distributed = Distributed()
+
+    def __post_init__(self) -> None:
+        """Validates what is not validated by the groups themselves."""
+        check_types(self)
+        require("power", self.power, self.power in (0.5, 1.0), "1 or 1/2")
+        split = self.split
+        valid = split >= 1 if isinstance(split, int) else split in (None, *get_args(MeasuredSplit))
+        require("split", split, valid, "an int >= 1, 'auto', 'per_layer' or None")

@@ -1,0 +1,1 @@
+"""From gradients to preconditioned directions of the length that is asked for."""

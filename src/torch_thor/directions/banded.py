@@ -1,0 +1,228 @@
+"""Large layers on the CPU, some rows at a time, so that what arises on the way stays in the cache.
+
+Preconditioning a layer of millions of weights as a whole writes and reads each intermediate result
+through main memory, into pages that are new every time. A band of rows is read once, goes through
+momentum, cast, both products and norms while it is in the cache, and leaves one half-precision copy
+behind until the layer's length is known.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from torch_thor.curvature.inverses import InverseRoots
+from torch_thor.curvature.row_averages import ChosenRows, plan_of
+from torch_thor.layers import read_matrices, write_matrices
+from torch_thor.layers.layout import SMALL_LAYER
+from torch_thor.layers.shards import is_dtensor
+from torch_thor.options.errors import InvalidOptionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import nn
+
+    from torch_thor.capture.tracked import TrackedLayer
+    from torch_thor.curvature.stacks import LayerStack
+    from torch_thor.layers import Geometry
+    from torch_thor.options.norm_control import NormControl
+
+# Entries of a band: two megabytes of float32. Fewer cost calls, more fall out of the cache.
+BAND = 1 << 19
+
+
+class RowRule(Protocol):
+    """What is preconditioned of a parameter, and what its direction does, some rows at a time."""
+
+    def moves(self, parameter: nn.Parameter) -> bool:
+        """Says whether a parameter takes part in this step."""
+
+    def source(self, parameter: nn.Parameter, rows: slice) -> Tensor:
+        """Returns the rows of what is preconditioned."""
+
+    def move(self, parameter: nn.Parameter, rows: slice, direction: Tensor, scale: float) -> None:
+        """Takes a step along ``scale`` times the rows of a direction, whose memory it may use."""
+
+
+class GradientRows:
+    """A row rule that writes directions into ``.grad``, in the place of the gradients."""
+
+    def moves(self, parameter: nn.Parameter) -> bool:
+        """Says whether a parameter has a gradient."""
+        return parameter.grad is not None
+
+    def source(self, parameter: nn.Parameter, rows: slice) -> Tensor:
+        """Returns the rows of the gradient."""
+        return gradient_of(parameter)[rows]
+
+    def move(self, parameter: nn.Parameter, rows: slice, direction: Tensor, scale: float) -> None:
+        """Writes ``scale`` times the rows of a direction over those of the gradient."""
+        torch.mul(direction, scale, out=gradient_of(parameter)[rows])
+
+
+def gradient_of(parameter: nn.Parameter) -> Tensor:
+    """Returns the gradient of a parameter that has one."""
+    if parameter.grad is None:
+        raise InvalidOptionError("gradient", None, "that of a backward() since zero_grad()")
+    return parameter.grad
+
+
+@dataclass(frozen=True)
+class Band:
+    """Rows of a layer that are taken together: whole blocks of G.
+
+    Args:
+        blocks: The blocks.
+        rows: The rows.
+        geometry: Shape of the rows as a matrix.
+        padded: Rows of the blocks, padding included.
+    """
+
+    blocks: slice
+    rows: slice
+    geometry: Geometry
+    padded: int
+
+
+@dataclass(frozen=True)
+class BandedLayer:
+    """A way through one layer, band by band.
+
+    Args:
+        stack: The layer's stack.
+        slot: Its place there.
+        roots: The stack's inverse roots.
+    """
+
+    stack: LayerStack
+    slot: int
+    roots: InverseRoots
+
+    @property
+    def layer(self) -> TrackedLayer:
+        """The layer."""
+        return self.stack.layers[self.slot]
+
+    @cached_property
+    def bands(self) -> tuple[Band, ...]:
+        """All rows of the layer."""
+        cut, columns = self.stack.g.partition, self.stack.a.partition.padded
+        count = max(1, BAND // (cut.block * columns))
+        bands = []
+        for first in range(0, cut.count, count):
+            last = min(first + count, cut.count)
+            rows = slice(first * cut.block, min(last * cut.block, cut.size))
+            inside = replace(self.stack.geometry, outputs=rows.stop - rows.start)
+            bands.append(Band(slice(first, last), rows, inside, (last - first) * cut.block))
+        return tuple(bands)
+
+    def run(self, rule: RowRule, control: NormControl | None) -> None:
+        """Preconditions the layer, gives its direction the length that is asked for, and moves it.
+
+        Args:
+            rule: What is preconditioned, and what becomes of the direction.
+            control: Norm control: graft, rms or none.
+        """
+        geometry, layer = self.stack.geometry, self.layer
+        bias = layer.bias if layer.bias is not None and rule.moves(layer.bias) else None
+        bias_source = None if bias is None else rule.source(bias, slice(None))
+        shape = (1, geometry.outputs, geometry.columns)
+        directions = self.roots.a.new_empty(shape)
+        grafts = control is not None and control.kind == "graft"
+        parts = [] if bias_source is None or not grafts else [_length(bias_source)]
+        found = []
+        for band in self.bands:
+            source = rule.source(layer.weight, band.rows)
+            if grafts:
+                parts.append(_length(source))
+            found.append(self._precondition(band, source, bias_source, directions))
+        rows = found[0] if len(found) == 1 else torch.cat(found)
+        length, factors = float(torch.linalg.vector_norm(rows)), None
+        if control is not None and control.row_decay is not None:
+            plan = plan_of([ChosenRows(self.stack.rows, (self.slot,))])
+            plan.lengths[0].copy_(rows.view(1, 1, -1))
+            evened = plan.fold(control.row_decay)
+            length, factors = float(evened), plan.factors(torch.ones_like(evened))[0][0, 0]
+        scale = self._scale(control, math.hypot(*parts), length)
+        for band in self.bands:
+            if factors is not None:
+                directions[0, band.rows].mul_(factors[band.rows])
+            weight = layer.weight[band.rows]
+            step, _ = read_matrices(band.geometry, directions[:, band.rows], weight)
+            rule.move(layer.weight, band.rows, step, scale)
+        if bias is not None:
+            rule.move(bias, slice(None), directions[0, :, -1].to(bias.dtype), scale)
+
+    def _precondition(
+        self, band: Band, weight: Tensor, bias: Tensor | None, directions: Tensor
+    ) -> Tensor:
+        """Writes the directions of a band and returns the length of each row."""
+        rows, columns = band.geometry.outputs, band.geometry.columns
+        source = directions.new_empty(1, band.padded, self.stack.a.partition.padded)
+        if rows < band.padded:
+            source[:, rows:].zero_()
+        if columns < source.shape[2]:
+            source[..., columns:].zero_()
+        inside = source[:, :rows, :columns]
+        write_matrices(band.geometry, inside, weight, None if bias is None else bias[band.rows])
+        found = self.roots.band(source, self.slot, band.blocks)
+        directions[:, band.rows] = found[:, :rows, :columns]
+        lengths: Tensor = torch.linalg.vector_norm(found[0, :rows], dim=1)
+        return lengths.to(torch.promote_types(lengths.dtype, torch.float32))
+
+    def _scale(self, control: NormControl | None, source: float, direction: float) -> float:
+        """What a layer's direction of a length is multiplied by, given its source's length."""
+        if control is None:
+            return 1.0
+        if control.kind == "rms":
+            source = control.limit * self.stack.geometry.outputs**0.5
+        return source / direction if direction > 0 else 1.0
+
+
+def _length(tensor: Tensor) -> float:
+    return float(
+        torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
+    )
+
+
+def banded_layers_of(stack: LayerStack) -> list[BandedLayer]:
+    """Returns the ways through a stack's layers, if these are large ones on the CPU."""
+    geometry, weight, roots = stack.geometry, stack.layers[0].weight, stack.inverses
+    plain = not (geometry.transposed or geometry.one_hot or geometry.unit_wise)
+    if not plain or geometry.matrices > 1 or is_dtensor(weight):
+        return []
+    large = weight.numel() >= SMALL_LAYER and weight.device.type == "cpu"
+    if not (large and isinstance(roots, InverseRoots)):
+        return []
+    return [BandedLayer(stack, slot, roots) for slot in range(len(stack.layers))]
+
+
+def ready_banded_layers(
+    stacks: Sequence[LayerStack],
+    moves: Callable[[nn.Parameter], bool],
+    control: NormControl | None,
+) -> list[BandedLayer]:
+    """Returns the ways through all layers that can be swept in this step.
+
+    Not swept are layers without an inverse, and all layers where a direction needs more than its
+    layer's length: the KL clip, singular values, lengths of blocks of rows.
+
+    Args:
+        stacks: The model's curvature.
+        moves: Says whether a parameter takes part.
+        control: Norm control.
+    """
+    if control is not None and (control.kind in ("kl_clip", "spectral") or control.per == "rows"):
+        return []
+    return [
+        large
+        for stack in stacks
+        for large in banded_layers_of(stack)
+        if stack.ready[large.slot] and moves(large.layer.weight)
+    ]

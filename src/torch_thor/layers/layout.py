@@ -1,0 +1,114 @@
+"""A stack's parameters laid out as matrices, and back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from torch_thor.layers import Geometry, read_matrices, views_of, write_matrices
+from torch_thor.linalg.foreach import go_together
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Below this many entries of a layer, a Python call costs more than what it moves.
+SMALL_LAYER = 1 << 17
+
+Pair = tuple[Tensor, Tensor | None]
+
+
+class Matrices:
+    """Memory for the matrices of a stack's layers.
+
+    Small layers keep it between steps, with a view of each parameter's part, so that a whole
+    stack is written in one call and its directions are read without any.
+
+    Args:
+        geometry: Shape of each layer's matrices.
+        weights: The layers' weights.
+        dtype: Type of the matrices.
+        missing: Rows that a rank's share of a weight has less than its matrices; zeros there.
+        device: Where memory is kept; ``None``: beside the weights.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        weights: Sequence[Tensor],
+        dtype: torch.dtype,
+        missing: int,
+        device: torch.device | None = None,
+    ) -> None:
+        """Allocates what is kept."""
+        self.geometry = geometry
+        self.dtype = dtype
+        self._missing = missing
+        self._device = device or weights[0].device
+        self._weights = [_with_rows(weight, self._missing) for weight in weights]
+        self._kept: Tensor | None = None
+        self._views: list[Pair] = []
+        small = weights[0].numel() < SMALL_LAYER and weights[0].dtype == dtype
+        if small and not self._missing and go_together(weights):
+            kept = self._room(len(weights))
+            views = [
+                views_of(geometry, matrices, weight)
+                for matrices, weight in zip(kept.unbind(0), weights, strict=True)
+            ]
+            self._views = [pair for pair in views if pair is not None]
+            self._kept = kept if len(self._views) == len(weights) else None
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that are there between steps."""
+        kept = [] if self._kept is None else [self._kept]
+        kept += self._weights if self._missing else []
+        return sum(tensor.numel() * tensor.element_size() for tensor in kept)
+
+    def _room(self, layers: int) -> Tensor:
+        geometry = self.geometry
+        shape = (layers, geometry.matrices, geometry.outputs, geometry.columns)
+        return torch.empty(shape, dtype=self.dtype, device=self._device)
+
+    def write(self, sources: Sequence[Pair]) -> Tensor:
+        """Lays weight- and bias-shaped tensors out as ``[l, k, out, columns]``.
+
+        A missing bias counts as zero. The result may be the memory that is kept.
+        """
+        biases = [bias for _, bias in sources if bias is not None]
+        whole = len(sources) == len(self._views)
+        if self._kept is not None and whole and len(biases) in (0, len(sources)):
+            views = [view for view, _ in self._views]
+            of_biases = [view for _, view in self._views if view is not None]
+            if biases:
+                views += of_biases
+            elif of_biases:
+                torch._foreach_zero_(of_biases)
+            torch._foreach_copy_(views, [weight for weight, _ in sources] + biases)
+            return self._kept
+        packed = self._room(len(sources))
+        for matrices, (weight, bias) in zip(packed.unbind(0), sources, strict=True):
+            whole_bias = None if bias is None else _with_rows(bias, self._missing)
+            write_matrices(self.geometry, matrices, _with_rows(weight, self._missing), whole_bias)
+        return packed
+
+    def read(self, slots: Sequence[int], packed: Tensor) -> list[Pair]:
+        """Inverts ``write`` for the layers ``slots``: views where the type is the weight's."""
+        if packed is self._kept:
+            return self._views
+        pairs = [
+            read_matrices(self.geometry, matrices, self._weights[slot])
+            for slot, matrices in zip(slots, packed.unbind(0), strict=True)
+        ]
+        if not self._missing:
+            return pairs
+        rows = self.geometry.outputs - self._missing
+        return [(w[:rows], None if b is None else b[:rows]) for w, b in pairs]
+
+
+def _with_rows(tensor: Tensor, missing: int) -> Tensor:
+    """Appends rows of zeros."""
+    if not missing:
+        return tensor
+    return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])])

@@ -1,0 +1,151 @@
+"""Pure, batched functions on stacks of symmetric matrices.
+
+Every function takes any leading batch dimensions, never changes its input and, but for
+``vector``, never waits for the device: success is returned as a mask.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from torch_thor.linalg.square_roots import inverse_square_root
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Rows up to which products are faster on a CPU than LAPACK, and more accurate than it in float32.
+_PRODUCTS = 96
+
+
+def take(stacked: Tensor, places: Sequence[int]) -> Tensor:
+    """Copies some entries of ``[L, ...]``; a list as an index would be sent to the device."""
+    return torch.stack([stacked[place] for place in places])
+
+
+def vector(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Returns numbers as a vector; the host waits only where they differ, to send them."""
+    numbers = [float(value) for value in values]
+    if len(set(numbers)) == 1:
+        return torch.full((len(numbers),), numbers[0], dtype=dtype, device=device)
+    return torch.tensor(numbers, dtype=dtype, device=device)
+
+
+def symmetrize(matrices: Tensor) -> Tensor:
+    """Returns (M + Mᵀ) / 2 for matrices ``[..., n, n]``."""
+    return (matrices + matrices.mT) * 0.5
+
+
+def add_to_diagonal(matrices: Tensor, shift: Tensor) -> Tensor:
+    """Returns M + shift · I; ``shift`` has the batch shape of ``matrices``."""
+    shifted = matrices.clone()
+    shifted.diagonal(dim1=-2, dim2=-1).add_(shift.unsqueeze(-1))
+    return shifted
+
+
+def inverse_root(
+    matrices: Tensor, power: float, condition: float = math.inf
+) -> tuple[Tensor, Tensor]:
+    """Computes M⁻¹ or M^-1/2 of symmetric positive definite matrices.
+
+    The inverse goes through Cholesky. The inverse square root goes through products, but on
+    the CPU through the eigendecomposition where that is faster or the type is float64.
+
+    Args:
+        matrices: ``[..., n, n]``, damped already.
+        power: 1 or 1/2.
+        condition: Bound on the condition numbers, if one is known: it saves products.
+
+    Returns:
+        The roots ``[..., n, n]``, and a mask ``[...]`` that is true where the root is
+        finite and the matrix was positive definite.
+    """
+    matrices = symmetrize(matrices)
+    if matrices.shape[-1] == 1:
+        roots, good = matrices.pow(-power), matrices.flatten(-2).squeeze(-1) > 0
+    elif power == 1.0:
+        roots, good = _inverse(matrices)
+    elif matrices.device.type == "cpu" and (
+        matrices.dtype == torch.float64 or matrices.shape[-1] > _PRODUCTS
+    ):
+        roots, good = _inverse_square_root(matrices)
+    else:
+        roots, good = inverse_square_root(matrices, condition)
+    return roots, good & roots.isfinite().flatten(-2).all(-1)
+
+
+def _inverse(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    triangle, info = torch.linalg.cholesky_ex(matrices)
+    good = info == 0
+    # A triangle with a zero on its diagonal would raise.
+    identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+    return torch.cholesky_inverse(torch.where(good[..., None, None], triangle, identity)), good
+
+
+def _inverse_square_root(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    values, vectors = eigh(matrices)
+    good = values[..., 0] > 0
+    scaled = vectors * values.clamp_min(torch.finfo(values.dtype).tiny).rsqrt().unsqueeze(-2)
+    return scaled @ vectors.mT, good
+
+
+def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigendecomposition with non-finite matrices replaced by the identity.
+
+    LAPACK raises on NaN; here such a matrix gives NaN eigenvalues instead.
+
+    Returns:
+        Eigenvalues ``[..., n]`` in rising order, eigenvectors ``[..., n, n]``.
+    """
+    finite = matrices.isfinite().flatten(-2).all(-1)[..., None, None]
+    identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+    values, vectors = torch.linalg.eigh(torch.where(finite, matrices, identity))
+    return torch.where(finite.squeeze(-1), values, torch.nan), vectors
+
+
+def diagonal_blocks(rows: Tensor, block: int) -> Tensor:
+    """Accumulates the diagonal blocks of rowsᵀ rows, and only those.
+
+    Args:
+        rows: ``[k, r, d]`` with d a multiple of ``block``.
+        block: Block size s.
+
+    Returns:
+        ``[k, d / s, s, s]``.
+    """
+    matrices, count, size = rows.shape
+    tiles = rows.view(matrices, count, size // block, block).transpose(1, 2)
+    return tiles.mT @ tiles
+
+
+def sum_of_squares(rows: Tensor) -> Tensor:
+    """Returns tr(rowsᵀ rows) of ``[k, r, d]`` as ``[k]``: one pass, no intermediate."""
+    flat = rows.flatten(1)
+    return torch.stack([torch.dot(row, row) for row in flat.unbind(0)])
+
+
+def largest_eigenvalue(rows: Tensor, iterations: int = 64) -> Tensor:
+    """Largest eigenvalue of rowsᵀ rows by power iteration, without forming it.
+
+    The Rayleigh quotient squares the error of the vector, so eigenvalues that lie close
+    together do no harm.
+
+    Args:
+        rows: ``[..., r, d]``.
+        iterations: Products to take.
+
+    Returns:
+        ``[...]``.
+    """
+    generator = torch.Generator("cpu").manual_seed(0)
+    vector = torch.randn(rows.shape[-1], 1, generator=generator, device="cpu").to(rows)
+    vector = vector.expand(*rows.shape[:-2], -1, -1)
+    tiny = torch.finfo(rows.dtype).tiny
+    for _ in range(iterations):
+        vector = rows.mT @ (rows @ vector)
+        length = torch.linalg.vector_norm(vector, dim=-2, keepdim=True)
+        vector = vector / length.clamp_min(tiny)
+    return (rows @ vector).square().sum((-2, -1))

@@ -1,0 +1,71 @@
+"""How a dimension is cut into diagonal blocks (paper, eq. 10)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch_thor.options.errors import require
+
+_ALIGNED = 8  # copies and products of odd row lengths take up to three times as long
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Consecutive blocks of equal size; the last one may be padded.
+
+    A split of s asks for at most s rows a block. The rows are spread evenly over as few
+    blocks as that takes, so that little or no padding is carried along: 512 rows at a
+    split of 72 are 8 blocks of 64, not 7 of 72 and a tail of 8. Where that leaves padding
+    and a multiple of eight just below s (or below the block that came out) does not, blocks
+    have that size: 1024 rows are 16 blocks of 64, not 15 of 69.
+
+    Args:
+        size: Dimension of the factor.
+        block: Rows of one block, at most ``size``.
+    """
+
+    size: int
+    block: int
+
+    def __post_init__(self) -> None:
+        """Validates the sizes."""
+        require("size", self.size, self.size >= 1, ">= 1")
+        require("block", self.block, 1 <= self.block <= self.size, f"in 1..{self.size}")
+
+    @classmethod
+    def of(cls, size: int, split: int | None, unit: int = 1) -> Partition:
+        """Cuts ``size`` into equal blocks of at most ``split`` rows.
+
+        Args:
+            size: Dimension of the factor.
+            split: Most rows a block; ``None`` leaves one block.
+            unit: Rows that belong together, a channel's taps: blocks are whole units
+                wherever a unit fits into ``split``.
+        """
+        if split is None or split >= size:
+            return cls(size, size)
+        block = -(-size // -(-size // split))
+        whole = -(-block // unit) * unit
+        even = cls(size, whole if whole <= split else block)
+        if even.padding:
+            for aligned in range(split - split % _ALIGNED, split * 3 // 4, -_ALIGNED):
+                if size % aligned == 0 and aligned % unit == 0:
+                    return cls(size, aligned)
+        # A checkpoint holds the block: cut by it, the rows must come out the same.
+        return cls.of(size, even.block, unit) if even.block < split else even
+
+    @cached_property
+    def count(self) -> int:
+        """Number of blocks."""
+        return -(-self.size // self.block)
+
+    @cached_property
+    def padded(self) -> int:
+        """Rows of all blocks together, padding included."""
+        return self.count * self.block
+
+    @cached_property
+    def padding(self) -> int:
+        """Rows that the last block holds beyond ``size``."""
+        return self.padded - self.size

@@ -1,0 +1,89 @@
+"""What sets the length of a preconditioned step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch_thor.options.checks import (
+    POSITIVE,
+    check_types,
+    require_choice,
+    require_number,
+    require_type,
+)
+from torch_thor.options.errors import InvalidOptionError, require
+
+NormControlKind = Literal["kl_clip", "graft", "rms", "spectral"]
+
+
+@dataclass(frozen=True)
+class NormControl:
+    """What sets the length of a preconditioned layer's step.
+
+    Args:
+        kind: ``"kl_clip"``: all layers scaled by min(1, √(limit / (lr² Σ⟨direction,
+            gradient⟩))). ``"graft"``: each layer takes the norm of the vector that was
+            preconditioned, so an SGD learning rate can be kept. ``"rms"``: each layer's
+            update has root mean square ``limit / √columns``, as Muon's has. ``"spectral"``:
+            the same length, after singular values have been made alike as Muon does it,
+            here those of the preconditioned direction.
+        limit: κ of the KL clip, or the scale of ``"rms"`` and ``"spectral"``; not used by
+            ``"graft"``.
+        per: What takes a length of its own: ``"layer"``, or ``"rows"``, the rows of each block
+            of G (Distributed Shampoo grafts that way), which sharded weights need because no
+            rank sees the whole layer. ``None`` takes ``"layer"`` wherever a rank does.
+        iterations: Newton–Schulz iterations of ``"spectral"``.
+        row_decay: Weight ρ of the old value in a running average of every row's mean square, by
+            whose root the row is divided before lengths are set, so that output units step alike
+            (NorMuon, Li et al. 2025); 0 takes this step's alone. ``None`` leaves rows as they
+            are. Norms' own 2 × 2 matrices are always left so.
+
+    Raises:
+        InvalidOptionError: For an unknown kind or a value out of range.
+    """
+
+    kind: NormControlKind
+    limit: float = 1.0
+    per: Literal["layer", "rows"] | None = None
+    iterations: int = 5
+    row_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        """Validates the options."""
+        check_types(self, kind="norm_control")
+        require_choice("norm_control", self.kind, NormControlKind)
+        require_number("limit", self.limit, POSITIVE)
+        known = self.per in (None, "layer", "rows")
+        require("per", self.per, known, "'layer', 'rows' or None")
+        layers = self.kind not in ("graft", "rms") or self.row_decay is not None
+        allowed = "None for what needs whole layers: KL clip, spectral, row_decay"
+        require("per", self.per, not (layers and self.per == "rows"), allowed)
+        require("iterations", self.iterations, self.iterations >= 1, ">= 1")
+        decay = self.row_decay
+        evens = decay is None or (0 <= decay < 1 and self.kind != "kl_clip")
+        require("row_decay", decay, evens, "in [0, 1), or None; None with the KL clip")
+
+    @property
+    def needs_layers(self) -> bool:
+        """Whether it needs whole layers, all rows of all blocks."""
+        evens = self.row_decay is not None
+        return self.kind in ("kl_clip", "spectral") or self.per == "layer" or evens
+
+
+def as_norm_control(value: NormControl | NormControlKind | None) -> NormControl | None:
+    """Accepts a kind's name in the place of a ``NormControl`` with its default limit."""
+    require_type("norm_control", value, NormControl | NormControlKind | None)
+    if value is None or isinstance(value, NormControl):
+        return value
+    return NormControl(value, 1e-3 if value == "kl_clip" else 1.0)
+
+
+def check_norm_control(control: NormControl | None, *, sharded: bool) -> None:
+    """Raises ``InvalidOptionError`` where no rank sees what a norm control needs."""
+    if control is not None and sharded and control.needs_layers:
+        allowed = (
+            "'graft' or 'rms' per 'rows' without row_decay, or None: no rank has a whole layer of "
+            "this model"
+        )
+        raise InvalidOptionError("norm_control", control, allowed)

@@ -1,0 +1,86 @@
+"""How directions and momenta become steps, and what everything without curvature does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch_thor.options.checks import (
+    POSITIVE,
+    RATE,
+    SHARE,
+    check_types,
+    require_number,
+    require_type,
+)
+from torch_thor.options.errors import require
+
+
+@dataclass(frozen=True)
+class Update:
+    """Order of preconditioning, momentum and weight decay.
+
+    Args:
+        nesterov: Nesterov's momentum.
+        momentum_first: Momentum of the raw gradient is preconditioned at every step,
+            in place of momentum over preconditioned gradients (the paper's order).
+        decoupled_decay: Weight decay shrinks the weights by lr · decay, as in AdamW, in
+            place of being added to the direction before the momentum that follows it (the
+            authors' order). With ``momentum_first`` no momentum follows, and both agree.
+    """
+
+    nesterov: bool = True
+    momentum_first: bool = True
+    decoupled_decay: bool = False
+
+    def __post_init__(self) -> None:
+        """Validates the options."""
+        check_types(self)
+
+
+BaseRule = Literal["sgd", "adamw"]
+
+
+@dataclass(frozen=True)
+class Base:
+    """First-order rule of every parameter outside the preconditioned layers.
+
+    Args:
+        rule: ``"sgd"`` or ``"adamw"``.
+        lr_scale: Learning rate ÷ that of the group, so that schedulers move both.
+        weight_decay: Decay of these parameters; ``None`` takes the group's, and so do groups that
+            were given a decay of their own.
+        betas: AdamW's averages.
+        eps: AdamW's ε.
+        fused: As in ``torch.optim``; picks the kernel, not the result. ``None`` takes AdamW's
+            fused one on the CPU, where torch would go through tensors one by one, and not
+            SGD's, which rounds otherwise.
+
+    Raises:
+        InvalidOptionError: For values out of range.
+    """
+
+    rule: BaseRule = "sgd"
+    lr_scale: float = 1.0
+    weight_decay: float | None = None
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    fused: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Validates the options."""
+        check_types(self, rule="base rule")
+        require("base rule", self.rule, self.rule in get_args(BaseRule), "'sgd' or 'adamw'")
+        require_number("lr_scale", self.lr_scale, POSITIVE)
+        if self.weight_decay is not None:
+            require_number("weight_decay", self.weight_decay, RATE)
+        require("betas", self.betas, len(self.betas) == 2, "two numbers")
+        for beta in self.betas:
+            require_number("betas", beta, SHARE)
+        require_number("eps", self.eps, RATE)
+
+
+def as_base(value: Base | BaseRule) -> Base:
+    """Accepts a rule's name in the place of a ``Base`` with its defaults."""
+    require_type("base", value, Base | BaseRule)
+    return value if isinstance(value, Base) else Base(value)

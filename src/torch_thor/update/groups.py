@@ -1,0 +1,155 @@
+"""What a parameter group says for itself, and what a step takes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from torch import Tensor, nn
+
+from torch_thor.options.checks import DAMPING, RATE, SHARE, require_number
+from torch_thor.options.errors import InvalidOptionError, StateMismatchError
+from torch_thor.options.schedules import value_at
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch_thor.options.schedules import Schedule
+
+ParameterGroup: TypeAlias = dict[str, Any]
+
+OWN = "own"
+RANGES = {"lr": RATE, "momentum": SHARE, "weight_decay": RATE, "damping": DAMPING}
+
+_REMEDY = " Build the same model and optimizer as when it was saved."
+_PARAMS = (
+    "the model's parameters or groups of them (dicts with 'params'), in a list or an iterator; "
+    "None takes all, and options are keywords: lr=0.1"
+)
+
+
+def as_groups(params: object) -> list[Any]:
+    """Returns parameters, or groups of them, as a list.
+
+    Raises:
+        InvalidOptionError: For what is neither.
+    """
+    # A module, a tensor and a dict can be iterated over too, and never should be.
+    single = isinstance(params, str | Tensor | nn.Module | dict)
+    if single or not isinstance(params, Iterable):
+        raise InvalidOptionError("params", params, _PARAMS)
+    found = list(params)
+    for one in found:
+        named = isinstance(one, tuple) and len(one) == 2 and isinstance(one[1], Tensor)
+        if not (named or isinstance(one, Tensor | dict)):
+            raise InvalidOptionError("params", one, _PARAMS)
+    return found
+
+
+def complete(group: Any, number: int, defaults: Mapping[str, Any]) -> list[Tensor]:
+    """Checks a new group and notes which options it brought, before defaults fill in the others.
+
+    The note is plain data, so that it is saved and loaded with the group. A group that served
+    another optimizer has one already.
+
+    Args:
+        group: The group; its parameters become a list.
+        number: Its place among all.
+        defaults: Options and their values where a group has none.
+
+    Returns:
+        Its parameters.
+
+    Raises:
+        InvalidOptionError: For a value that no step could take.
+    """
+    if not isinstance(group, dict) or "params" not in group:
+        raise InvalidOptionError(f"group {number}", group, "a dict with 'params'")
+    if not isinstance(group["params"], set):  # torch refuses these: they have no order
+        given = group["params"]
+        group["params"] = as_groups([given] if isinstance(given, Tensor) else given)
+    check_values({**defaults, **group}, f" of group {number}")
+    group.setdefault(OWN, tuple(sorted(name for name in defaults if name in group)))
+    return [one[1] if isinstance(one, tuple) else one for one in group["params"]]
+
+
+def check_values(values: Mapping[str, Any], place: str) -> None:
+    """Raises unless a step can take the values of a group.
+
+    Args:
+        values: The group.
+        place: Where it stands, for messages.
+
+    Raises:
+        InvalidOptionError: For the first that it can't take.
+    """
+    for name, within in RANGES.items():
+        value = values.get(name)
+        if not (type(value) is float and within.holds(value)):
+            require_number(f"{name}{place}", value, within)
+
+
+def says(group: ParameterGroup, name: str) -> bool:
+    """Says whether a group's value is its own; schedules and the base rule leave it then."""
+    return name in group.get(OWN, ())
+
+
+def values_at(
+    groups: Iterable[ParameterGroup], schedules: Mapping[str, Schedule], step: int
+) -> list[dict[str, float]]:
+    """Returns what schedules give to each group; nothing in the place of what is its own.
+
+    Raises:
+        InvalidOptionError: For a value, scheduled or a group's, that the step can't take.
+    """
+    given = {name: value_at(schedule, step, name) for name, schedule in schedules.items()}
+    found = []
+    for number, group in enumerate(groups):
+        values = {name: value for name, value in given.items() if not says(group, name)}
+        check_values({**group, **values}, f" of group {number} at step {step}")
+        found.append(values)
+    return found
+
+
+def check_saved(groups: list[ParameterGroup], saved: Any) -> None:
+    """Raises unless a saved state of an optimizer fits these groups.
+
+    Args:
+        groups: The groups.
+        saved: What ``state_dict`` returned.
+
+    Raises:
+        StateMismatchError: For the first thing that doesn't fit.
+    """
+    if not isinstance(saved, dict) or not isinstance(saved.get("state"), dict):
+        raise StateMismatchError("The checkpoint holds no state of an optimizer." + _REMEDY)
+    others = saved.get("param_groups")
+    sizes = [len(group["params"]) for group in groups]
+    try:
+        found = [len(group["params"]) for group in others or ()]
+        for number, group in enumerate(others or ()):
+            check_values(group, f" of group {number}")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"The checkpoint's groups can't be used ({type(error).__name__}: {error})."
+        raise StateMismatchError(reason + _REMEDY) from error
+    if found != sizes:
+        reason = f"The checkpoint has groups of {found} parameters, this optimizer of {sizes}."
+        raise StateMismatchError(reason + _REMEDY)
+    own = [parameter for group in groups for parameter in group["params"]]
+    names = [name for group in others or () for name in group["params"]]
+    parameters = dict(zip(names, own, strict=True))
+    for name, state in saved["state"].items():
+        if name not in parameters or not isinstance(state, dict):
+            reason = f"The checkpoint holds a state of {name!r}, which is no parameter here."
+            raise StateMismatchError(reason + _REMEDY)
+        for key, value in state.items():
+            shape = () if key == "step" else tuple(parameters[name].shape)
+            _check_state(f"{key} of parameter {name}", value, shape)
+
+
+def _check_state(name: str, value: object, shape: tuple[int, ...]) -> None:
+    fits = isinstance(value, Tensor) and tuple(value.shape) == shape
+    if not fits and value is not None:
+        found = tuple(value.shape) if isinstance(value, Tensor) else value
+        reason = f"The checkpoint's {name} is {found!r}, this optimizer's has shape {shape}."
+        raise StateMismatchError(reason + _REMEDY)

@@ -1,0 +1,58 @@
+"""A tiny workload, so that a whole run takes a fraction of a second."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from thor_bench.data import TensorSplit, TrainTest
+from thor_bench.workloads import ACCURACY, WORKLOADS, Workload
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from thor_bench.config import DataSource
+
+
+def _load(_source: DataSource) -> TrainTest:
+    """Two well separated clouds of points."""
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.arange(96) % 2
+    inputs = torch.randn(96, 4, generator=generator) + 3.0 * targets[:, None]
+    return TrainTest(TensorSplit(inputs[:64], targets[:64]), TensorSplit(inputs[64:], targets[64:]))
+
+
+def _model() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 2))
+
+
+TINY = Workload(
+    name="tiny",
+    description="two clouds",
+    input_summary="64 + 32 points",
+    load=_load,
+    build_model=_model,
+    loss=functional.cross_entropy,
+    metric=ACCURACY,
+    target=90.0,
+    epochs=3,
+    batch_size=16,
+)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Workload:
+    """Registers the workload ``tiny``."""
+    monkeypatch.setitem(WORKLOADS, TINY.name, TINY)
+    return TINY
+
+
+@pytest.fixture(autouse=True)
+def denormals_kept() -> Iterator[None]:
+    """Takes back the flush of denormal numbers that a run switches on for its process."""
+    yield
+    torch.set_flush_denormal(False)
