@@ -66,7 +66,7 @@ def main(checkpoint: Path) -> None:
     if dist.get_rank() == 0:
         with torch.no_grad():
             right = model(inputs[TRAINING:].to(device)).argmax(1).cpu() == labels[TRAINING:]
-        traffic = optimizer.preconditioner.communicator.traffic
+        traffic = optimizer.traffic
         print(f"{dist.get_world_size()} ranks, accuracy {right.float().mean():.1%}")
         print(f"curvature: {traffic.messages} messages, {traffic.bytes / 1e6:.2f} MB")
     dist.destroy_process_group()

@@ -69,7 +69,7 @@ def main(folder: Path) -> None:
     with torch.no_grad():
         right = model(inputs[TRAINING:].to(device)).argmax(1).cpu() == labels[TRAINING:]
     if dist.get_rank() == 0:
-        traffic = optimizer.preconditioner.communicator.traffic
+        traffic = optimizer.traffic
         print(f"{dist.get_world_size()} ranks, accuracy {right.float().mean():.1%}")
         print(f"curvature: {traffic.messages} messages, {traffic.bytes / 1e6:.2f} MB")
     dist.barrier()  # no rank leaves while another still needs it

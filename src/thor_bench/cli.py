@@ -12,7 +12,7 @@ def load() -> "typer.Typer":
     try:
         from thor_bench.commands import app  # noqa: PLC0415 - what may be missing
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("torch_thor"):
+        if error.name is None or error.name.startswith(("torch_thor", "thor_bench")):
             raise
         message = f"thor: needs the package {error.name!r}; pip install 'torch-thor[bench]'\n"
         sys.stderr.write(message)

@@ -110,7 +110,7 @@ class TrainingRule:
         for optimizer in self.optimizers:
             if not isinstance(optimizer, THOR):
                 continue
-            if optimizer.preconditioner.options.statistics.fisher == "mc":
+            if optimizer.engine.options.statistics.fisher == "mc":
                 optimizer.sample_fisher(outputs, likelihood)
 
     def zero_grad(self) -> None:

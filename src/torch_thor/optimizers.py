@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from torch_thor.options.curvature import Damping, Intervals, MeasuredSplit, Refresh, Statistics
+from torch_thor.capture.selection import as_selectors
+from torch_thor.curvature.engine import CurvatureEngine
+from torch_thor.curvature.options import CurvatureOptions
+from torch_thor.options.curvature import (
+    Damping,
+    Intervals,
+    MeasuredSplit,
+    Refresh,
+    Statistics,
+    as_damping,
+)
 from torch_thor.options.distributed import Distributed
 from torch_thor.options.schedules import GrowingInterval, ScheduledFloat
 from torch_thor.options.update import Base, BaseRule, Update
-from torch_thor.preconditioner import Preconditioner
 from torch_thor.update.optimizer import CurvatureOptimizer, Parameters
 
 if TYPE_CHECKING:
@@ -22,6 +31,11 @@ if TYPE_CHECKING:
 
 _PAPER_ORDER = Update(nesterov=False, momentum_first=False, decoupled_decay=False)
 _ALL_ROWS = Statistics(decay=0.95, rows=None)
+_SCALE_FREE: dict[str, Any] = {
+    "norm_control": "rms",
+    "update": Update(decoupled_decay=True),
+    "base": Base("adamw", lr_scale=0.15, weight_decay=0.0),
+}
 
 
 class THOR(CurvatureOptimizer):
@@ -88,23 +102,23 @@ class THOR(CurvatureOptimizer):
         distributed: Distributed = Distributed(),
     ) -> None:
         """Finds the layers, hangs the hooks and builds the parameter groups."""
-        intervals = interval if isinstance(interval, Intervals) else Intervals(interval, interval)
-        engine = Preconditioner(
-            model,
-            damping=damping,
+        options = CurvatureOptions(
+            damping=as_damping(damping),
             split=split,
             power=power,
-            factor_interval=intervals.factors,
-            inverse_interval=intervals.inverses,
+            intervals=interval
+            if isinstance(interval, Intervals)
+            else Intervals(interval, interval),
             trace_rule=trace_rule,
             statistics=statistics,
             refresh=refresh,
-            exclude=exclude,
-            include=include,
+            exclude=as_selectors("exclude", exclude),
+            include=as_selectors("include", include),
+            eigenvalue_correction=False,
             distributed=distributed,
         )
         super().__init__(
-            engine,
+            CurvatureEngine(model, options),
             params,
             lr=lr,
             momentum=momentum,
@@ -132,16 +146,14 @@ class THOR(CurvatureOptimizer):
     ) -> Self:
         """Builds THOR for a task without a known learning rate of SGD's.
 
-        Each layer's step has a length that neither the loss nor the data change (``"rms"``),
-        weight decay is decoupled, and everything without curvature steps by AdamW at 0.15 of the
-        rate, 0.003 at first: convnets, MLPs, autoencoders and transformers train at one rate.
+        Neither the loss nor the data change the length of a layer's step (``"rms"``), and all
+        without curvature step by AdamW at 0.15 of the rate, 0.003 at first.
 
         Args:
             model: Model to train.
             params: Parameters or parameter groups; ``None`` takes all of the model's.
             lr: Learning rate: an entry of a step has a root mean square of lr / √columns.
-            weight_decay: Decoupled decay of the preconditioned layers; others decay where their
-                group says so itself.
+            weight_decay: Decoupled decay of the preconditioned layers, and of groups that say so.
             damping: As in ``THOR``.
             split: As in ``THOR``.
             interval: As in ``THOR``.
@@ -152,9 +164,6 @@ class THOR(CurvatureOptimizer):
 
         Raises:
             InvalidOptionError: For a value out of range.
-
-        Example:
-            >>> optimizer = THOR.scale_free(model)
         """
         return cls(
             model,
@@ -164,13 +173,11 @@ class THOR(CurvatureOptimizer):
             damping=damping,
             split=split,
             interval=interval,
-            norm_control="rms",
-            update=Update(decoupled_decay=True),
             statistics=statistics,
-            base=Base("adamw", lr_scale=0.15, weight_decay=0.0),
             exclude=exclude,
             include=include,
             distributed=distributed,
+            **_SCALE_FREE,
         )
 
 
@@ -220,22 +227,21 @@ class KFAC(CurvatureOptimizer):
         distributed: Distributed = Distributed(),
     ) -> None:
         """Finds the layers, hangs the hooks and builds the parameter groups."""
-        engine = Preconditioner(
-            model,
-            damping=damping if isinstance(damping, Damping) else Damping(damping, "both"),
+        options = CurvatureOptions(
+            damping=as_damping(damping, "both"),
             split=None,
             power=1.0,
-            factor_interval=factor_interval,
-            inverse_interval=inverse_interval,
+            intervals=Intervals(factor_interval, inverse_interval),
+            trace_rule=None,
             statistics=statistics,
             refresh=refresh,
-            exclude=exclude,
-            include=include,
-            distributed=distributed,
+            exclude=as_selectors("exclude", exclude),
+            include=as_selectors("include", include),
             eigenvalue_correction=self._eigenvalue_correction,
+            distributed=distributed,
         )
         super().__init__(
-            engine,
+            CurvatureEngine(model, options),
             params,
             lr=lr,
             momentum=momentum,

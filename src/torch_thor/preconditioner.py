@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from torch_thor.capture.fisher import Likelihood, sampled_loss
 from torch_thor.capture.selection import as_selectors
+from torch_thor.curvature import state
 from torch_thor.curvature.engine import CurvatureEngine
-from torch_thor.curvature.memory import MemoryReport, planned, report_on
 from torch_thor.curvature.options import CurvatureOptions
-from torch_thor.curvature.stacks import SplitRule
+from torch_thor.curvature.surface import HasCurvature
 from torch_thor.directions.banded import GradientRows, gradient_of, ready_banded_layers
 from torch_thor.directions.plan import DirectionPlan
 from torch_thor.distributed.joining import UnevenInputs
 from torch_thor.layers.shards import local
 from torch_thor.options.checks import DAMPING, require_number
-from torch_thor.options.curvature import Damping, Intervals, MeasuredSplit, Refresh, Statistics
+from torch_thor.options.curvature import (
+    Damping,
+    Intervals,
+    MeasuredSplit,
+    Refresh,
+    Statistics,
+    as_damping,
+)
 from torch_thor.options.distributed import Distributed
-from torch_thor.options.errors import InvalidOptionError, require
+from torch_thor.options.errors import InvalidOptionError
 from torch_thor.options.norm_control import (
     NormControl,
     NormControlKind,
@@ -31,13 +37,14 @@ from torch_thor.options.schedules import GrowingInterval, ScheduledFloat, value_
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from torch import Tensor, nn
+    from torch import nn
 
     from torch_thor.capture.selection import Selector
+    from torch_thor.curvature.memory import MemoryReport
     from torch_thor.options.trace_rule import TraceRule
 
 
-class Preconditioner(CurvatureEngine, UnevenInputs):
+class Preconditioner(HasCurvature, UnevenInputs):
     """Natural-gradient preconditioning in front of any torch optimizer.
 
     Call ``preconditioner.step()`` after ``backward()`` and before the optimizer's
@@ -94,7 +101,7 @@ class Preconditioner(CurvatureEngine, UnevenInputs):
             raise InvalidOptionError("norm_control", norm_control, allowed)
         inverses = factor_interval if inverse_interval is None else inverse_interval
         options = CurvatureOptions(
-            damping=damping if isinstance(damping, Damping) else Damping(damping),
+            damping=as_damping(damping),
             split=split,
             power=power,
             intervals=Intervals(factor_interval, inverses),
@@ -106,8 +113,8 @@ class Preconditioner(CurvatureEngine, UnevenInputs):
             eigenvalue_correction=eigenvalue_correction,
             distributed=distributed,
         )
-        super().__init__(model, options)
-        check_norm_control(self._norm_control, sharded=self.is_sharded)
+        self.engine = CurvatureEngine(model, options)
+        check_norm_control(self._norm_control, sharded=self.engine.followed.is_sharded)
         UnevenInputs.__init__(self)
 
     def step(self) -> None:
@@ -123,18 +130,19 @@ class Preconditioner(CurvatureEngine, UnevenInputs):
             self._rewrite()
 
     def _average_and_update(self) -> None:
-        self.check_schedules()
-        self.follow()
-        damping = value_at(self.options.damping.value, self.steps, "damping")
-        require_number(f"damping at step {self.steps}", damping, DAMPING)
-        for layer in self.layers:
+        engine = self.engine
+        engine.calendar.check(engine.steps + 1)
+        engine.follow()
+        damping = value_at(engine.options.damping.value, engine.steps, "damping")
+        require_number(f"damping at step {engine.steps}", damping, DAMPING)
+        for layer in engine.layers:
             layer.damping = damping
-        self.communicator.average_gradients(self.model.parameters())
-        self.update()
+        engine.communicator.average_gradients(engine.model.parameters())
+        engine.update()
 
     def shadow_step(self) -> None:
         """Takes part in a step of the other ranks, without samples."""
-        self.model.zero_grad()
+        self.engine.model.zero_grad()
         self._average_and_update()
 
     def catch_up(self, *, up_to_date: bool) -> None:
@@ -142,7 +150,7 @@ class Preconditioner(CurvatureEngine, UnevenInputs):
 
     @property
     def _distribution(self) -> tuple[Distributed, torch.device]:
-        return self.options.distributed, self.device
+        return self.engine.options.distributed, self.engine.device
 
     def memory(self) -> MemoryReport:
         """Says what the curvature of each layer takes, before the first step as after it.
@@ -150,16 +158,38 @@ class Preconditioner(CurvatureEngine, UnevenInputs):
         Raises:
             InvalidOptionError: Where the split is measured, before the first statistics.
         """
-        rule, split = self._split_rule, self.options.split
-        if rule is None:
-            allowed = "a number or None, to know memory before a step"
-            require("split", split, not isinstance(split, str), allowed)
-            rule = SplitRule(None if isinstance(split, str) else split)
-        return report_on(self.stacks or planned(self.layers, rule, self.stack_options))
+        return self.engine.store.memory(self.engine.layers)
+
+    def allocate(self) -> None:
+        """Makes room for the curvature now, so that a distributed checkpoint can be loaded into it.
+
+        Raises:
+            InvalidOptionError: Where the split is measured, which needs statistics.
+        """
+        self.engine.store.allocate(self.engine.layers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns everything that the next steps depend on, keyed by layer name."""
+        return state.save(self.engine)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores a ``state_dict``; the run goes on bit for bit.
+
+        Loading is the whole state: one that was saved before the first step clears the curvature.
+        What the curvature is must be the same: layers and their shapes, ``power``, eigenvalue
+        correction, ``fisher``, ``weight_sharing``, ``norm_fisher``, ``loss_reduction``, and
+        ``split`` where it is a number or ``None``; a measured split takes the checkpoint's cut.
+        All else (intervals, trace rule, damping mode, norm control, types) is this one's.
+
+        Raises:
+            StateMismatchError: Where layers, shapes or these options differ; nothing is loaded
+                then.
+        """
+        self.engine.adopt(self.engine.fitting(state_dict))
 
     def _rewrite(self) -> None:
         rule = GradientRows()
-        banded = ready_banded_layers(self.stacks, rule.moves, self._norm_control)
+        banded = ready_banded_layers(self.engine.stacks, rule.moves, self._norm_control)
         in_bands = {parameter for large in banded for parameter in large.layer.parameters}
         for large in banded:
             large.run(rule, self._norm_control)
@@ -167,57 +197,9 @@ class Preconditioner(CurvatureEngine, UnevenInputs):
         def together(parameter: nn.Parameter) -> bool:
             return rule.moves(parameter) and parameter not in in_bands
 
-        sources = {p: local(gradient_of(p)) for p in self.layer_of if together(p)}
-        directions = DirectionPlan(self.stacks, together, self._norm_control).take(
+        sources = {p: local(gradient_of(p)) for p in self.engine.followed.layer_of if together(p)}
+        directions = DirectionPlan(self.engine.stacks, together, self._norm_control).take(
             sources, rates={}
         )
         for parameter, gradient in sources.items():
             gradient.copy_(directions[parameter])
-
-    def sample_fisher(
-        self,
-        outputs: Tensor,
-        likelihood: Likelihood = "categorical",
-        *,
-        class_dim: int = -1,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        """Collects statistics of labels that are drawn from the model's own predictions.
-
-        For ``Statistics(fisher="mc")``: call it between forward and ``backward()``, once for
-        each forward. It runs a backward of its own in steps that want statistics, does
-        nothing in the others, and leaves every ``.grad`` and the graph as they were.
-
-        Args:
-            outputs: The model's outputs ``[N, ...]``: logits, or means.
-            likelihood: ``"categorical"`` (softmax over ``class_dim``), ``"bernoulli"``
-                (sigmoid of each entry) or ``"normal"`` (unit variance, squared loss).
-            class_dim: Dimension of the classes.
-            generator: Source of the draws; ``None`` takes torch's own.
-
-        Raises:
-            InvalidOptionError: For an unknown likelihood.
-        """
-        if self.wants_statistics:
-            reduction = self.options.statistics.loss_reduction
-            self.fisher_backward(
-                sampled_loss(
-                    outputs,
-                    likelihood,
-                    class_dim=class_dim,
-                    reduction=reduction,
-                    generator=generator,
-                )
-            )
-
-    def fisher_backward(self, loss: Tensor) -> None:
-        """Runs a backward for the statistics alone: the free form of ``sample_fisher``.
-
-        Args:
-            loss: Scalar loss of labels drawn from the model, reduced as
-                ``Statistics(loss_reduction=...)`` says. Its graph is kept.
-        """
-        weights = [layer.weight for layer in self.layers if layer.armed]
-        if weights:
-            with self._capture.sampled_backward():
-                torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)

@@ -97,4 +97,4 @@ def test_selectors_take_both_names(name: str) -> None:
 
 def test_an_optimizer_of_a_compiled_model_excludes_by_the_models_own_names() -> None:
     optimizer = THOR(torch.compile(mlp()), exclude=("0",))
-    assert len(optimizer.preconditioner.layers) == 1
+    assert len(optimizer.engine.layers) == 1

@@ -20,7 +20,7 @@ def test_a_bare_linear_trains_and_resumes(kind: type[THOR]) -> None:
     inputs, targets = data(32)
     assert optimizer.coverage().share(Treatment.PRECONDITIONED) == 1
     losses = train(model, optimizer, [(inputs, targets)] * 20)
-    assert all(optimizer.preconditioner.stacks[0].ready)
+    assert all(optimizer.engine.stacks[0].ready)
     assert losses[-1] < losses[0]
     twin = nn.Linear(5, 3)
     twin.load_state_dict(model.state_dict())

@@ -34,7 +34,7 @@ def test_a_compiled_model_trains_as_it_does_uncompiled(build: type, order: str) 
     if order == "after":
         run = cast("nn.Module", torch.compile(model, backend="aot_eager"))
     losses = train(run, optimizer, [(inputs, targets)] * 6)
-    assert all(all(stack.ready) for stack in optimizer.preconditioner.stacks)
+    assert all(all(stack.ready) for stack in optimizer.engine.stacks)
     assert losses == pytest.approx(expected, rel=1e-3)
     assert losses[-1] < losses[0]
     assert function_modes() == []
@@ -63,4 +63,4 @@ def test_a_compiled_model_settles(order: str, build: type) -> None:
     steps(8)
     with torch._dynamo.config.patch(error_on_recompile=True):
         steps(12)
-    assert all(optimizer.preconditioner.stacks[0].ready)
+    assert all(optimizer.engine.stacks[0].ready)

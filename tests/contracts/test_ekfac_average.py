@@ -29,7 +29,7 @@ def test_a_new_basis_begins_from_its_own_eigenvalues() -> None:
         inputs = (inputs * stretch) @ torch.linalg.qr(torch.randn(4, 4).double())[0]
         seen = observe(model, "", inputs, targets, half_square)[0]
         train(model, optimizer, [(inputs, targets)])
-        (stack,) = optimizer.preconditioner.stacks
+        (stack,) = optimizer.engine.stacks
         A, G = stack.a.blocks[0, 0, 0], stack.g.blocks[0, 0, 0]
         Q_A, Q_G = stack.inverses.a[0, 0, 0], stack.inverses.g[0, 0, 0]
         values_a, values_g = (Q_A.T @ A @ Q_A).diagonal(), (Q_G.T @ G @ Q_G).diagonal()

@@ -97,9 +97,9 @@ def engine(layer: nn.Module, statistics: Statistics, **options: Any) -> Precondi
     return Preconditioner(layer, damping=Damping(0.1, "both"), include=include, **options)
 
 
-def gradient_matrices(engine: Preconditioner) -> Tensor:
-    """The gradient [k, out, columns], as the engine lays it out."""
-    (stack,) = engine.stacks
+def gradient_matrices(preconditioner: Preconditioner) -> Tensor:
+    """The gradient [k, out, columns], as the preconditioner lays it out."""
+    (stack,) = preconditioner.engine.stacks
     (layer,) = stack.layers
     bias = None if layer.bias is None else layer.bias.grad
     return stack.matrices.write([(layer.weight.grad, bias)])[0].clone()
@@ -135,7 +135,7 @@ def test_factors_and_direction_are_those_of_the_definition(
         layer,
         Statistics(decay=0, rows=None, weight_sharing=sharing, loss_reduction=reduction),
     )
-    assert len(preconditioner.layers) == 1, str(preconditioner.coverage())
+    assert len(preconditioner.engine.layers) == 1, str(preconditioner.coverage())
     seen = observe_matrices(layer, "", inputs, targets, half_square)
     positions = len(seen[0].inputs[0])
     terms = {"mean": SAMPLES, "sum": 1, "positions_mean": SAMPLES * positions}[reduction]
@@ -339,7 +339,7 @@ def test_attention_projections_are_preconditioned_for_real(
     observed = [
         observe(Joined(), f"attention.{name}", numbers, targets, half_square)[0] for name in "qkvo"
     ]
-    if "in_proj" in [one.name for one in preconditioner.layers]:
+    if "in_proj" in [one.name for one in preconditioner.engine.layers]:
         found = [*factors_of(preconditioner, "in_proj")]
     else:
         found = [factors_of(preconditioner, f"{one}_proj")[0] for one in "qkv"]
@@ -363,7 +363,7 @@ def test_an_unwatched_attention_gives_bitwise_the_same_outputs() -> None:
     after = layer(inputs, inputs, inputs)
     assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
     after[0].sum().backward()
-    assert all(layer.ledger.read() for layer in preconditioner.layers)
+    assert all(layer.ledger.read() for layer in preconditioner.engine.layers)
 
 
 def test_a_forward_that_raises_leaves_no_mode_behind() -> None:
@@ -421,7 +421,7 @@ def test_embedding_factors_are_a_vector_of_frequencies() -> None:
     tokens = torch.randint(50_000, (16, 8))
     layer(tokens).square().sum().backward()
     preconditioner.step()
-    (stack,) = preconditioner.stacks
+    (stack,) = preconditioner.engine.stacks
     assert stack.a.blocks.numel() == 50_000
     assert stack.inverses.a.numel() == 50_000
     expected = torch.bincount(tokens.flatten(), minlength=50_000) / tokens.numel()
@@ -444,7 +444,7 @@ def test_types_that_are_off_by_default_say_how_to_switch_them_on() -> None:
     assert "include=(nn.Embedding,)" in reasons["0.weight"]
     assert "include=(nn.LayerNorm,)" in reasons["1.bias"]
     chosen = THOR(model, include=(nn.LayerNorm, "0"), exclude=("2",))
-    assert [layer.name for layer in chosen.preconditioner.layers] == ["0", "1"]
+    assert [layer.name for layer in chosen.engine.layers] == ["0", "1"]
     with pytest.raises(InvalidOptionError, match="include"):
         THOR(model, include=(nn.GroupNorm,))
 
@@ -503,7 +503,7 @@ def test_a_checkpointed_block_counts_once(reentrant: bool, early_stop: bool) -> 
         half_square(outputs, targets.double()).backward()
         preconditioner.step()
         found.append(
-            {one.name: factors_of(preconditioner, one.name) for one in preconditioner.layers}
+            {one.name: factors_of(preconditioner, one.name) for one in preconditioner.engine.layers}
         )
         preconditioner.remove()
         assert function_modes() == []

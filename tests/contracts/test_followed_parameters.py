@@ -52,7 +52,7 @@ def test_parameters_replaced_before_the_first_step_are_preconditioned() -> None:
     train(model, optimizer, [data(8), data(8)])
     assert set(treatments(optimizer).values()) == {Treatment.PRECONDITIONED}
     assert set(optimizer.factor_norms()) == {"0", "2"}
-    assert all(layer.damping > 0 for layer in optimizer.preconditioner.layers)
+    assert all(layer.damping > 0 for layer in optimizer.engine.layers)
 
 
 def test_one_parameter_of_a_group_replaced_by_another() -> None:
@@ -93,7 +93,7 @@ def test_a_module_replaced_by_another_of_its_shape_starts_anew() -> None:
     batch = data(8)
     train(model, optimizer, [batch])
     fresh = THOR(copy.deepcopy(model), lr=0.0, **AT_EVERY_STEP)
-    train(fresh.preconditioner.model, fresh, [batch])
+    train(fresh.engine.model, fresh, [batch])
     assert optimizer.factor_norms()["2"] == fresh.factor_norms()["2"]
 
 
@@ -167,13 +167,13 @@ def test_a_layer_thawed_between_forward_and_step_is_not_called_starved() -> None
 def test_the_preconditioner_follows_too() -> None:
     """Case 48, 49: without groups the model is the truth."""
     model = mlp()
-    engine = Preconditioner(model)
+    preconditioner = Preconditioner(model)
     model.append(nn.Linear(3, 3))
     for _ in range(3):
         model.zero_grad()
         mean_half_square(model(data(8)[0]), data(8)[1]).backward()
-        engine.step()
-    assert {entry.treatment for entry in engine.coverage()} == {Treatment.PRECONDITIONED}
+        preconditioner.step()
+    assert {entry.treatment for entry in preconditioner.coverage()} == {Treatment.PRECONDITIONED}
 
 
 def test_a_change_of_one_layer_costs_the_others_nothing() -> None:

@@ -21,7 +21,7 @@ def test_functional_call_is_a_call(build: type, own: str) -> None:
     found = []
     for functional in (False, True):
         model.zero_grad()
-        engine = Preconditioner(model, **EXACT)
+        preconditioner = Preconditioner(model, **EXACT)
         parameters = dict(model.named_parameters())
         if functional and own == "copies of them":
             parameters = {
@@ -31,8 +31,8 @@ def test_functional_call_is_a_call(build: type, own: str) -> None:
         gradients = torch.autograd.grad(half_square(outputs, targets), list(parameters.values()))
         for parameter, gradient in zip(model.parameters(), gradients, strict=True):
             parameter.grad = gradient
-        engine.step()
-        engine.remove()
+        preconditioner.step()
+        preconditioner.remove()
         found.append([parameter.grad for parameter in model.parameters()])
     torch.testing.assert_close(*found)
 
@@ -40,7 +40,7 @@ def test_functional_call_is_a_call(build: type, own: str) -> None:
 def test_torch_func_grad_through_the_model_leaves_statistics_alone() -> None:
     """Case 6, 7: per-sample gradients by vmap are no calls that count, and don't break."""
     model = autoencoder().eval()
-    engine = Preconditioner(model, **EXACT)
+    preconditioner = Preconditioner(model, **EXACT)
     inputs, targets = batch_for(model)
     parameters = {name: value.detach() for name, value in model.named_parameters()}
 
@@ -51,13 +51,13 @@ def test_torch_func_grad_through_the_model_leaves_statistics_alone() -> None:
     assert one.keys() == parameters.keys()
     many = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(parameters, inputs, targets)
     torch.testing.assert_close(many["0.weight"][0], one["0.weight"])
-    assert not any(layer.ledger.calls for layer in engine.layers)
+    assert not any(layer.ledger.calls for layer in preconditioner.engine.layers)
 
 
 def test_training_by_torch_func_says_that_statistics_are_missing() -> None:
     """Case 7: never silently none."""
     model = autoencoder().eval()
-    engine = Preconditioner(model, **EXACT)
+    preconditioner = Preconditioner(model, **EXACT)
     inputs, targets = batch_for(model)
     parameters = {name: value.detach() for name, value in model.named_parameters()}
     found = torch.func.grad(lambda p: half_square(functional_call(model, p, (inputs,)), targets))(
@@ -66,5 +66,5 @@ def test_training_by_torch_func_says_that_statistics_are_missing() -> None:
     for name, parameter in model.named_parameters():
         parameter.grad = found[name]
     with pytest.warns(CurvatureWarning, match=r"torch\.func") as caught:
-        engine.step()
-    assert len(caught) == len(engine.layers)
+        preconditioner.step()
+    assert len(caught) == len(preconditioner.engine.layers)

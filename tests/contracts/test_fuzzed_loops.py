@@ -252,7 +252,7 @@ class Loop(RuleBasedStateMachine):
             if trained and shares:
                 layer.expected = self.factors(shares)
             if trained and layer.expected is not None:
-                ((a, g),) = factors_of(optimizer.preconditioner, name)
+                ((a, g),) = factors_of(optimizer, name)
                 torch.testing.assert_close(a, layer.expected[0], rtol=1e-9, atol=1e-12)
                 torch.testing.assert_close(g, layer.expected[1], rtol=1e-9, atol=1e-12)
             layer.forget()

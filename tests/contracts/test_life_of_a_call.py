@@ -166,9 +166,9 @@ def test_a_layer_whose_gradient_is_always_zero_still_counts() -> None:
     nn.utils.clip_grad_norm_(model.parameters(), 0.1)
     optimizer.step()
     assert set(optimizer.factor_norms()) == {"0", "2"}
-    ready = {layer.name for stack in optimizer.preconditioner.stacks for layer in stack.layers}
+    ready = {layer.name for stack in optimizer.engine.stacks for layer in stack.layers}
     assert ready == {"0", "2"}
-    assert optimizer.preconditioner.stacks[0].a.traces[0].sum() > 0
+    assert optimizer.engine.stacks[0].a.traces[0].sum() > 0
 
 
 def tensors_alive() -> int:
@@ -286,14 +286,14 @@ def test_gradients_that_autograd_grad_returns_count_where_they_are_put_into_grad
 def test_a_gradient_that_was_replaced_says_so_and_steps_by_the_base_rule() -> None:
     """Case 46: nobody knows which calls a foreign tensor comes from."""
     model = mlp()
-    engine = Preconditioner(model, **EXACT)
+    preconditioner = Preconditioner(model, **EXACT)
     inputs, targets = data(8)
     mean_half_square(model(inputs), targets).backward()
     for parameter in model.parameters():
         parameter.grad = 2 * parameter.grad
     before = [parameter.grad.clone() for parameter in model.parameters()]
     with pytest.warns(CurvatureWarning, match="replaced") as caught:
-        engine.step()
+        preconditioner.step()
     assert len(caught) == 2
     for parameter, gradient in zip(model.parameters(), before, strict=True):
         assert torch.equal(parameter.grad, gradient)

@@ -76,7 +76,7 @@ def test_a_state_of_before_the_first_step_is_a_new_beginning(name: str) -> None:
     train(model, optimizer, [data(8) for _ in range(5)])
     model.load_state_dict(start)
     optimizer.load_state_dict(empty)
-    assert (optimizer.factor_norms(), optimizer.preconditioner.steps) == ({}, 0)
+    assert (optimizer.factor_norms(), optimizer.engine.steps) == ({}, 0)
     assert optimizer.last_decisions == ()
 
     fresh = mlp()
@@ -112,15 +112,15 @@ def test_a_used_optimizer_loads_as_a_new_one_does(name: str) -> None:
 def test_the_preconditioner_begins_anew_too() -> None:
     """Case 50."""
     model = mlp()
-    engine = Preconditioner(model, factor_interval=1)
-    empty = engine.state_dict()
+    preconditioner = Preconditioner(model, factor_interval=1)
+    empty = preconditioner.state_dict()
     for _ in range(2):
         inputs, targets = data(8)
         ((model(inputs) - targets) ** 2).mean().backward()
-        engine.step()
-    engine.load_state_dict(empty)
-    assert (engine.stacks, engine.steps) == ([], 0)
-    torch.testing.assert_close(engine.state_dict(), empty)
+        preconditioner.step()
+    preconditioner.load_state_dict(empty)
+    assert (preconditioner.engine.stacks, preconditioner.engine.steps) == ([], 0)
+    torch.testing.assert_close(preconditioner.state_dict(), empty)
 
 
 def test_a_layer_that_was_frozen_when_it_was_saved_goes_on_when_it_is_thawed() -> None:
@@ -182,8 +182,8 @@ def test_the_curvature_can_be_forgotten_and_the_momentum_stays(name: str) -> Non
     torch.testing.assert_close(after["state"], before["state"], rtol=0, atol=0)
     assert after["param_groups"] == before["param_groups"]
     assert (optimizer.factor_norms(), optimizer.last_decisions) == ({}, ())
-    assert optimizer.preconditioner.steps == 5
-    assert not any(record.frozen for record in optimizer.preconditioner.records.values())
+    assert optimizer.engine.steps == 5
+    assert not any(record.frozen for record in optimizer.engine.store.records.values())
     assert optimizer.wants_statistics
     train(model, optimizer, [data(8)])
     assert len(optimizer.factor_norms()) == 2
@@ -237,12 +237,12 @@ def test_a_reset_drops_calls_that_wait_and_begins_intervals_anew() -> None:
 def test_the_preconditioner_can_forget() -> None:
     """Case 50."""
     model = mlp()
-    engine = Preconditioner(model)
+    preconditioner = Preconditioner(model)
     inputs, targets = data(8)
     ((model(inputs) - targets) ** 2).mean().backward()
-    engine.step()
-    engine.reset_curvature()
-    assert (engine.stacks, engine.steps) == ([], 1)
+    preconditioner.step()
+    preconditioner.reset_curvature()
+    assert (preconditioner.engine.stacks, preconditioner.engine.steps) == ([], 1)
 
 
 # --- all layers but some ---
@@ -291,7 +291,7 @@ def test_a_new_head_begins_anew_and_the_other_layers_go_on(
         torch.testing.assert_close(layers[name]["tensors"], theirs, rtol=0, atol=0)
         assert layers[name]["ready"]
     assert not layers[head]["ready"]
-    assert (optimizer.preconditioner.steps, len(optimizer.state)) == (0, 0)
+    assert (optimizer.engine.steps, len(optimizer.state)) == (0, 0)
     fit(new, optimizer, 1, 7)
     assert all(entry["ready"] for entry in optimizer.state_dict()["curvature"]["layers"].values())
 
@@ -553,7 +553,7 @@ def due(model: nn.Module, optimizer: THOR, steps: int) -> list[int]:
     for _ in range(steps):
         train(model, optimizer, [data(8)])
         if optimizer.last_decisions:
-            found.append(optimizer.preconditioner.steps - 1)
+            found.append(optimizer.engine.steps - 1)
     return found
 
 
@@ -586,7 +586,7 @@ def test_layers_that_another_rule_froze_are_free(rule: TraceRule | None, version
     model = mlp()
     saver = THOR(model, trace_rule=FREEZING, **AT_EVERY_STEP)
     train(model, saver, [data(8)] * 3)
-    assert all(record.frozen for record in saver.preconditioner.records.values())
+    assert all(record.frozen for record in saver.engine.store.records.values())
     saved = through_a_file(saver.state_dict())
     saver.remove()
     same = THOR(model, trace_rule=FREEZING, **AT_EVERY_STEP)
@@ -610,7 +610,7 @@ def test_the_new_damping_mode_wins_at_once() -> None:
     optimizer = THOR(twin, damping=Damping(0.1, "both"), **options)
     optimizer.load_state_dict(through_a_file(saver.state_dict()))
     train(twin, optimizer, batches[3:])
-    stack = optimizer.preconditioner.stacks[0]
+    stack = optimizer.engine.stacks[0]
     inverses: Any = stack.inverses
     damped = stack.a.blocks + 0.1 * torch.eye(stack.a.blocks.shape[-1])
     torch.testing.assert_close(inverses.a.float(), damped.inverse(), rtol=1e-3, atol=1e-3)
@@ -690,8 +690,8 @@ def test_a_checkpoint_of_version_0_1_loads(rows: bool) -> None:
     model = nn.Linear(2, 1, bias=False)
     optimizer = THOR(model, split=None)
     optimizer.load_state_dict(through_a_file(saved))
-    engine = optimizer.preconditioner
-    assert (engine.steps, engine.clocks[0].start, engine.clocks[0].length) == (4, 0, 20)
+    clock = optimizer.engine.calendar.clocks[0]
+    assert (optimizer.engine.steps, clock.start, clock.length) == (4, 0, 20)
     ours = layers_of(optimizer)[""]["tensors"]
     theirs = saved["curvature"]["layers"][""]["tensors"]
     for one, other in zip(ours, theirs, strict=True):

@@ -37,10 +37,10 @@ def engine(model: nn.Module, **statistics: Any) -> Preconditioner:
     return Preconditioner(model, **{**EXACT, "statistics": Statistics(**chosen), "split": None})
 
 
-def gradient_factor(engine: Preconditioner, name: str) -> Tensor:
+def gradient_factor(preconditioner: Preconditioner, name: str) -> Tensor:
     (found,) = [
         stack.g.blocks[slot, 0, 0]
-        for stack in engine.stacks
+        for stack in preconditioner.engine.stacks
         for slot, layer in enumerate(stack.layers)
         if layer.name == name
     ]
@@ -186,7 +186,7 @@ def test_a_forgotten_sampled_backward_is_said_once() -> None:
             model(inputs).square().mean().backward()
             preconditioner.step()
     said = [str(one.message) for one in caught if issubclass(one.category, CurvatureWarning)]
-    assert len(said) == len(preconditioner.layers)
+    assert len(said) == len(preconditioner.engine.layers)
     assert all("sample_fisher" in line for line in said)
 
 

@@ -214,7 +214,9 @@ def test_low_precision_parameters_have_float32_statistics(dtype: torch.dtype) ->
     for parameter in model.parameters():
         assert parameter.grad.dtype == dtype
         assert parameter.grad.isfinite().all()
-    factors = [stack.blocks for layers in preconditioner.stacks for stack in (layers.a, layers.g)]
+    factors = [
+        stack.blocks for layers in preconditioner.engine.stacks for stack in (layers.a, layers.g)
+    ]
     assert {blocks.dtype for blocks in factors} == {torch.float32}
 
 
@@ -262,7 +264,7 @@ def test_inversion_and_damping_leave_stored_factors_bitwise_unchanged(
             model.zero_grad()
             mean_half_square(model(inputs), targets).backward()
             preconditioner.step()
-        states.append([(s.a.blocks, s.g.blocks) for s in preconditioner.stacks])
+        states.append([(s.a.blocks, s.g.blocks) for s in preconditioner.engine.stacks])
     for often, once in zip(*states, strict=True):
         assert all(torch.equal(one, other) for one, other in zip(often, once, strict=True))
 

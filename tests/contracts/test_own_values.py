@@ -46,7 +46,7 @@ def test_a_schedule_serves_the_groups_that_did_not_say_their_own(kind: Any) -> N
         first, second = optimizer.param_groups
         assert (first["lr"], second["lr"]) == (1e-3, RATE(step))
         assert (first["damping"], second["damping"]) == (DAMPING.value(step), 0.7)
-        used = {layer.name: layer.damping for layer in optimizer.preconditioner.layers}
+        used = {layer.name: layer.damping for layer in optimizer.engine.layers}
         assert used == {"0": DAMPING.value(step), "2": 0.7}
 
 

@@ -129,6 +129,6 @@ def test_a_layer_all_of_whose_gradients_are_zero_has_statistics() -> None:
     optimizer = THOR(model, **AT_EVERY_STEP)
     model(torch.randn(SAMPLES, LENGTH, WIDTH)).square().sum().backward()
     optimizer.step()
-    stacks = optimizer.preconditioner.stacks
+    stacks = optimizer.engine.stacks
     assert all(stack.a.traces.sum() > 0 for stack in stacks)
     assert all(all(stack.ready) for stack in stacks)

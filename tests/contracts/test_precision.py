@@ -11,6 +11,7 @@ from torch import nn
 from helpers import AT_EVERY_STEP, a_scaler, mean_half_square
 from models import Transformer, autoencoder, batch_for, included
 from torch_thor import EKFAC, KFAC, THOR, Preconditioner
+from torch_thor.curvature.engine import CurvatureEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,9 +20,9 @@ MODELS = pytest.mark.parametrize("build", [Transformer, autoencoder])
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 
 
-def engine_of(optimizer: Any) -> Preconditioner:
-    engine = optimizer.preconditioner
-    assert isinstance(engine, Preconditioner)
+def engine_of(optimizer: Any) -> CurvatureEngine:
+    engine = optimizer.engine
+    assert isinstance(engine, CurvatureEngine)
     return engine
 
 
@@ -61,16 +62,16 @@ def test_autocast_statistics_are_those_of_full_precision_but_for_rounding(
     found = []
     for enabled in (False, True):
         model.zero_grad()
-        engine = Preconditioner(model, include=included(model))
+        preconditioner = Preconditioner(model, include=included(model))
         with torch.autocast(torch.get_default_device().type, torch.bfloat16, enabled=enabled):
             outputs = model(inputs)
         mean_half_square(outputs.float(), targets).backward()
-        engine.step()
-        engine.remove()
+        preconditioner.step()
+        preconditioner.remove()
         found.append(
             {
                 layer.name: float(s.g.traces[slot].sum() * s.a.traces[slot].sum())
-                for s in engine.stacks
+                for s in preconditioner.engine.stacks
                 for slot, layer in enumerate(s.layers)
             }
         )

@@ -158,12 +158,12 @@ def engine_for(drawn: Drawn) -> Preconditioner:
 
 
 def check_norm(
-    engine: Preconditioner, name: str, module: Norm, seen: list[Observed], drawn: Drawn
+    preconditioner: Preconditioner, name: str, module: Norm, seen: list[Observed], drawn: Drawn
 ) -> None:
     """A norm's Fisher is not factored, not cut, and damped once."""
     stepped = weight_gradients(module)
     scale = 1 if drawn.reduction == "mean" else len(drawn.inputs)
-    found = factors_of(engine, name)
+    found = factors_of(preconditioner, name)
     for (A, G), matrix, moved in zip(found, seen, stepped, strict=True):
         F = dense_fisher(matrix)
         torch.testing.assert_close((A, G), (torch.ones(1, 1).double(), F))
@@ -180,22 +180,22 @@ def test_factors_and_directions_of_random_models_are_the_oracles(drawn: Drawn) -
     """Case 13, 15, 16, 17, 18: all at once, in any combination."""
     model, inputs = drawn.model, drawn.inputs
     targets = torch.randn_like(model(inputs)).detach()
-    engine = engine_for(drawn)
+    preconditioner = engine_for(drawn)
     divisor = len(inputs) if drawn.reduction == "mean" else 1
     for x, y in zip(inputs.split(drawn.cuts), targets.split(drawn.cuts), strict=True):
         (half_square(model(x), y) / divisor).backward()
-    engine.step()
-    for layer in engine.layers:
+    preconditioner.step()
+    for layer in preconditioner.engine.layers:
         seen = observe_matrices(model, layer.name, inputs, targets, half_square)
         if isinstance(layer.module, Norm):
-            check_norm(engine, layer.name, layer.module, seen, drawn)
+            check_norm(preconditioner, layer.name, layer.module, seen, drawn)
             continue
         used = "expand" if isinstance(layer.module, nn.Embedding) else drawn.sharing
         expected = [factors(matrix, used) for matrix in seen]
         # an embedding's A is cut into single rows, and stays as it is: it is diagonal
         cut = 1 if isinstance(layer.module, nn.Embedding) else drawn.split
         kept = [(blocks_only(A, cut), blocks_only(G, drawn.split)) for A, G in expected]
-        torch.testing.assert_close(factors_of(engine, layer.name), kept)
+        torch.testing.assert_close(factors_of(preconditioner, layer.name), kept)
         stepped = weight_gradients(layer.module)
         for matrix, (A, G), found in zip(seen, expected, stepped, strict=True):
             if min(float(A.trace()), float(G.trace())) < 1e-16:

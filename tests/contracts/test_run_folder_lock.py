@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 HOLDER = """
 import sys
 from pathlib import Path
-from torch_thor.bench.claim import claimed
+from thor_bench.claim import claimed
 with claimed(Path(sys.argv[1])):
     print("here", flush=True)
     sys.stdin.read()

@@ -262,7 +262,7 @@ def test_weight_averaging_copies_the_hooked_model() -> None:
 def test_the_preconditioner_in_front_of_adamw() -> None:
     """It rewrites gradients in place and leaves the rest to the other optimizer."""
     model = mlp()
-    engine = Preconditioner(model, factor_interval=2)
+    preconditioner = Preconditioner(model, factor_interval=2)
     adamw = torch.optim.AdamW(model.parameters(), lr=0.01)
     batch = data(32)
     losses = []
@@ -271,7 +271,7 @@ def test_the_preconditioner_in_front_of_adamw() -> None:
         loss = mean_half_square(model(batch[0]), batch[1])
         loss.backward()
         identity = [parameter.grad.data_ptr() for parameter in model.parameters()]
-        engine.step()
+        preconditioner.step()
         assert identity == [parameter.grad.data_ptr() for parameter in model.parameters()]
         adamw.step()
         losses.append(float(loss.detach()))

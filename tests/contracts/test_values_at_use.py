@@ -101,17 +101,17 @@ def test_a_schedules_value_is_checked_by_the_step_that_uses_it(name: str, value:
 def test_the_preconditioners_schedule_is_checked(value: float) -> None:
     """Case 66."""
     model = mlp()
-    engine = Preconditioner(model, damping=lambda step: value if step == 1 else 0.1)
+    preconditioner = Preconditioner(model, damping=lambda step: value if step == 1 else 0.1)
     for _ in range(2):
         model.zero_grad()
         inputs, targets = data(8)
         mean_half_square(model(inputs), targets).backward()
-        if engine.steps == 0:
-            engine.step()
-    state, before = copy.deepcopy(engine.state_dict()), [p.grad for p in model.parameters()]
+        if preconditioner.engine.steps == 0:
+            preconditioner.step()
+    state, before = copy.deepcopy(preconditioner.state_dict()), [p.grad for p in model.parameters()]
     with pytest.raises(InvalidOptionError, match="damping at step 1"):
-        engine.step()
-    torch.testing.assert_close(engine.state_dict(), state, rtol=0, atol=0)
+        preconditioner.step()
+    torch.testing.assert_close(preconditioner.state_dict(), state, rtol=0, atol=0)
     torch.testing.assert_close([p.grad for p in model.parameters()], before, rtol=0, atol=0)
 
 

@@ -53,7 +53,7 @@ def test_a_copy_or_a_pickle_in_the_middle_of_training_goes_on_alike(build: type)
     for clone in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         other = optimizer_of(clone)
         other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-        assert all(not layer.ledger.calls for layer in optimizer.preconditioner.layers)
+        assert all(not layer.ledger.calls for layer in optimizer.engine.layers)
         train(clone, other, batches[2:])
         train(clone, other, batches[2:])
     train(model, optimizer, batches[2:])

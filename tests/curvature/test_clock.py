@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from oracle import relative_change as exact_change
 from torch_thor import Decision, TraceRule
-from torch_thor.curvature.clock import RefreshClock, relative_change
+from torch_thor.curvature.clock import RefreshClock
+from torch_thor.curvature.decisions import relative_change
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def layer_with(inputs: int, outputs: int, a: Tensor, g: Tensor) -> tuple[nn.Line
 
 def blocks_after(preconditioner: Preconditioner) -> tuple[int, int]:
     preconditioner.step()
-    (stack,) = preconditioner.stacks
+    (stack,) = preconditioner.engine.stacks
     return stack.a.partition.block, stack.g.partition.block
 
 
@@ -202,7 +202,7 @@ def test_small_layers_stay_whole_and_measure_nothing(costs: list[tuple[int, ...]
     model = nn.Sequential(nn.Linear(64, 100), nn.Tanh(), nn.Linear(100, 3))
     optimizer = THOR(model, split="per_layer")
     train(model, optimizer, [data(8, 64)])
-    cuts = [(s.a.partition.block, s.g.partition.block) for s in optimizer.preconditioner.stacks]
+    cuts = [(s.a.partition.block, s.g.partition.block) for s in optimizer.engine.stacks]
     assert cuts == [(65, 50), (51, 3)]
     assert costs == []
 
@@ -233,9 +233,9 @@ def mixed() -> tuple[Mixed, THOR]:
 def test_every_geometry_has_its_own_blocks(costs: list[tuple[int, ...]]) -> None:
     model, optimizer = mixed()
     train(model, optimizer, [(torch.randint(1000, (8, 5)), torch.randn(8, 3)) for _ in range(3)])
-    stacks = {s.layers[0].name: s for s in optimizer.preconditioner.stacks}
+    stacks = {s.layers[0].name: s for s in optimizer.engine.stacks}
     cuts = {name: (s.a.partition.block, s.g.partition.block) for name, s in stacks.items()}
-    rule = optimizer.preconditioner._split_rule
+    rule = optimizer.engine.store.rule
     assert len(costs) == 1
     assert rule is not None
     assert len(stacks["twins.0"].layers) == 2

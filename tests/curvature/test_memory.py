@@ -75,7 +75,7 @@ def test_it_is_what_the_tensors_take(name: str) -> None:
     model, optimizer = built(name)
     before: MemoryReport = optimizer.memory()
     step(model, optimizer)
-    stacks = optimizer.preconditioner.stacks
+    stacks = optimizer.engine.stacks
     pairs = [factor for stack in stacks for factor in (stack.a, stack.g)]
     assert before.factors == bytes_of(t for f in pairs for t in (f.blocks, f.traces))
     assert before.inverses == bytes_of(t for stack in stacks for t in stack.inverses.tensors)

@@ -93,7 +93,7 @@ def test_auto_measures_once_and_then_reads_the_cache(
     model = build()
     optimizer = THOR(model, split="auto")
     train(model, optimizer, [data(8, *shape)])
-    chosen = {stack.a.partition.block for stack in optimizer.preconditioner.stacks}
+    chosen = {stack.a.partition.block for stack in optimizer.engine.stacks}
     stored = list(own_cache.rglob("*.json"))
     assert len(stored) == 1
     assert json.loads(stored[0].read_text())
@@ -105,7 +105,7 @@ def test_auto_measures_once_and_then_reads_the_cache(
     model = build()
     again = THOR(model, split="auto")
     train(model, again, [data(8, *shape)])
-    assert chosen == {stack.a.partition.block for stack in again.preconditioner.stacks}
+    assert chosen == {stack.a.partition.block for stack in again.engine.stacks}
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 99}', "\x00"])
@@ -133,7 +133,7 @@ def test_a_split_by_hand_is_taken_as_it_is(split: int | None) -> None:
     inputs, targets = data(8)
     mean_half_square(model(inputs), targets).backward()
     preconditioner.step()
-    for stack in preconditioner.stacks:
+    for stack in preconditioner.engine.stacks:
         width = stack.geometry.columns
         assert stack.a.partition == Partition.of(width, split)
 

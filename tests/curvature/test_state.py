@@ -106,19 +106,19 @@ def test_the_preconditioner_alone_resumes(stop: int) -> None:
         state: Any = None
         momentum: Any = None
         for part in parts:
-            engine = Preconditioner(model, factor_interval=3)
+            preconditioner = Preconditioner(model, factor_interval=3)
             sgd = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
             if state is not None:
-                engine.load_state_dict(state)
+                preconditioner.load_state_dict(state)
                 sgd.load_state_dict(momentum)
             for inputs, targets in part:
                 sgd.zero_grad()
                 ((model(inputs) - targets) ** 2).mean().backward()
-                engine.step()
+                preconditioner.step()
                 sgd.step()
-            state = through_a_file(engine.state_dict())
+            state = through_a_file(preconditioner.state_dict())
             momentum = through_a_file(sgd.state_dict())
-            engine.remove()
+            preconditioner.remove()
 
     models = [mlp(), mlp()]
     models[1].load_state_dict(models[0].state_dict())
@@ -264,9 +264,7 @@ def test_float32_factors_stay_float32_through_a_checkpoint(dtype: torch.dtype) -
     train(model, optimizer, [data(8, dtype=dtype)] * 2)
     resumed = THOR(model, interval=1)
     resumed.load_state_dict(through_a_file(optimizer.state_dict()))
-    for old, new in zip(
-        optimizer.preconditioner.stacks, resumed.preconditioner.stacks, strict=True
-    ):
+    for old, new in zip(optimizer.engine.stacks, resumed.engine.stacks, strict=True):
         for one, other in ((old.a.blocks, new.a.blocks), (old.g.blocks, new.g.blocks)):
             assert other.dtype == torch.float32
             assert torch.equal(one, other)

@@ -17,6 +17,8 @@ from torch_thor.directions import banded
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from torch_thor.curvature.surface import HasCurvature
+
 LR, DECAY, DAMPING = 0.05, 0.1, Damping(0.3, "relative")
 LAYERS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
     "linear": lambda: (nn.Linear(7, 10), (12, 7)),
@@ -36,10 +38,10 @@ def small_bands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(banded, "BAND", 16)
 
 
-def bands_of(preconditioner: Preconditioner) -> int:
+def bands_of(trainer: HasCurvature) -> int:
     return sum(
         len(large.bands)
-        for stack in preconditioner.stacks
+        for stack in trainer.engine.stacks
         for large in banded.banded_layers_of(stack)
     )
 
@@ -136,7 +138,7 @@ def test_steps(
         mean_half_square(module(inputs), targets).backward()
         thor.step()
         torch.testing.assert_close(matrix(module), weight, rtol=1e-8, atol=1e-10)
-    assert bands_of(thor.preconditioner) > 1
+    assert bands_of(thor) > 1
 
 
 @pytest.mark.cpu  # large layers are swept there alone
@@ -167,7 +169,7 @@ def test_rows_are_evened(layer: str) -> None:
         mean_half_square(module(inputs), targets).backward()
         thor.step()
         torch.testing.assert_close(matrix(module), weight, rtol=1e-8, atol=1e-10)
-    assert bands_of(thor.preconditioner) > 1
+    assert bands_of(thor) > 1
 
 
 def matrix(module: Any) -> Tensor:
@@ -183,7 +185,7 @@ def test_a_bias_in_another_group_keeps_its_rates() -> None:
     thor = THOR(module, groups, lr=0.1, weight_decay=0.1)
     module(torch.randn(12, 6)).square().mean().backward()
     thor.step()
-    assert bands_of(thor.preconditioner) > 0
+    assert bands_of(thor) > 0
     assert not torch.equal(module.weight, before[0])
     assert torch.equal(module.bias, before[1])
 
@@ -220,7 +222,7 @@ def test_lengths_of_more_or_less_than_a_layer_are_not_swept(control: NormControl
     thor = THOR(module, lr=0.1, norm_control=control)
     module(torch.randn(12, 6)).square().mean().backward()
     thor.step()
-    stacks = thor.preconditioner.stacks
+    stacks = thor.engine.stacks
     assert banded.ready_banded_layers(stacks, lambda _: True, control) == []
     assert len(banded.ready_banded_layers(stacks, lambda _: True, None)) == 1
     assert banded.ready_banded_layers(stacks, lambda _: False, None) == []
@@ -232,4 +234,4 @@ def test_ekfac_and_grouped_layers_are_not_swept() -> None:
         optimizer = kind(module, lr=0.1)
         module(torch.randn(shape)).square().mean().backward()
         optimizer.step()
-        assert bands_of(optimizer.preconditioner) == 0
+        assert bands_of(optimizer) == 0

@@ -130,7 +130,7 @@ def test_infinite_statistics_of_one_rank_reach_the_factors_of_none() -> None:
         optimizer.zero_grad()
         mean_half_square(model(x), y).backward()
         optimizer.step()
-    (stack,) = optimizer.preconditioner.stacks
+    (stack,) = optimizer.engine.stacks
     # The input factor does not depend on the weights, which the odd step has moved.
     torch.testing.assert_close(ended()[0]["bad statistics"].factors[0], stack.a.blocks)
 

@@ -43,7 +43,7 @@ def test_prepare_accumulate_clip_and_save(tmp_path: Path) -> None:
             wrapped.step()
             schedule.step()
             wrapped.zero_grad()
-    assert optimizer.preconditioner.steps == 3
+    assert optimizer.engine.steps == 3
 
     by_hand = THOR(twin, lr=0.05, **AT_EVERY_STEP)
     schedule = torch.optim.lr_scheduler.ExponentialLR(by_hand, 0.9)
@@ -79,5 +79,5 @@ def test_bf16_mixed_precision_trains() -> None:
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
-    engine = optimizer.optimizer.preconditioner
+    engine = optimizer.optimizer.engine
     assert all(all(stack.ready) for stack in engine.stacks)

@@ -115,13 +115,13 @@ def test_the_trainer_runs_unchanged(build: Callable[[], nn.Module], tmp_path: Pa
 
     first = trainer(model, optimizer, scheduler)
     first.train()
-    assert optimizer.preconditioner.steps == 6
-    assert all(optimizer.preconditioner.stacks[0].ready)
+    assert optimizer.engine.steps == 6
+    assert all(optimizer.engine.stacks[0].ready)
 
     other = build()
     resumed = THOR(other, lr=0.02)
     again = torch.optim.lr_scheduler.LinearLR(resumed, total_iters=6)
     trainer(other, resumed, again).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    assert resumed.preconditioner.steps == 6
+    assert resumed.engine.steps == 6
     for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)

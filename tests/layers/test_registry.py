@@ -63,7 +63,7 @@ def test_a_layer_of_the_users_own_joins_by_its_adapter() -> None:
     mean_half_square(model(inputs), targets).backward()
     optimizer.step()
     rows = torch.cat([inputs / 2, torch.ones(8, 1)], dim=1)
-    ((A, _),) = factors_of(optimizer.preconditioner)
+    ((A, _),) = factors_of(optimizer)
     torch.testing.assert_close(A, rows.T @ rows / 8)
 
 
@@ -160,7 +160,7 @@ def test_parts_of_an_attention_layer_are_excluded_by_name() -> None:
     for name in ("weight", "bias"):
         entry = report[f"attention.out_proj.{name}"]
         assert (entry.treatment, entry.reason) == (Treatment.BASE, "excluded")
-    (only,) = THOR(model, exclude=("*.in_proj",)).preconditioner.layers
+    (only,) = THOR(model, exclude=("*.in_proj",)).engine.layers
     assert only.name == "attention.out_proj"
     everything = THOR(model, exclude=(nn.MultiheadAttention,)).coverage()
     assert everything.share(Treatment.PRECONDITIONED) == 0
@@ -172,7 +172,7 @@ def test_a_frozen_projection_leaves_the_other_one() -> None:
     model.in_proj_weight.requires_grad_(requires_grad=False)
     model.out_proj.bias.requires_grad_(requires_grad=False)
     optimizer = THOR(model, lr=0.1)
-    assert [layer.name for layer in optimizer.preconditioner.layers] == ["out_proj"]
+    assert [layer.name for layer in optimizer.engine.layers] == ["out_proj"]
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     x = torch.randn(3, 2, 4)
     model(x, x, x)[0].square().sum().backward()
@@ -182,4 +182,4 @@ def test_a_frozen_projection_leaves_the_other_one() -> None:
     # thawed later, it joins
     model.in_proj_weight.requires_grad_()
     optimizer.step()
-    assert {layer.name for layer in optimizer.preconditioner.layers} == {"in_proj", "out_proj"}
+    assert {layer.name for layer in optimizer.engine.layers} == {"in_proj", "out_proj"}

@@ -43,7 +43,7 @@ class Run:
 
     def step(self) -> None:
         """Steps along gradients that differ between ranks."""
-        traffic = self.optimizer.preconditioner.communicator.traffic
+        traffic = self.optimizer.engine.communicator.traffic
         before = traffic.messages
         for parameter in (p for group in self.optimizer.param_groups for p in group["params"]):
             parameter.grad = None

@@ -204,7 +204,7 @@ def _run(
     backward: Callable[[tuple[Tensor, Tensor]], None],
 ) -> Result:
     result = Result([], {}, [], [], [])
-    traffic = optimizer.preconditioner.communicator.traffic
+    traffic = optimizer.engine.communicator.traffic
     for batch in batches_of(case):
         optimizer.zero_grad()
         backward(batch)

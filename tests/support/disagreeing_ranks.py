@@ -121,7 +121,7 @@ def groups_of_one() -> list[str]:
     return [
         message_of(lambda: _one_step(model, optimizer)),
         message_of(lambda: THOR(model, distributed=other)),
-        type(optimizer.preconditioner.communicator).__name__,
+        type(optimizer.engine.communicator).__name__,
     ]
 
 
@@ -164,7 +164,7 @@ def profile_and_log() -> list[str]:
     logger.addHandler(handler)
     model = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40), nn.Linear(40, 3))
     optimizer = THOR(model, **EVERY_STEP, split=None)
-    inverter = optimizer.preconditioner.communicator._inverter  # type: ignore[attr-defined]
+    inverter = optimizer.engine.communicator._inverter  # type: ignore[attr-defined]
     free, dear = Profile((1.0, 1.0, 1.0), 0.0, 0.0), Profile((1.0, 1.0, 1.0), 1e9, 0.0)
     for network in (None, free, dear):
         inverter._profile = network
@@ -198,7 +198,7 @@ def resnet_bytes() -> list[Sent]:
             statistics=Statistics(rows=8),
             distributed=Distributed(wire=wire, inversion="replicate"),
         )
-        traffic = optimizer.preconditioner.communicator.traffic
+        traffic = optimizer.engine.communicator.traffic
         before = traffic.bytes
         outputs = model(torch.randn(2, 3, 32, 32))
         nn.functional.cross_entropy(outputs, torch.tensor([1, 2])).backward()  # type: ignore[no-untyped-call]

@@ -32,7 +32,7 @@ class Measured:
 
 
 def blocks_of(optimizer: THOR) -> list[tuple[int, int]]:
-    stacks = optimizer.preconditioner.stacks
+    stacks = optimizer.engine.stacks
     return [(stack.a.partition.block, stack.g.partition.block) for stack in stacks]
 
 

@@ -9,14 +9,14 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from torch_thor import Preconditioner
+    from torch_thor.curvature.surface import HasCurvature
 
 
-def factors_of(engine: Preconditioner, name: str = "") -> list[tuple[Tensor, Tensor]]:
+def factors_of(trainer: HasCurvature, name: str = "") -> list[tuple[Tensor, Tensor]]:
     """(A, G) of every matrix of a layer."""
     (pair,) = [
         [dense(factor.blocks[slot], factor.partition.size) for factor in (stack.a, stack.g)]
-        for stack in engine.stacks
+        for stack in trainer.engine.stacks
         for slot, layer in enumerate(stack.layers)
         if layer.name == name
     ]

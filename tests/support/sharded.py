@@ -182,15 +182,15 @@ def train(case: Case, *, shard: bool = True) -> Result:
     result = Result([], [])
     result.memory.append(optimizer.memory())
     for number in range(STEPS):
-        before = optimizer.preconditioner.communicator.traffic.messages
+        before = optimizer.engine.communicator.traffic.messages
         step(case, model, optimizer, number)
-        after = optimizer.preconditioner.communicator.traffic.messages
+        after = optimizer.engine.communicator.traffic.messages
         result.messages.append(after - before)
         result.refreshing |= {decision.step for decision in optimizer.last_decisions}
         result.decisions += optimizer.last_decisions
     result.memory.append(optimizer.memory())
     result.weights = whole(model)
-    result.shapes = [tuple(s.g.blocks.shape) for s in optimizer.preconditioner.stacks]
+    result.shapes = [tuple(s.g.blocks.shape) for s in optimizer.engine.stacks]
     return result
 
 

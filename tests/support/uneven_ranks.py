@@ -35,7 +35,7 @@ class Uneven:
 
 
 def ended(model: nn.Module, optimizer: Any) -> Uneven:
-    engine = optimizer.preconditioner
+    engine = optimizer.engine
     factors = [t.clone() for s in engine.stacks for f in (s.a, s.g) for t in (f.blocks, f.traces)]
     state = copy.deepcopy(optimizer.state_dict())
     return Uneven([p.detach().clone() for p in model.parameters()], state, factors, engine.steps)

@@ -60,7 +60,7 @@ def test_curvature_learns_what_the_loss_is_a_mean_over(name: str) -> None:
         rule = build_rule(task.build_model(), plan_run(task, name, seed=0), steps_per_epoch=2)
         (optimizer,) = rule.optimizers
         assert isinstance(optimizer, CurvatureOptimizer)
-        assert optimizer.preconditioner.options.statistics.loss_reduction == reduction
+        assert optimizer.engine.options.statistics.loss_reduction == reduction
 
 
 def test_muon_leaves_embeddings_and_head_to_the_rest() -> None:

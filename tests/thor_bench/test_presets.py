@@ -125,7 +125,7 @@ def test_defaults_are_nobodys_tuned_settings() -> None:
     }
     assert built.norm_control == untuned.norm_control
     assert built._rule == untuned._rule
-    assert built.preconditioner.options == untuned.preconditioner.options
+    assert built.engine.options == untuned.engine.options
     assert config.settings["lr"] == 0.02
     torchs = plan_run(workload, "adamw", seed=0, options=RunOptions(preset="defaults")).settings
     adamw = torch.optim.AdamW(workload.build_model().parameters()).defaults

@@ -433,14 +433,14 @@ def test_kfac_without_norm_control_is_the_literal_paper_update() -> None:
     seen = observe(model, "", inputs, targets, half_square)[0]
     before = matrix_of(model)
     train(model, optimizer, [(inputs, targets)])
-    mode = optimizer.preconditioner.options.damping.mode
+    mode = optimizer.engine.options.damping.mode
     step = direction(seen.mean_gradient, *factors(seen), damping=0.2, mode=mode) + 5e-4 * before
     torch.testing.assert_close(matrix_of(model), before - 0.1 * step)
 
 
 def test_a_number_for_kfacs_damping_means_lambda_on_each_factor() -> None:
     """eq. 6: a plain number must not switch to another mode than the documented default's."""
-    assert KFAC(mlp(), damping=0.2).preconditioner.options.damping.mode == "both"
+    assert KFAC(mlp(), damping=0.2).engine.options.damping.mode == "both"
 
 
 @given(linears(5))
@@ -527,9 +527,9 @@ def test_excluded_layers_train_by_the_base_rule_and_say_so() -> None:
     optimizer = THOR(model, exclude=("2",))
     report = {entry.name: entry for entry in optimizer.coverage()}
     assert report["2.weight"].reason == "excluded"
-    assert [layer.name for layer in optimizer.preconditioner.layers] == ["0"]
+    assert [layer.name for layer in optimizer.engine.layers] == ["0"]
     for exclude in ((nn.Linear,), ("*",)):
-        assert THOR(mlp(), exclude=exclude).preconditioner.layers == []
+        assert THOR(mlp(), exclude=exclude).engine.layers == []
 
 
 @pytest.mark.parametrize("rows", [1, 3, 64])
@@ -550,7 +550,7 @@ def test_sampled_rows_estimate_the_same_factors(rows: int) -> None:
         mean_half_square(layer(inputs), targets).backward()
         preconditioner.step()
         preconditioner.remove()
-        (stack,) = preconditioner.stacks
+        (stack,) = preconditioner.engine.stacks
         for total, factor in zip(totals, (stack.a, stack.g), strict=True):
             total.add_(factor.blocks[0, 0, 0], alpha=1 / draws)
     for found, one in zip(totals, exact, strict=True):
@@ -602,7 +602,7 @@ def test_factor_norms_are_those_of_the_kronecker_product() -> None:
     assert optimizer.factor_norms() == {}
     train(model, optimizer, [data(8)])
     found = optimizer.factor_norms()
-    for stack in optimizer.preconditioner.stacks:
+    for stack in optimizer.engine.stacks:
         for slot, layer in enumerate(stack.layers):
             product = torch.kron(stack.a.blocks[slot, 0, 0], stack.g.blocks[slot, 0, 0])
             assert found.pop(layer.name) == pytest.approx(product.norm().item(), rel=1e-5)

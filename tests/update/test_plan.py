@@ -37,9 +37,9 @@ def test_the_same_route_serves_steps_that_are_alike() -> None:
     thor = THOR(module, lr=0.1)
     for _ in range(2):
         step(module, thor)
-    known = thor._planner._known
+    known = thor._step._planner._known
     step(module, thor)
-    assert thor._planner._known is known
+    assert thor._step._planner._known is known
 
 
 def test_groups_that_loading_a_state_replaced_are_followed() -> None:
@@ -77,11 +77,11 @@ def test_a_group_that_is_added_is_followed() -> None:
         before = values(module)
         step(module, thor)
         assert moved(module, before) == [True, False, False, False, False, False]
-    assert [layer.name for layer in thor.preconditioner.layers] == ["0"]
-    kept = thor.preconditioner.stacks[0].a.blocks.clone()
+    assert [layer.name for layer in thor.engine.layers] == ["0"]
+    kept = thor.engine.stacks[0].a.blocks.clone()
     thor.add_param_group({"params": others, "lr": 0.2})
-    assert [layer.name for layer in thor.preconditioner.layers] == ["0", "2"]
-    torch.testing.assert_close(thor.preconditioner.stacks[0].a.blocks, kept, rtol=0, atol=0)
+    assert [layer.name for layer in thor.engine.layers] == ["0", "2"]
+    torch.testing.assert_close(thor.engine.stacks[0].a.blocks, kept, rtol=0, atol=0)
     before = values(module)
     step(module, thor)
     assert all(moved(module, before))
@@ -104,4 +104,4 @@ def test_what_is_in_no_group_is_left_to_whoever_trains_it() -> None:
         other.step()
         other.zero_grad()
         assert moved(module, before) == [True, True, False, False, True, True]
-    assert len(thor.preconditioner.stacks) == 1
+    assert len(thor.engine.stacks) == 1

@@ -123,7 +123,7 @@ def count_messages(model: nn.Module, optimizer: Optimizer) -> Messages:
         return Messages(gradients=gradients)
     triangles = inverses = work = largest = 0
     entries = 2  # the check that all ranks are at one step
-    for stack in optimizer.preconditioner.stacks:
+    for stack in optimizer.engine.stacks:
         entries += len(stack.layers) * 3 * (stack.geometry.matrices + 1)
         for factor in (stack.a, stack.g):
             *counts, size, _ = factor.blocks.shape

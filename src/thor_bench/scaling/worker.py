@@ -83,7 +83,7 @@ def _sent(trainer: Trainer) -> int:
     optimizer = trainer.optimizer
     if not isinstance(optimizer, THOR | KFAC):
         return 0
-    return optimizer.preconditioner.communicator.traffic.bytes
+    return optimizer.traffic.bytes
 
 
 def main(path: Path, cycles: int) -> None:

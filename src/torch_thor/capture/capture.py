@@ -26,7 +26,7 @@ from torch_thor.capture.autograd import (
     running_backward,
     when_backward_ends,
 )
-from torch_thor.capture.calls import count_rows, inverse_rows, joined, loss_terms, rows_of
+from torch_thor.capture.calls import count_rows
 from torch_thor.capture.hooks import (
     EnterHook,
     ForwardHook,
@@ -36,7 +36,7 @@ from torch_thor.capture.hooks import (
     take_off,
 )
 from torch_thor.capture.pending import CallRules, begin_call
-from torch_thor.capture.statistics import FactorBatch, OneHotBatch
+from torch_thor.options.notices import warn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -74,6 +74,7 @@ class Capture:
         self.seed = 0
         self.turns = 0
         self._last_turn = Capture._turns_of_all
+        self._told_rivals = False
         self._turns_of: weakref.WeakKeyDictionary[Listener, int] = weakref.WeakKeyDictionary()
         self._sampled_backward = False
         self._mask: Tensor | None = None
@@ -108,26 +109,30 @@ class Capture:
         """A copy has no hooks: whoever copies the layers too attaches it to them."""
         return Capture(self.options, matched=self._matched)
 
-    def take_turn(self) -> bool:
-        """Notes a step; returns whether any other capture was used since this one last was."""
+    def tell_rivals(self, layers: Iterable[TrackedLayer]) -> None:
+        """Notes a step; warns, once, where another optimizer steps the same layers too.
+
+        One that is only not collected yet, as the optimizer that was saved, is none.
+        """
         self.turns += 1
         Capture._turns_of_all += 1
         alone = Capture._turns_of_all == self._last_turn + 1
         self._last_turn = Capture._turns_of_all
-        return not alone
-
-    def rivals(self, layers: Iterable[TrackedLayer]) -> list[str]:
-        """Names of the layers whose weight another capture listens to, and used since last asked.
-
-        One that is only not collected yet, as the optimizer that was saved, is none.
-        """
+        if alone or self._told_rivals:
+            return
         names = []
         for layer in layers:
             others = other_listeners(self, layer)
             if any(other.turns > self._turns_of.get(other, 0) for other in others):
                 names.append(layer.name)
         self.note_turns(layers)
-        return names
+        if names:
+            self._told_rivals = True
+            warn(
+                f"Another optimizer or preconditioner of torch_thor acts on {len(names)} layers "
+                f"of this model too ({', '.join(map(repr, names[:3]))}). Step one of them only, "
+                "or give each parameters of its own."
+            )
 
     def note_turns(self, layers: Iterable[TrackedLayer]) -> None:
         """Notes how often the other captures were used so far."""
@@ -270,43 +275,3 @@ class Capture:
             for (ledger, _), moves in zip(alike, moved, strict=True):
                 if not moves:
                     ledger.drop()
-
-    def batch(
-        self, layer: TrackedLayer, gradient_scale: float = 1.0
-    ) -> tuple[FactorBatch, FactorBatch] | None:
-        """Returns the statistics (A, G) of a layer since the last step, if it has any.
-
-        Args:
-            layer: The layer.
-            gradient_scale: What the loss was multiplied by (a GradScaler's scale).
-        """
-        calls = [call for call in layer.ledger.read() if call.share > 0]
-        one_hot = layer.geometry.one_hot
-        if not calls or layer.obstacle:
-            return None
-        if layer.geometry.unit_wise:
-            calls = joined(calls)
-        samples: dict[int, int] = {}
-        for call in calls:
-            samples[call.group] = max(samples.get(call.group, 0), call.plan.samples)
-        count = sum(samples.values())
-        terms = loss_terms(calls)
-        scale = {"mean": count, "positions_mean": terms, "sum": 1.0 / count}
-        # A sampled loss is not multiplied by anything.
-        scaled_by = 1.0 if self.options.fisher == "mc" else gradient_scale
-        weights = tuple(call.plan.scale for call in calls)
-        kind = OneHotBatch if one_hot else FactorBatch
-        return (
-            kind(
-                tuple(call.inputs for call in calls),
-                (1.0,) * len(calls) if one_hot else weights,
-                inverse_rows(calls, layer.weight),
-                rows_of(calls),
-            ),
-            FactorBatch(
-                tuple(call.gradients for call in calls),
-                weights,
-                scale[self.options.loss_reduction] / scaled_by**2,
-                terms if self.options.loss_reduction == "positions_mean" else count,
-            ),
-        )

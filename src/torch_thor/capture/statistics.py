@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import torch
 from torch import Tensor
 
 from torch_thor import linalg
+from torch_thor.capture.calls import inverse_rows, joined, loss_terms, rows_of
 
 if TYPE_CHECKING:
+    from torch_thor.capture.tracked import TrackedLayer
     from torch_thor.linalg.partition import Partition
+    from torch_thor.options.curvature import Statistics
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,9 @@ class FactorBatch:
         return torch.stack(parts).sum(0) * scale if len(parts) > 1 else parts[0] * scale
 
 
+Batch: TypeAlias = "tuple[FactorBatch, FactorBatch]"
+
+
 @dataclass(frozen=True)
 class OneHotBatch(FactorBatch):
     """Statistics of a factor whose rows are one-hot, given as numbers of columns ``[k, r]``.
@@ -93,3 +99,43 @@ def add_to_columns(total: Tensor, columns: Tensor, rows: Tensor) -> None:
     """
     kept = torch.where((columns >= 0).unsqueeze(-1), rows, 0.0).mT
     total.scatter_add_(2, columns.clamp_min(0).unsqueeze(1).expand_as(kept), kept)
+
+
+def batch_of(layer: TrackedLayer, options: Statistics, gradient_scale: float = 1.0) -> Batch | None:
+    """Returns the statistics (A, G) of a layer since the last step, if it has any.
+
+    Args:
+        layer: The layer.
+        options: How losses reduce, and whose gradients count.
+        gradient_scale: What the loss was multiplied by (a GradScaler's scale).
+    """
+    calls = [call for call in layer.ledger.read() if call.share > 0]
+    one_hot = layer.geometry.one_hot
+    if not calls or layer.obstacle:
+        return None
+    if layer.geometry.unit_wise:
+        calls = joined(calls)
+    samples: dict[int, int] = {}
+    for call in calls:
+        samples[call.group] = max(samples.get(call.group, 0), call.plan.samples)
+    count = sum(samples.values())
+    terms = loss_terms(calls)
+    scale = {"mean": count, "positions_mean": terms, "sum": 1.0 / count}
+    # A sampled loss is not multiplied by anything.
+    scaled_by = 1.0 if options.fisher == "mc" else gradient_scale
+    weights = tuple(call.plan.scale for call in calls)
+    kind = OneHotBatch if one_hot else FactorBatch
+    return (
+        kind(
+            tuple(call.inputs for call in calls),
+            (1.0,) * len(calls) if one_hot else weights,
+            inverse_rows(calls, layer.weight),
+            rows_of(calls),
+        ),
+        FactorBatch(
+            tuple(call.gradients for call in calls),
+            weights,
+            scale[options.loss_reduction] / scaled_by**2,
+            terms if options.loss_reduction == "positions_mean" else count,
+        ),
+    )

@@ -1,19 +1,15 @@
-"""Decisions: when a layer is due, and whether its curvature is worth a refresh.
-
-Everything here is pure in (step, traces, own state), so that every rank of a
-distributed run takes the same decision from the same reduced traces.
-"""
+"""When a layer is due: pure in (step, intervals), so that all ranks agree."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from torch_thor.options.checks import AT_LEAST_ONE, require_number
+from torch_thor.options.schedules import value_at
 
-def relative_change(current: float, reference: float) -> float:
-    """Returns Δ of eq. 8; ``inf`` where there is no reference yet or it is zero."""
-    if reference == 0.0:
-        return float("inf")
-    return abs(abs(current) - abs(reference)) / abs(reference)
+if TYPE_CHECKING:
+    from torch_thor.options.curvature import Intervals
 
 
 @dataclass
@@ -50,3 +46,70 @@ class RefreshClock:
         """Says whether a layer with this share of the cycle is due at ``step``."""
         offset = 0 if self.first else int(share * self.length)
         return step == self.start + offset
+
+
+Clocks = tuple[RefreshClock, RefreshClock]
+
+
+def fresh_clocks() -> Clocks:
+    """The clocks of factors and inverses of a run that begins."""
+    return RefreshClock(), RefreshClock()
+
+
+class Calendar:
+    """The clocks of factors and inverses, wound by the intervals that the user said.
+
+    Args:
+        said: Numbers or schedules.
+
+    Attributes:
+        began: The step from which intervals count.
+        clocks: When factors and inverses are due.
+    """
+
+    def __init__(self, said: Intervals) -> None:
+        """Begins at step 0."""
+        self._said = said
+        self._coming: tuple[int, int, list[float]] = -1, 0, []
+        self.restart(0, fresh_clocks())
+
+    def restart(self, began: int, clocks: Clocks) -> None:
+        """Takes over other clocks."""
+        self.began, self.clocks = began, clocks
+
+    def intervals(self, step: int, began: int) -> list[float]:
+        """Returns the intervals of factors and inverses that begin at a step.
+
+        Args:
+            step: The step.
+            began: The step from which they count.
+
+        Raises:
+            InvalidOptionError: For what is no interval.
+        """
+        passed = step - began
+        said = (self._said.factors, self._said.inverses)
+        found = [value_at(one, passed, "interval") for one in said]
+        for interval in found:
+            require_number(f"interval at step {passed}", interval, AT_LEAST_ONE)
+        return found
+
+    def check(self, step: int) -> None:
+        """Raises, before a step has changed anything, where its end would meet a bad interval."""
+        self._coming = step, self.began, self.intervals(step, self.began)
+
+    def advance(self, step: int) -> None:
+        """Begins the cycles that begin at a step."""
+        known, began, intervals = self._coming
+        if (known, began) != (step, self.began):
+            intervals = self.intervals(step, self.began)
+        for clock, interval in zip(self.clocks, intervals, strict=True):
+            clock.advance(step, interval)
+
+    def any_due(self, step: int, share: float) -> bool:
+        """Says whether factors or inverses of a layer with this share are due."""
+        return any(clock.due(step, share) for clock in self.clocks)
+
+    def inverses_due(self, step: int, share: float) -> bool:
+        """Says whether the inverses of a layer with this share are due."""
+        return self.clocks[1].due(step, share)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from torch_thor.capture.capture import REPLACED
-from torch_thor.curvature.clock import relative_change
 from torch_thor.distributed.pooling import LayerStatistics
 from torch_thor.options.notices import warn
 from torch_thor.options.trace_rule import Decision, LayerDecision, TraceRule
@@ -202,3 +201,10 @@ def _lengths(due_layer: DueLayer, a: Tensor, g: Tensor) -> Tensor:
 def _stacked(values: list[Tensor]) -> Tensor:
     """Stacks tensors of layers that may be of several types and devices."""
     return torch.stack([value.to(values[0].device, torch.float64) for value in values])
+
+
+def relative_change(current: float, reference: float) -> float:
+    """Returns Δ of eq. 8; ``inf`` where there is no reference yet or it is zero."""
+    if reference == 0.0:
+        return float("inf")
+    return abs(abs(current) - abs(reference)) / abs(reference)

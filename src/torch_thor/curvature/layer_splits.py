@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
 
+from torch_thor.capture.statistics import batch_of
 from torch_thor.curvature.split import (
     candidate_sizes,
     held_entries,
@@ -39,10 +40,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from torch_thor.capture.capture import Capture
     from torch_thor.capture.tracked import TrackedLayer
     from torch_thor.layers import Geometry
-    from torch_thor.options.curvature import MeasuredSplit
+    from torch_thor.options.curvature import MeasuredSplit, Statistics
 
 SMALLEST_SPLIT = 72
 MEMORY_SHARE = 0.5
@@ -56,7 +56,7 @@ Pair = tuple[int, int]
 def split_rule(
     split: int | MeasuredSplit | None,
     layers: Sequence[TrackedLayer],
-    capture: Capture,
+    statistics: Statistics,
     power: float,
 ) -> SplitRule:
     """Turns the ``split`` argument into block sizes; its words measure device and factors.
@@ -64,13 +64,13 @@ def split_rule(
     Args:
         split: See ``THOR``.
         layers: All tracked layers.
-        capture: Holds the first batch's rows, on which information is measured.
+        statistics: How the first batch's rows are estimated, on which information is measured.
         power: p of the inverse root.
     """
     if split == "per_layer":
-        return SplitRule(SMALLEST_SPLIT, chosen_pairs(layers, capture, power))
+        return SplitRule(SMALLEST_SPLIT, chosen_pairs(layers, statistics, power))
     if split == "auto":
-        return SplitRule(split_curves(layers, capture, power=1.0).choice())
+        return SplitRule(split_curves(layers, statistics, power=1.0).choice())
     return SplitRule(split)
 
 
@@ -109,14 +109,14 @@ class BlockTimes:
 
 
 def chosen_pairs(
-    layers: Sequence[TrackedLayer], capture: Capture, power: float
+    layers: Sequence[TrackedLayer], statistics: Statistics, power: float
 ) -> dict[Geometry, Pair]:
     """Chooses the sizes of (A, G) for every geometry that has statistics and a factor to cut."""
     device = layers[0].weight.device
     sizes = affordable(_candidates([layer.geometry for layer in layers]), device)
     rows: dict[Geometry, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     for layer in layers:
-        batch = None if layer.geometry.unit_wise else capture.batch(layer)
+        batch = None if layer.geometry.unit_wise else batch_of(layer, statistics)
         if batch is not None:
             rows[layer.geometry].append((batch[0].rows[0], batch[1].rows[0]))
     pairs = {geometry: affordable_pairs(geometry, sizes) for geometry in rows}

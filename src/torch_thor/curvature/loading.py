@@ -8,11 +8,11 @@ All else is the new optimizer's, and wins at once.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from torch_thor.capture.names import bare, unwrapped
 from torch_thor.capture.selection import as_selectors, selected
-from torch_thor.curvature.clock import RefreshClock
+from torch_thor.curvature.clock import Clocks, RefreshClock, fresh_clocks
 from torch_thor.curvature.decisions import LayerRecord
 from torch_thor.curvature.stacks import LayerStack, SplitRule, build_stacks
 from torch_thor.curvature.state import (
@@ -33,28 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from torch_thor.capture.selection import Selector
-    from torch_thor.capture.tracked import TrackedLayer
-    from torch_thor.curvature.memory import Room
-    from torch_thor.curvature.stacks import StackOptions
 
 USUAL_SPLIT = 72  # of layers without curvature, where the split is measured
-
-
-class Loadable(Holder, Protocol):
-    """What can take over a checkpoint's curvature.
-
-    Attributes:
-        layers: Its layers.
-        stack_options: What their stacks share.
-        room: Asks for memory before it is taken.
-    """
-
-    layers: list[TrackedLayer]
-    stack_options: StackOptions
-    room: Room
-
-    def intervals(self, step: int, began: int) -> list[float]:
-        """Returns the intervals of factors and inverses that begin at a step."""
 
 
 @dataclass(frozen=True)
@@ -76,17 +56,16 @@ class Restored:
     records: dict[str, LayerRecord]
     steps: int
     began: int
-    clocks: tuple[RefreshClock, RefreshClock]
+    clocks: Clocks
     resting: dict[Identity, dict[str, Any]] = field(default_factory=dict)
 
 
-def whole(engine: Loadable, state: object, cut: SplitRule | None) -> Restored:
+def whole(engine: Holder, state: object) -> Restored:
     """Returns the curvature of a checkpoint, for exactly the layers of an engine.
 
     Args:
         engine: Whose it is to be; it is not changed.
         state: What ``state_dict`` returned.
-        cut: How its curvature is cut, where it has some.
 
     Raises:
         StateMismatchError: Where they don't fit.
@@ -98,15 +77,14 @@ def whole(engine: Loadable, state: object, cut: SplitRule | None) -> Restored:
         records = {layer.name: LayerRecord() for layer in engine.layers}
         return Restored([], None, records, saved.steps, saved.began, clocks)
     found, resting = _by_layer(engine, saved, frozenset())
-    made = _made(engine, saved, found, cut)
+    made = _made(engine, saved, found)
     return Restored(*made, saved.steps, saved.began, clocks, resting)
 
 
 def some(
-    engine: Loadable,
+    engine: Holder,
     state: object,
     leave_out: Selector | Iterable[Selector],
-    cut: SplitRule | None,
 ) -> Restored:
     """Returns the curvature of a checkpoint for all layers but some, which have none then.
 
@@ -114,7 +92,6 @@ def some(
         engine: Whose it is to be; it is not changed, and keeps steps and clocks.
         state: What ``state_dict`` of an engine or of an optimizer returned.
         leave_out: Names, patterns or types of modules, of the model or of the checkpoint.
-        cut: How its curvature is cut, where it has some.
 
     Raises:
         StateMismatchError: Where the others don't fit.
@@ -126,12 +103,12 @@ def some(
     selectors = as_selectors("leave_out", leave_out)
     left = selected("leave_out", engine.model, selectors, map(bare, saved.layers))
     found, resting = _by_layer(engine, saved, left)
-    clocks = engine.clocks if saved.damps_as(engine) else (RefreshClock(), RefreshClock())
-    made = _made(engine, saved, found, cut)
-    return Restored(*made, engine.steps, engine.began, clocks, resting)
+    clocks = engine.calendar.clocks if saved.damps_as(engine) else fresh_clocks()
+    made = _made(engine, saved, found)
+    return Restored(*made, engine.steps, engine.calendar.began, clocks, resting)
 
 
-def _check_meaning(engine: Loadable, saved: SavedState) -> None:
+def _check_meaning(engine: Holder, saved: SavedState) -> None:
     options = engine.options
     own: dict[str, object] = {**words_of(options), "power": options.power}
     own["eigenvalue_correction"] = options.eigenvalue_correction
@@ -145,7 +122,7 @@ def _check_meaning(engine: Loadable, saved: SavedState) -> None:
 
 
 def _by_layer(
-    engine: Loadable, saved: SavedState, left: frozenset[str]
+    engine: Holder, saved: SavedState, left: frozenset[str]
 ) -> tuple[dict[str, SavedLayer], dict[Identity, dict[str, Any]]]:
     """What is saved of each layer that is not left out, by the engine's name of it.
 
@@ -185,15 +162,14 @@ def _by_layer(
 
 
 def _made(
-    engine: Loadable,
+    engine: Holder,
     saved: SavedState,
     found: dict[str, SavedLayer],
-    known: SplitRule | None,
 ) -> tuple[list[LayerStack], SplitRule, dict[str, LayerRecord]]:
     """Makes the curvature anew: a failure leaves the old one as it is."""
-    rule = _cut(engine, found, known or SplitRule(USUAL_SPLIT))
-    engine.room.require(engine.layers, rule)
-    stacks = build_stacks(engine.layers, rule, engine.stack_options)
+    rule = _cut(engine, found)
+    engine.store.room.require(engine.layers, rule)
+    stacks = build_stacks(engine.layers, rule, engine.store.options)
     records = {layer.name: LayerRecord() for layer in engine.layers}
     for stack in stacks:
         for slot, layer in enumerate(stack.layers):
@@ -206,11 +182,12 @@ def _made(
     return stacks, rule, records
 
 
-def _cut(engine: Loadable, found: dict[str, SavedLayer], known: SplitRule) -> SplitRule:
+def _cut(engine: Holder, found: dict[str, SavedLayer]) -> SplitRule:
     """The cut that was said; where it is measured, the checkpoint's, so that nothing is."""
     said = engine.options.split
     if not isinstance(said, str):
         return SplitRule(said)
+    known = engine.store.rule or SplitRule(USUAL_SPLIT)
     chosen = {
         layer.geometry: (found[layer.name].split[0], found[layer.name].split[1])
         for layer in engine.layers
@@ -219,9 +196,7 @@ def _cut(engine: Loadable, found: dict[str, SavedLayer], known: SplitRule) -> Sp
     return SplitRule(known.usual, {**known.chosen, **chosen})
 
 
-def _check_fit(
-    engine: Loadable, name: str, entry: SavedLayer, stack: LayerStack, slot: int
-) -> None:
+def _check_fit(engine: Holder, name: str, entry: SavedLayer, stack: LayerStack, slot: int) -> None:
     own = cut_of(stack)
     if list(entry.split) != own:
         raise StateMismatchError(
@@ -237,7 +212,7 @@ def _check_fit(
         )
 
 
-def _record(engine: Loadable, saved: SavedState, entry: SavedLayer) -> LayerRecord:
+def _record(engine: Holder, saved: SavedState, entry: SavedLayer) -> LayerRecord:
     """What is remembered of a layer, as far as this optimizer's own rule would have said it."""
     rule = engine.options.trace_rule
     if not saved.options:
@@ -247,17 +222,17 @@ def _record(engine: Loadable, saved: SavedState, entry: SavedLayer) -> LayerReco
     return entry.record if same else replace(entry.record, frozen=False, trace=None)
 
 
-def _clocks(engine: Loadable, saved: SavedState) -> tuple[RefreshClock, RefreshClock]:
+def _clocks(engine: Holder, saved: SavedState) -> Clocks:
     """The clocks, each with the interval that this optimizer's own schedule gives it.
 
     Where damping enters otherwise, all layers are due at once.
     """
     if not saved.damps_as(engine):
-        return RefreshClock(), RefreshClock()
+        return fresh_clocks()
     first, second = (
         replace(clock, length=RefreshClock.cycle(interval)) if clock.length else clock
         for clock, interval in (
-            (clock, engine.intervals(clock.start, saved.began)[place])
+            (clock, engine.calendar.intervals(clock.start, saved.began)[place])
             for place, clock in enumerate(saved.clocks)
         )
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch_thor.capture.capture import Capture
-from torch_thor.capture.coverage import survey
+from torch_thor.capture.survey import survey
 from torch_thor.curvature.split import (
     TOLERATED_LOSS,
     SplitCurves,
@@ -107,12 +107,13 @@ def measure_split(
         InvalidOptionError: Where the backward reached no layer that can be split.
     """
     layers, _ = survey(model, ())
-    capture = Capture(Statistics(rows=rows))
+    statistics = Statistics(rows=rows)
+    capture = Capture(statistics)
     capture.attach(layers)
     try:
         capture.arm(layers, set(layers), seed=0)
         backward()
-        found = input_rows(layers, capture)
+        found = input_rows(layers, statistics)
     finally:
         capture.remove()
     if not found:

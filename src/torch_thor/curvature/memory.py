@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +10,8 @@ import torch
 
 from torch_thor.curvature.stacks import LayerStack, SplitRule, build_stacks
 from torch_thor.linalg.timing import free_memory
-from torch_thor.options.errors import CurvatureWarning, InvalidOptionError
+from torch_thor.options.errors import InvalidOptionError
+from torch_thor.options.notices import warn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -226,8 +226,7 @@ class Room:
             if needed > free:
                 lacks.append(said)
             elif worst.held > max(_SHARE * free, _WORD_FROM):
-                # At the line that builds the optimizer.
-                warnings.warn(f"{said}.", CurvatureWarning, stacklevel=5)
+                warn(f"{said}.")
         return lacks
 
     def _describe(

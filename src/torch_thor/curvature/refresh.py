@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import partial
 from typing import TYPE_CHECKING
 
 from torch_thor.distributed.buckets import Part
 from torch_thor.linalg.factorize import factorize, solve_all
-from torch_thor.options.errors import CurvatureError, CurvatureWarning
+from torch_thor.options.errors import CurvatureError
+from torch_thor.options.notices import warn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -113,7 +113,7 @@ def _fail(due_layer: DueLayer, tolerated: int) -> None:
     )
     if record.failures > tolerated:
         raise CurvatureError(message)
-    warnings.warn(message, CurvatureWarning, stacklevel=6)
+    warn(message)
 
 
 def correct(due_layers: list[DueLayer], renewed: list[DueLayer], ranks: Communicator) -> None:

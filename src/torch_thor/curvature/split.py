@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from torch_thor import linalg
+from torch_thor.capture.statistics import batch_of
 from torch_thor.linalg.partition import Partition
 from torch_thor.linalg.timing import affordable, free_memory, inversion_times
 from torch_thor.options.errors import InvalidOptionError, require
@@ -18,9 +19,9 @@ from torch_thor.options.errors import InvalidOptionError, require
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch_thor.capture.capture import Capture
     from torch_thor.capture.tracked import TrackedLayer
     from torch_thor.layers import Geometry
+    from torch_thor.options.curvature import Statistics
 
 TOLERATED_LOSS = 0.01
 _ROUNDING = 1e-9  # of a log det, for each row of the factor
@@ -173,7 +174,9 @@ def trade_gains(
     )
 
 
-def split_curves(layers: Sequence[TrackedLayer], capture: Capture, power: float) -> SplitCurves:
+def split_curves(
+    layers: Sequence[TrackedLayer], statistics: Statistics, power: float
+) -> SplitCurves:
     """Measures both curves for a model that has seen one backward.
 
     The loss is counted over the input factors A, as in the paper's Table 1.
@@ -182,7 +185,7 @@ def split_curves(layers: Sequence[TrackedLayer], capture: Capture, power: float)
     sizes = affordable(candidate_sizes([layer.geometry for layer in layers]), device)
     sizes = _that_fit(sizes, layers, device)
     times = inversion_times(sizes, device, power)
-    losses = [information_losses(rows, sizes) for _, rows in input_rows(layers, capture)]
+    losses = [information_losses(rows, sizes) for _, rows in input_rows(layers, statistics)]
     return kept_and_speed(sizes, losses, [time.seconds for time in times])
 
 
@@ -223,11 +226,11 @@ def kept_and_speed(
 
 
 def input_rows(
-    layers: Sequence[TrackedLayer], capture: Capture
+    layers: Sequence[TrackedLayer], statistics: Statistics
 ) -> list[tuple[TrackedLayer, Tensor]]:
     """Rows ``[k, r, d]`` of every layer's A; a diagonal factor loses nothing at any size."""
     cut = [layer for layer in layers if not layer.geometry.one_hot]
-    batches = [(layer, capture.batch(layer)) for layer in cut]
+    batches = [(layer, batch_of(layer, statistics)) for layer in cut]
     return [(layer, batch[0].rows[0].float()) for layer, batch in batches if batch is not None]
 
 

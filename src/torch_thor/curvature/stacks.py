@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from torch_thor.capture.statistics import FactorBatch
     from torch_thor.capture.tracked import TrackedLayer
+    from torch_thor.curvature.options import CurvatureOptions
     from torch_thor.layers import Geometry
     from torch_thor.linalg.factorize import Factorization
     from torch_thor.options.curvature import DampingMode
@@ -68,6 +69,18 @@ class StackOptions:
     eigen: bool
     inverse_dtype: torch.dtype | Literal["auto"] | None
     diagonal_norms: bool = False
+
+    @classmethod
+    def of(cls, options: CurvatureOptions) -> StackOptions:
+        """What stacks are told of an engine's options."""
+        return cls(
+            options.power,
+            options.damping.mode,
+            options.statistics.decay,
+            options.eigenvalue_correction,
+            options.refresh.inverse_dtype,
+            options.statistics.norm_fisher == "diagonal",
+        )
 
 
 class LayerStack:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torch_thor.capture.names import joined, own_names
-from torch_thor.curvature.clock import RefreshClock
+from torch_thor.curvature.clock import Calendar, RefreshClock
 from torch_thor.curvature.decisions import LayerRecord
 from torch_thor.layers import parts_of
 from torch_thor.layers.shards import as_shards, local
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch_thor.capture.tracked import TrackedLayer
     from torch_thor.curvature.options import CurvatureOptions
     from torch_thor.curvature.stacks import LayerStack
+    from torch_thor.curvature.store import CurvatureStore
     from torch_thor.layers import Part
     from torch_thor.options.trace_rule import TraceRule
 
@@ -40,32 +41,30 @@ class Holder(Protocol):
     Attributes:
         model: The model.
         options: See ``CurvatureOptions``.
-        stacks: The curvature.
-        records: What is remembered of each layer.
+        store: The curvature.
         steps: Steps taken.
-        began: The step from which intervals count.
-        clocks: When factors and inverses are due.
-        resting: What is kept of layers that are frozen.
+        calendar: When factors and inverses are due.
     """
 
     model: nn.Module
     options: CurvatureOptions
-    stacks: list[LayerStack]
-    records: dict[str, LayerRecord]
+    store: CurvatureStore
     steps: int
-    began: int
-    clocks: tuple[RefreshClock, RefreshClock]
-    resting: dict[Identity, dict[str, Any]]
+    calendar: Calendar
+
+    @property
+    def layers(self) -> list[TrackedLayer]:
+        """The model's layers."""
 
 
 def save(engine: Holder) -> dict[str, Any]:
     """Returns tensors and plain numbers only, so ``weights_only=True`` loads it."""
     layers: dict[str, Any] = {}
-    for stack in engine.stacks:
+    for stack in engine.store.stacks:
         for slot, layer in enumerate(stack.layers):
             layers[layer.name] = {
                 "geometry": _geometry(layer),
-                "record": asdict(engine.records[layer.name]),
+                "record": asdict(engine.store.records[layer.name]),
                 "weight": stack.weights[slot],
                 "ready": stack.ready[slot],
                 "split": cut_of(stack),
@@ -81,12 +80,12 @@ def save(engine: Holder) -> dict[str, Any]:
         "options": {f"{name}={word}": True for name, word in words_of(engine.options).items()},
         "trace_rule": numbers_of(engine.options.trace_rule),
         "steps": engine.steps,
-        "began": engine.began,
-        "clocks": [asdict(clock) for clock in engine.clocks],
+        "began": engine.calendar.began,
+        "clocks": [asdict(clock) for clock in engine.calendar.clocks],
         "layers": layers,
         "resting": {
             names[identity]: entry
-            for identity, entry in engine.resting.items()
+            for identity, entry in engine.store.resting.items()
             if identity in names
         },
     }
@@ -260,14 +259,14 @@ def read(state: Any) -> SavedState:
         ) from error
 
 
-def restore_layers(engine: Holder, entries: Mapping[str, Mapping[str, Any]]) -> None:
-    """Copies in what is saved of the layers that the engine has, by name, where it fits."""
-    for stack in engine.stacks:
+def restore_layers(store: CurvatureStore, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Copies in what is saved of the layers that there are, by name, where it fits."""
+    for stack in store.stacks:
         for slot, layer in enumerate(stack.layers):
             if layer.name in entries:
                 saved = SavedLayer.of(entries[layer.name])
                 if saved.fits(stack, slot):
-                    engine.records[layer.name] = saved.record
+                    store.records[layer.name] = saved.record
                     saved.fill(stack, slot)
 
 

@@ -149,3 +149,13 @@ class Refresh:
         require("inverse_dtype", dtype, valid, "a floating torch.dtype, 'auto' or None")
         require("tolerated_failures", self.tolerated_failures, self.tolerated_failures >= 0, ">= 0")
         require_choice("on_nonfinite", self.on_nonfinite, OnNonFinite)
+
+
+def as_damping(value: ScheduledFloat | Damping, mode: DampingMode = "relative") -> Damping:
+    """Accepts λ alone in the place of a ``Damping``."""
+    return value if isinstance(value, Damping) else Damping(value, mode)
+
+
+def as_intervals(value: ScheduledFloat | Intervals) -> Intervals:
+    """Accepts one interval for factors and inverses."""
+    return value if isinstance(value, Intervals) else Intervals(value, value)

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor, nn
 
-from torch_thor.options.checks import DAMPING, RATE, SHARE, require_number
+from torch_thor.capture.survey import sparse_parameters
+from torch_thor.options.checks import DAMPING, RATE, SHARE, require_number, require_type
 from torch_thor.options.errors import InvalidOptionError, StateMismatchError
-from torch_thor.options.schedules import value_at
+from torch_thor.options.notices import warn
+from torch_thor.options.schedules import ScheduledFloat, value_at
+from torch_thor.options.update import Update
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,6 +74,69 @@ def complete(group: Any, number: int, defaults: Mapping[str, Any]) -> list[Tenso
     check_values({**defaults, **group}, f" of group {number}")
     group.setdefault(OWN, tuple(sorted(name for name in defaults if name in group)))
     return [one[1] if isinstance(one, tuple) else one for one in group["params"]]
+
+
+def check_options(update: object, **values: object) -> None:
+    """Raises unless an optimizer can be built with these options.
+
+    Args:
+        update: See ``Update``.
+        values: ``lr`` (which may be a schedule), ``momentum`` and ``weight_decay``.
+
+    Raises:
+        InvalidOptionError: For the first that it can't be built with.
+    """
+    require_type("lr", values["lr"], ScheduledFloat)
+    for name, value in values.items():
+        if name != "lr" or not callable(value):
+            require_number(name, value, RANGES[name])
+    require_type("update", update, Update)
+
+
+def check_new_group(model: nn.Module, group: Any, number: int, defaults: Mapping[str, Any]) -> None:
+    """Completes a new group, see ``complete``.
+
+    Raises:
+        InvalidOptionError: For a value that no step could take, or a parameter whose gradients
+            are sparse.
+    """
+    parameters = complete(group, number, defaults)
+    sparse = sparse_parameters(model)
+    for parameter in parameters:
+        if parameter in sparse:
+            allowed = (
+                "dense: build the embedding with sparse=False, or leave it to an "
+                "optimizer of its own (torch.optim.SparseAdam)"
+            )
+            raise InvalidOptionError("gradient of", sparse[parameter], allowed)
+
+
+def tell_foreign(model: nn.Module, groups: list[ParameterGroup], *, refuses: bool) -> None:
+    """Warns of parameters in some groups that the model does not have.
+
+    Args:
+        model: The model.
+        groups: The groups.
+        refuses: Whether it is an error where the model has none of them.
+
+    Raises:
+        InvalidOptionError: Where it has none: of another model, or replaced since.
+    """
+    own = set(model.parameters())
+    given = [p for group in groups for p in group["params"]]
+    foreign = sum(p not in own for p in given)
+    if foreign and foreign == len(given) and refuses:
+        raise InvalidOptionError(
+            "params",
+            f"{foreign} parameters that the model does not have",
+            "parameters of the model: pass the model that holds them, or no params at all",
+        )
+    if foreign:
+        warn(
+            f"{foreign} of {len(given)} parameters in the groups are not the model's: they "
+            "train by the base rule, without curvature. Pass the model that holds them, if "
+            "that is not what you want."
+        )
 
 
 def check_values(values: Mapping[str, Any], place: str) -> None:

@@ -115,7 +115,7 @@ class Planner:
         """Finds all ways anew, as after a change of the groups' parameters."""
         self._surveys = -1
 
-    def plans(
+    def groups(
         self,
         groups: Sequence[ParameterGroup],
         surveys: int,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch_thor.layers.shards import local
 from torch_thor.linalg.foreach import lots_of, norms
-from torch_thor.options.errors import CurvatureWarning
+from torch_thor.options.notices import warn
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,13 +38,11 @@ class SkippedSteps:
         self.total += 1
         self.in_a_row += 1
         if self.in_a_row == _PATIENCE:
-            warnings.warn(
+            warn(
                 f"The last {_PATIENCE} steps were skipped (after {step} that were taken), because "
                 f"{describe_nonfinite(model)}. Nothing trains until that ends; see "
                 "optimizer.skipped_steps. Look at the loss and its inputs, lower the learning "
-                "rate, or pass Refresh(on_nonfinite='raise') to stop at the first one.",
-                CurvatureWarning,
-                stacklevel=7,
+                "rate, or pass Refresh(on_nonfinite='raise') to stop at the first one."
             )
 
 

@@ -1,0 +1,122 @@
+"""The layers of a model that are preconditioned, found anew where the model has changed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch_thor.capture.coverage import as_seen
+from torch_thor.capture.snapshot import Snapshot
+from torch_thor.capture.survey import survey
+from torch_thor.layers.shards import is_dtensor
+from torch_thor.options.notices import warn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from torch import nn
+
+    from torch_thor.capture.coverage import Coverage
+    from torch_thor.capture.selection import Selector
+    from torch_thor.capture.tracked import TrackedLayer
+
+
+class FollowedModel:
+    """A model and its layers, as they are at the step.
+
+    Args:
+        model: The model.
+        exclude: Modules left alone.
+        include: Modules of types that are left alone unless asked for.
+        stagger: Whether layers refresh one after the other, each at its share of an interval.
+
+    Attributes:
+        layers: Tracked layers, in the model's order.
+        layer_of: The tracked layer of each of their parameters.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        exclude: tuple[Selector, ...],
+        include: tuple[Selector, ...],
+        *,
+        stagger: bool,
+    ) -> None:
+        """Surveys the model."""
+        self.model = model
+        self._exclude, self._include, self._stagger = exclude, include, stagger
+        self._chosen: frozenset[nn.Parameter] | None = None
+        self.layers: list[TrackedLayer] = []
+        self.find()
+
+    def find(self) -> None:
+        """Surveys the model; a layer that is still what it was stays, with the calls it has."""
+        known = {layer.identity: layer for layer in self.layers}
+        chosen = self._chosen
+        served = None if chosen and chosen.issuperset(self.model.parameters()) else chosen
+        found, self._coverage = survey(self.model, self._exclude, self._include, served)
+        self.layers = [
+            old if (old := known.get(new.identity)) and old.is_as(new) else new for new in found
+        ]
+        for layer, new in zip(self.layers, found, strict=True):
+            layer.name = new.name
+        self._snapshot = Snapshot(self.model)
+        self.layer_of = {p: layer for layer in self.layers for p in layer.parameters}
+        if self._stagger:
+            # Shares follow the cost of the layers' statistics.
+            total = sum(layer.weight.numel() for layer in self.layers)
+            passed = 0
+            for layer in self.layers:
+                layer.share = passed / total
+                passed += layer.weight.numel()
+
+    def is_current(self) -> bool:
+        """Whether the model is still what was surveyed."""
+        return self._snapshot.is_current()
+
+    def serve(self, parameters: Iterable[nn.Parameter]) -> bool:
+        """Takes the parameters that the optimizer steps; returns whether these are others."""
+        chosen = frozenset(parameters)
+        changed = chosen != self._chosen
+        self._chosen = chosen
+        return changed
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All parameters of the model."""
+        return self._snapshot.parameters
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether this rank owns shards of parameters only, whose values other ranks don't see."""
+        return any(is_dtensor(parameter) for parameter in self.parameters)
+
+    def coverage(self, reasons: Mapping[nn.Parameter, str]) -> Coverage:
+        """Says for every parameter how it trains.
+
+        Args:
+            reasons: Why parameters of tracked layers step by the base rule so far.
+        """
+        own = set(self.parameters)
+        foreign = sum(parameter not in own for parameter in self._chosen or ())
+        return as_seen(self._coverage, self.model, reasons, foreign)
+
+    def tell_left_out(self, before: set[nn.Parameter]) -> None:
+        """Says of parameters that came into the model that nobody trains them.
+
+        Args:
+            before: Those that were there.
+        """
+        left = {
+            p
+            for p in self.parameters
+            if p not in before and p.requires_grad and self._chosen and p not in self._chosen
+        }
+        names = [name for name, p in self.model.named_parameters() if p in left]
+        if names:
+            shown = ", ".join(names[:3])
+            warn(
+                f"{len(names)} parameters that are new in the model ({shown}) are in no parameter "
+                "group, so they don't train. Call optimizer.add_param_group, or build the "
+                "optimizer after the model is complete."
+            )

@@ -1,0 +1,162 @@
+"""Which layers of a model are preconditioned, and how every parameter trains."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from torch_thor.capture.coverage import Coverage, ParameterCoverage, Treatment
+from torch_thor.capture.names import joined, own_names
+from torch_thor.capture.selection import full_name, selected
+from torch_thor.capture.tracked import TrackedLayer
+from torch_thor.layers import Part, parts_of, reason_against
+from torch_thor.layers.shards import reason_against_shards, unsharded_type
+from torch_thor.options.errors import require
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Sequence
+
+    from torch_thor.capture.selection import Selector
+
+
+def survey(
+    model: nn.Module,
+    exclude: Sequence[Selector],
+    include: Sequence[Selector] = (),
+    served: Container[nn.Parameter] | None = None,
+) -> tuple[list[TrackedLayer], Coverage]:
+    """Finds the layers to precondition and accounts for every parameter.
+
+    Args:
+        model: The model.
+        exclude: Names (``*`` is a wildcard) or types of modules to leave alone.
+        include: The same of modules whose type is left alone unless asked for.
+        served: Parameters that the optimizer steps; ``None`` takes all of the model's.
+
+    Raises:
+        InvalidOptionError: For a selector that matches no module, or a lazy parameter.
+    """
+    for name, parameter in model.named_parameters():
+        allowed = "built: run one forward through a model with lazy layers first"
+        require(f"parameter {name}", "uninitialized", not is_lazy(parameter), allowed)
+    chosen = (selected("exclude", model, exclude), selected("include", model, include))
+    owners, own = _owners(model), own_names(model)
+    layers: list[TrackedLayer] = []
+    reasons: dict[int, str] = {}
+    for name, module in model.named_modules():
+        for part in parts_of(module):
+            full = full_name(name, part)
+            reason = _reason_against(full, module, part, chosen, owners)
+            reason = reason or _reason_against_shards(model, module, part)
+            if not reason and part.weight is not None and _serves(served, part.weight):
+                named = joined(own[name], part.name)
+                layers.append(_track(named, module, part, part.weight, owners))
+                continue
+            hit = (part.weight, part.bias) if part.name else module.parameters(recurse=False)
+            reasons.update((id(p), reason) for p in hit)
+    covered = {id(p): _curvature(layer) for layer in layers for p in layer.parameters}
+    entries = []
+    for name, parameter in model.named_parameters():
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        treatment = Treatment.PRECONDITIONED if id(parameter) in covered else Treatment.BASE
+        why = covered.get(id(parameter)) or _shared(parameter, owners)
+        why = why or reasons.get(id(parameter), "") or reason_against(module)
+        if not parameter.requires_grad:
+            treatment, why = Treatment.FROZEN, "requires_grad is False"
+        elif not _serves(served, parameter):
+            treatment, why = Treatment.FROZEN, "in no parameter group of this optimizer"
+        shape, kind = tuple(parameter.shape), unsharded_type(module).__name__
+        entries.append(ParameterCoverage(joined(own[path], leaf), shape, kind, treatment, why))
+    return layers, Coverage(tuple(entries))
+
+
+def sparse_parameters(model: nn.Module) -> dict[Tensor, str]:
+    """Weights whose gradients are sparse, with the names of their modules."""
+    return {
+        module.weight: name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse
+    }
+
+
+def _serves(served: Container[nn.Parameter] | None, parameter: nn.Parameter) -> bool:
+    return served is None or parameter in served
+
+
+def _curvature(layer: TrackedLayer) -> str:
+    return "Fisher of each channel" if layer.geometry.unit_wise else "Kronecker factors"
+
+
+def _owners(model: nn.Module) -> dict[int, list[str]]:
+    """The names under which modules hold each parameter, by the parameter's id."""
+    owners: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners[id(parameter)].append(name)
+    # A module that stands at several places holds its parameters once.
+    held = Counter(
+        id(parameter)
+        for module in model.modules()
+        for parameter in module.parameters(recurse=False)
+    )
+    return {key: names if held[key] > 1 else names[:1] for key, names in owners.items()}
+
+
+def _reason_against(
+    name: str,
+    module: nn.Module,
+    part: Part,
+    chosen: tuple[frozenset[str], frozenset[str]],
+    owners: dict[int, list[str]],
+) -> str:
+    """Why a weight trains by the base rule; empty where it is preconditioned."""
+    exclude, include = chosen
+    if name in exclude:
+        return "excluded"
+    wanted = part.adapter.by_default or name in include
+    kind = type(module).__name__
+    if part.weight is None:
+        return "weight is not a plain parameter"
+    if not wanted:
+        return f"not included (include=(nn.{kind},))"
+    return part.adapter.refusal(module) or _refused(part.weight, owners)
+
+
+def _reason_against_shards(model: nn.Module, module: nn.Module, part: Part) -> str:
+    if part.weight is None:
+        return ""
+    shape = part.adapter.geometry(module, bias=False)
+    by_rows = shape.matrices == 1 and not (
+        shape.transposed or shape.one_hot or shape.unit_wise or part.name
+    )
+    return reason_against_shards(model, part.weight, by_rows=by_rows)
+
+
+def _track(
+    name: str, module: nn.Module, part: Part, weight: nn.Parameter, owners: dict[int, list[str]]
+) -> TrackedLayer:
+    bias = None if part.bias is None or _refused(part.bias, owners) else part.bias
+    geometry = part.adapter.geometry(module, bias=bias is not None)
+    return TrackedLayer(name, module, part.adapter, geometry, weight, bias, part.name)
+
+
+def _shared(parameter: nn.Parameter, owners: dict[int, list[str]]) -> str:
+    """Under which names several modules hold a parameter; empty where one does."""
+    names = owners[id(parameter)]
+    return "shared: " + " = ".join(names) if len(names) > 1 else ""
+
+
+def _refused(parameter: nn.Parameter, owners: dict[int, list[str]]) -> str:
+    """Why a parameter can't be part of a layer's matrix; empty where it can."""
+    if shared := _shared(parameter, owners):
+        return shared
+    if not parameter.requires_grad:
+        return "weight is not trained"
+    if not parameter.is_floating_point():
+        return f"no curvature for {parameter.dtype}"
+    if not parameter.numel():
+        return "weight has no entries"
+    return ""

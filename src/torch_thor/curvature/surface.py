@@ -1,0 +1,165 @@
+"""What users see of the curvature, of an optimizer and of a preconditioner alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from torch_thor.capture.fisher import Likelihood, sampled_loss
+from torch_thor.options.errors import require
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from contextlib import AbstractContextManager
+
+    from torch_thor.capture.coverage import Coverage
+    from torch_thor.capture.selection import Selector
+    from torch_thor.curvature.engine import CurvatureEngine
+    from torch_thor.distributed.wire import Traffic
+    from torch_thor.options.trace_rule import LayerDecision
+
+
+class HasCurvature:
+    """Something that trains a model with the curvature of its layers.
+
+    Attributes:
+        engine: Where the curvature is.
+    """
+
+    engine: CurvatureEngine
+
+    def _follow_model(self) -> None:
+        """Takes in what has changed in the model, and in who trains it."""
+        self.engine.follow()
+
+    @property
+    def last_decisions(self) -> tuple[LayerDecision, ...]:
+        """Decisions of the latest ``step()``; empty when it refreshed nothing."""
+        return self.engine.last_decisions
+
+    @property
+    def wants_statistics(self) -> bool:
+        """Whether the next ``step()`` needs statistics of any layer."""
+        return self.engine.wants_statistics
+
+    @property
+    def traffic(self) -> Traffic:
+        """Messages and bytes that this rank has sent for the curvature."""
+        return self.engine.communicator.traffic
+
+    def coverage(self) -> Coverage:
+        """Says for every parameter how it trains, and why."""
+        self._follow_model()
+        return self.engine.coverage()
+
+    @torch.no_grad()
+    def factor_norms(self) -> dict[str, float]:
+        """Returns ‖A ⊗ G‖ (Frobenius, undamped) of the curvature of each layer, by name.
+
+        Only the blocks that the split keeps count. Empty before the first statistics.
+        """
+        norms_of: dict[str, float] = {}
+        for stack in self.engine.stacks:
+            squares = [
+                factor.blocks.double().square().sum((2, 3, 4)) for factor in (stack.a, stack.g)
+            ]
+            lengths = (squares[0] * squares[1]).sum(1).sqrt().tolist()
+            norms_of.update((lay.name, n) for lay, n in zip(stack.layers, lengths, strict=True))
+        return norms_of
+
+    def remove(self) -> None:
+        """Takes every hook off the model; nothing is collected any more."""
+        self.engine.capture.remove()
+
+    def without_hooks(self) -> AbstractContextManager[None]:
+        """Inside, the model has no hooks: for tools that can't pass them, as torch.jit.script."""
+        return self.engine.without_hooks()
+
+    def use_mask(self, counts: Tensor) -> None:
+        """Leaves padding out of the statistics of the next forwards, until the next step.
+
+        Positions whose output gradient is exactly zero are left out of token layers anyway, unless
+        all of a call's are zero.
+
+        Args:
+            counts: True where a position counts, of the shape of the activations without their
+                last dimension, ``[N, T]``.
+
+        Raises:
+            InvalidOptionError: For anything but a tensor of bools.
+        """
+        given: object = counts
+        valid = isinstance(given, Tensor) and given.dtype == torch.bool
+        require("mask", given, valid, "a tensor of bools, [N, T]")
+        self.engine.capture.mask(counts)
+
+    def sample_fisher(
+        self,
+        outputs: Tensor,
+        likelihood: Likelihood = "categorical",
+        *,
+        class_dim: int = -1,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Collects statistics of labels that are drawn from the model's own predictions.
+
+        For ``Statistics(fisher="mc")``: call it between forward and ``backward()``, once for
+        each forward. It runs a backward of its own in steps that want statistics, does
+        nothing in the others, and leaves every ``.grad`` and the graph as they were.
+
+        Args:
+            outputs: The model's outputs ``[N, ...]``: logits, or means.
+            likelihood: ``"categorical"`` (softmax over ``class_dim``), ``"bernoulli"``
+                (sigmoid of each entry) or ``"normal"`` (unit variance, squared loss).
+            class_dim: Dimension of the classes.
+            generator: Source of the draws; ``None`` takes torch's own.
+
+        Raises:
+            InvalidOptionError: For an unknown likelihood.
+        """
+        if self.wants_statistics:
+            reduction = self.engine.options.statistics.loss_reduction
+            loss = sampled_loss(
+                outputs, likelihood, class_dim=class_dim, reduction=reduction, generator=generator
+            )
+            self.fisher_backward(loss)
+
+    def fisher_backward(self, loss: Tensor) -> None:
+        """Runs a backward for the statistics alone: the free form of ``sample_fisher``.
+
+        Args:
+            loss: Scalar loss of labels drawn from the model, reduced as
+                ``Statistics(loss_reduction=...)`` says. Its graph is kept.
+        """
+        weights = [layer.weight for layer in self.engine.layers if layer.armed]
+        if weights:
+            with self.engine.capture.sampled_backward():
+                torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
+
+    def load_curvature(
+        self, state: dict[str, Any], leave_out: Selector | Iterable[Selector] = ()
+    ) -> None:
+        """Loads the curvature of all layers but some, such as a new head; steps go on counting.
+
+        Args:
+            state: What ``state_dict()`` returned, of an optimizer or a preconditioner.
+            leave_out: Modules (names, with ``*`` as wildcard, or types), of the model or of the
+                checkpoint, that are left out: they begin without curvature.
+
+        Raises:
+            StateMismatchError: Where the other layers differ, or what must be the same in
+                ``load_state_dict``; nothing is loaded then.
+            InvalidOptionError: Where ``leave_out`` means nothing.
+        """
+        self._follow_model()
+        self.engine.adopt(self.engine.fitting_part(state, leave_out))
+
+    def reset_curvature(self) -> None:
+        """Forgets factors, inverses and decisions; statistics begin anew with the next step.
+
+        Intervals count from here, and layers that a trace rule froze are free. Momentum and the
+        count of steps, which schedules follow, stay. In a distributed run all ranks call it.
+        """
+        self.engine.reset()
