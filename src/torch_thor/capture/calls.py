@@ -47,6 +47,13 @@ class Call:
         """Samples × positions, without padding."""
         return self.plan.samples * self.plan.positions * self.share
 
+    def moves(self) -> bool:
+        """Whether its gradient of the weight is anything but zero; waits for the device."""
+        if self.inputs.dim() == 2:
+            return bool(self.gradients.any())
+        wide = self.gradients.to(torch.promote_types(self.gradients.dtype, torch.float32))
+        return bool((wide.mT @ self.inputs.to(wide)).any())
+
 
 def count_rows(calls: list[Call]) -> None:
     """Asks the devices once which shares of the calls' rows are padding."""

@@ -16,15 +16,12 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from torch_thor.capture.arrival import Arrival
 from torch_thor.capture.autograd import (
-    Delivery,
     as_plain,
-    delivery_of,
     is_transformed,
     on_gradient_of,
     require_plain,
-    running_backward,
-    when_backward_ends,
 )
 from torch_thor.capture.calls import count_rows
 from torch_thor.capture.hooks import (
@@ -216,62 +213,40 @@ class Capture:
         self, layer: TrackedLayer, weight: Tensor, inputs: Tensor, output: Tensor, first: int
     ) -> None:
         pending = begin_call(self._rules(), layer, inputs, output, first)
-        mc = self.options.fisher == "mc"
+        arrival = Arrival(self, pending, weight)
+        on_gradient_of(pending.watched(output), arrival.on_gradient)
 
-        def on_gradient(gradient: Tensor) -> None:
-            if not layer.armed:
-                return
-            with self.obstructing(layer):
-                if mc and self._sampled_backward:
-                    layer.ledger.draw(pending.complete(gradient))
-                elif not self._begin_backward(layer, weight):
-                    return
-                elif not mc:
-                    layer.ledger.add(running_backward(), pending.complete(gradient))
-                layer.group_has_gradient = True
+    @property
+    def counts_sampled(self) -> bool:
+        """Whether only labels that were sampled count."""
+        return self.options.fisher == "mc"
 
-        on_gradient_of(pending.watched(output), on_gradient)
+    @property
+    def samples_now(self) -> bool:
+        """Whether the running backward is one of sampled labels."""
+        return self._sampled_backward
 
     def _rules(self) -> CallRules:
         budget = None if self._matched else self.options.rows
         reduce = self.options.weight_sharing == "reduce"
         return CallRules(self.options.rows, budget, reduce, self.seed, self._mask)
 
-    def _begin_backward(self, layer: TrackedLayer, weight: Tensor) -> bool:
-        """Whether the running backward delivers a gradient of the weight; opens the ledger."""
-        delivery = delivery_of(weight)
-        if delivery is Delivery.NONE:
-            return False
-        task, ledger = running_backward(), layer.ledger
-        if ledger.begin(task, weight):
-            hook = None
-            if delivery is Delivery.HANDED_OUT:
-                hook = weight.register_hook(  # type: ignore[no-untyped-call]
-                    lambda gradient: ledger.hand_out(task, gradient)
-                )
-
-            def end() -> None:
-                if hook is not None:
-                    hook.remove()
-                ledger.settle(task)
-
-            when_backward_ends(end)
-        return True
-
     def settle(self, layers: Iterable[TrackedLayer]) -> None:
         """Leaves the calls whose gradient is in ``.grad`` now; before a step reads them."""
-        suspects: dict[torch.device, list[tuple[Ledger, Tensor]]] = defaultdict(list)
+        seen: dict[torch.device, list[tuple[Ledger, Tensor, int]]] = defaultdict(list)
         layers = [layer for layer in layers if layer.called or not layer.ledger.is_empty]
         for layer in layers:
             ledger = layer.ledger
             ledger.review()
-            if (gradient := ledger.suspect) is not None:
-                suspects[gradient.device].append((ledger, gradient))
             if layer.called and not ledger.read() and layer.weight.grad is not None:
                 layer.obstacle = layer.obstacle or REPLACED
+            for sign, count in ledger.signs():
+                seen[sign.device].append((ledger, sign, count))
         count_rows([call for layer in layers for call in layer.ledger.read()])
-        for alike in suspects.values():
-            moved = torch.stack([gradient.any() for _, gradient in alike]).tolist()
-            for (ledger, _), moves in zip(alike, moved, strict=True):
-                if not moves:
-                    ledger.drop()
+        for alike in seen.values():
+            moved = torch.stack([sign for _, sign, _ in alike]).tolist()
+            of_ledger: dict[Ledger, list[tuple[bool, int]]] = defaultdict(list)
+            for (ledger, _, count), moves in zip(alike, moved, strict=True):
+                of_ledger[ledger].append((moves, count))
+            for ledger, signs in of_ledger.items():
+                ledger.drop_zeroed(signs)

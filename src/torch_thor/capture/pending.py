@@ -39,7 +39,7 @@ class CallRules:
     mask: Tensor | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, slots=False)
 class PendingCall:
     """A call whose output gradient has not arrived.
 
@@ -64,6 +64,14 @@ class PendingCall:
     has_padding: bool
     kept: Tensor | None
     kept_of_all: Tensor | None
+
+    def merge(self, call: Call, more: Call) -> None:
+        """Adds the gradients of another backward through the same forward to a call that counts."""
+        call.gradients = call.gradients + more.gradients
+        if call.counted is not None and more.counted is not None:
+            own = more.counted if more.inputs.dim() == 2 else more.counted.unsqueeze(-1)
+            call.inputs = torch.where(own, more.inputs, call.inputs)
+            call.counted = call.counted | more.counted
 
     def watched(self, output: Tensor) -> Tensor:
         """The tensor whose gradient completes the call."""
