@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from torch_thor.layers.rows import RowPlan
 
 
+_ROUNDING = 1e-3  # of the summands of a gradient
+
+
 @dataclass(eq=False)
 class Call:
     """One forward call of a layer whose output gradient has arrived.
@@ -47,12 +50,21 @@ class Call:
         """Samples × positions, without padding."""
         return self.plan.samples * self.plan.positions * self.share
 
-    def moves(self) -> bool:
-        """Whether its gradient of the weight is anything but zero; waits for the device."""
-        if self.inputs.dim() == 2:
-            return bool(self.gradients.any())
-        wide = self.gradients.to(torch.promote_types(self.gradients.dtype, torch.float32))
-        return bool((wide.mT @ self.inputs.to(wide)).any())
+    def moves(self, geometry: Geometry) -> bool:
+        """Whether its gradient of the weight is anything but zero; waits for the device.
+
+        What is small against its summands may be rounding.
+        """
+        if geometry.one_hot:
+            return bool((self.gradients * (self.inputs >= 0).unsqueeze(-1)).any())
+        wide = torch.promote_types(self.gradients.dtype, torch.float32)
+        gradients, inputs = self.gradients.to(wide), self.inputs.to(wide)
+        if geometry.unit_wise:
+            gradients = gradients[..., :1]  # of the scale, which is the weight
+        elif geometry.bias:
+            inputs = inputs[..., :-1]
+        summed = (gradients.mT @ inputs).abs()
+        return bool((summed > _ROUNDING * (gradients.abs().mT @ inputs.abs())).any())
 
 
 def count_rows(calls: list[Call]) -> None:

@@ -29,6 +29,7 @@ from torch_thor.capture.hooks import (
     ForwardHook,
     LeaveHook,
     Watches,
+    hang,
     other_listeners,
     take_off,
 )
@@ -75,32 +76,54 @@ class Capture:
         self._turns_of: weakref.WeakKeyDictionary[Listener, int] = weakref.WeakKeyDictionary()
         self._sampled_backward = False
         self._mask: Tensor | None = None
+        self._mask_fits = False
+        self._layers: list[TrackedLayer] = []
+        self._removed, self._suspended = False, 0
         self._handles: list[RemovableHandle] = []
         self._watches: list[Watches] = []
         weakref.finalize(self, take_off, self._handles)
 
     def attach(self, layers: Iterable[TrackedLayer]) -> None:
-        """Registers one forward hook a layer, or a pair of hooks around a hidden function."""
+        """Hangs hooks on some layers and no others, unless it is removed or suspended."""
+        self._layers = list(layers)
+        self._detach()
+        if self._removed or self._suspended:
+            return
         hidden: dict[nn.Module, list[TrackedLayer]] = defaultdict(list)
-        for layer in layers:
+        for layer in self._layers:
             if layer.adapter.inside_function:
                 hidden[layer.module].append(layer)
                 continue
+            # Before fully_shard takes the weight away again.
             hook = ForwardHook(self, layer)
-            self._handles.append(
-                layer.module.register_forward_hook(
-                    # Before fully_shard takes the weight away again.
-                    hook,
-                    with_kwargs=True,
-                    prepend=True,
-                )
-            )
+            self._handles.append(hang(layer.module, hook, with_kwargs=True, prepend=True))
         for module, inside in hidden.items():
             watches = Watches(self, inside)
             self._watches.append(watches)
-            enter, leave = EnterHook(watches), LeaveHook(watches)
-            self._handles.append(module.register_forward_pre_hook(enter))
-            self._handles.append(module.register_forward_hook(leave, always_call=True))
+            self._handles.append(hang(module, EnterHook(watches), before=True))
+            self._handles.append(hang(module, LeaveHook(watches), always_call=True))
+
+    def _detach(self) -> None:
+        take_off(self._handles)
+        for watches in self._watches:
+            watches.leave_all()
+        self._watches.clear()
+
+    def remove(self) -> None:
+        """Takes every hook off the model, for good."""
+        self._removed = True
+        self._detach()
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Inside, no module has a hook; one inside another changes nothing."""
+        self._suspended += 1
+        self._detach()
+        try:
+            yield
+        finally:
+            self._suspended -= 1
+            self.attach(self._layers)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Capture:
         """A copy has no hooks: whoever copies the layers too attaches it to them."""
@@ -137,18 +160,13 @@ class Capture:
             for other in other_listeners(self, layer):
                 self._turns_of[other] = other.turns
 
-    def remove(self) -> None:
-        """Takes every hook off the model again."""
-        take_off(self._handles)
-        self._watches.clear()
-
     def mask(self, counts: Tensor) -> None:
         """Leaves positions out of the statistics of the next forwards, until the next step.
 
         Args:
             counts: True where a position counts, ``[N, T]``.
         """
-        self._mask = counts.detach()
+        self._mask, self._mask_fits = counts.detach(), False
 
     def forget(self, layers: Iterable[TrackedLayer]) -> None:
         """Drops what was collected."""
@@ -213,6 +231,7 @@ class Capture:
         self, layer: TrackedLayer, weight: Tensor, inputs: Tensor, output: Tensor, first: int
     ) -> None:
         pending = begin_call(self._rules(), layer, inputs, output, first)
+        self._mask_fits |= pending.kept_of_all is not None or pending.is_weighed
         arrival = Arrival(self, pending, weight)
         on_gradient_of(pending.watched(output), arrival.on_gradient)
 
@@ -231,8 +250,16 @@ class Capture:
         reduce = self.options.weight_sharing == "reduce"
         return CallRules(self.options.rows, budget, reduce, self.seed, self._mask)
 
+    def _tell_misfit(self, layers: Iterable[TrackedLayer]) -> None:
+        if self._mask is not None and not self._mask_fits and any(one.called for one in layers):
+            warn(
+                f"The mask of use_mask, {list(self._mask.shape)}, fits no call of a layer over "
+                "tokens, so it leaves nothing out. It must be [N, T]: samples, then positions."
+            )
+
     def settle(self, layers: Iterable[TrackedLayer]) -> None:
         """Leaves the calls whose gradient is in ``.grad`` now; before a step reads them."""
+        self._tell_misfit(layers)
         seen: dict[torch.device, list[tuple[Ledger, Tensor, int]]] = defaultdict(list)
         layers = [layer for layer in layers if layer.called or not layer.ledger.is_empty]
         for layer in layers:

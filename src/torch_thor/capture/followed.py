@@ -11,7 +11,7 @@ from torch_thor.layers.shards import is_dtensor
 from torch_thor.options.notices import warn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from torch import nn
 
@@ -31,7 +31,8 @@ class FollowedModel:
 
     Attributes:
         layers: Tracked layers, in the model's order.
-        layer_of: The tracked layer of each of their parameters.
+        asleep: Layers whose weight is frozen; they are listened to, in case it is thawed.
+        layer_of: The tracked layer of each parameter of ``layers``.
     """
 
     def __init__(
@@ -47,19 +48,19 @@ class FollowedModel:
         self._exclude, self._include, self._stagger = exclude, include, stagger
         self._chosen: frozenset[nn.Parameter] | None = None
         self.layers: list[TrackedLayer] = []
+        self.asleep: list[TrackedLayer] = []
         self.find()
 
     def find(self) -> None:
         """Surveys the model; a layer that is still what it was stays, with the calls it has."""
-        known = {layer.identity: layer for layer in self.layers}
+        known = {layer.identity: layer for layer in self.all_layers}
         chosen = self._chosen
         served = None if chosen and chosen.issuperset(self.model.parameters()) else chosen
-        found, self._coverage = survey(self.model, self._exclude, self._include, served)
-        self.layers = [
-            old if (old := known.get(new.identity)) and old.is_as(new) else new for new in found
-        ]
-        for layer, new in zip(self.layers, found, strict=True):
-            layer.name = new.name
+        found = survey(self.model, self._exclude, self._include, served)
+        self._coverage = found.coverage
+        self.layers = [_same_or_new(known, one, one.is_as) for one in found.layers]
+        # With which of its biases it will wake is not known.
+        self.asleep = [_same_or_new(known, one, one.has_weight_of) for one in found.asleep]
         self._snapshot = Snapshot(self.model)
         self.layer_of = {p: layer for layer in self.layers for p in layer.parameters}
         if self._stagger:
@@ -69,6 +70,11 @@ class FollowedModel:
             for layer in self.layers:
                 layer.share = passed / total
                 passed += layer.weight.numel()
+
+    @property
+    def all_layers(self) -> list[TrackedLayer]:
+        """Those that train and those that are asleep."""
+        return [*self.layers, *self.asleep]
 
     def is_current(self) -> bool:
         """Whether the model is still what was surveyed."""
@@ -120,3 +126,16 @@ class FollowedModel:
                 "group, so they don't train. Call optimizer.add_param_group, or build the "
                 "optimizer after the model is complete."
             )
+
+
+def _same_or_new(
+    known: Mapping[tuple[nn.Module, str], TrackedLayer],
+    found: TrackedLayer,
+    is_same: Callable[[TrackedLayer], bool],
+) -> TrackedLayer:
+    """The layer as it is known, with the calls it has, where it is still the same."""
+    old = known.get(found.identity)
+    if old is None or not is_same(old):
+        return found
+    old.name = found.name
+    return old

@@ -12,7 +12,7 @@ from torch_thor.capture.autograd import graph_must_stay_whole
 from torch_thor.layers import ProjectionWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from torch.utils.hooks import RemovableHandle
 
@@ -34,14 +34,20 @@ class Listener(Protocol):
         """Takes a call of a layer; ``first`` is the first of its matrices that took part."""
 
 
+_FIRST_NUMBER = 1 << 40
+
+
 class _InertHook:
     """What a copied or unpickled model carries in the place of a hook, until its first call."""
 
     def __call__(self, module: nn.Module, *args: object) -> None:  # noqa: ARG002
         """Takes itself off."""
+        notes = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called")
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key in [key for key, hook in hooks.items() if hook is self]:
                 del hooks[key]
+                for table in (getattr(module, note, {}) for note in notes):
+                    table.pop(key, None)
 
 
 class _StaysBehind:
@@ -71,6 +77,38 @@ def _may_look() -> bool:
     if torch.compiler.is_compiling():
         return not graph_must_stay_whole()
     return not torch._C._is_tracing()
+
+
+def hang(
+    module: nn.Module, hook: Callable[..., None], *, before: bool = False, **how: bool
+) -> RemovableHandle:
+    """Registers a hook under a number that no other hook has, also not in another process.
+
+    A model that is saved whole carries its hooks along, and torch counts from 0 in each process.
+
+    Args:
+        module: The module.
+        hook: The hook.
+        before: Whether it runs before the forward.
+        how: What torch's ``register_forward_hook`` takes.
+    """
+    register = module.register_forward_pre_hook if before else module.register_forward_hook
+    handle: RemovableHandle = register(hook, **how)
+    tables = [module._forward_pre_hooks] if before else [module._forward_hooks]
+    tables += [] if before else [module._forward_hooks_with_kwargs]  # type: ignore[list-item]
+    tables += [] if before else [module._forward_hooks_always_called]  # type: ignore[list-item]
+    number = handle.id + _FIRST_NUMBER
+    for table in tables:
+        if handle.id in table:
+            table[number] = table.pop(handle.id)
+    handle.id = number
+    if how.get("prepend"):
+        module._forward_hooks.move_to_end(number, last=False)  # type: ignore[attr-defined]
+    return handle
+
+
+def _is_frozen(weight: object) -> bool:
+    return isinstance(weight, Tensor) and not weight.requires_grad
 
 
 def take_off(handles: list[RemovableHandle]) -> None:
@@ -110,6 +148,8 @@ class ForwardHook(_StaysBehind):
             return
         inputs = args[0] if args else next(iter(kwargs.values()), None)
         weight = layer.adapter.weight(module)
+        if _is_frozen(weight):
+            return
         if isinstance(weight, Tensor) and isinstance(inputs, Tensor) and isinstance(output, Tensor):
             capture.on_forward(layer, weight, inputs, output)
         else:
@@ -144,11 +184,16 @@ class Watches:
 
     def arm(self) -> None:
         """Notes whether any of its layers counts now."""
+        self.leave_all()
         self._wanted = any(layer.armed for one in self._layers if (layer := one()) is not None)
+
+    def _any_trained(self) -> bool:
+        layers = [one() for one in self._layers]
+        return any(layer is not None and layer.weight.requires_grad for layer in layers)
 
     def enter(self) -> None:
         """Begins to watch, where that is wanted."""
-        if not self._wanted or not _may_look():
+        if not self._wanted or not _may_look() or not self._any_trained():
             return
         if torch.is_grad_enabled():
             self._push()
@@ -156,6 +201,11 @@ class Watches:
         for reference in self._layers:
             if (layer := reference()) is not None and layer.armed:
                 layer.begin_call()
+
+    def leave_all(self) -> None:
+        """Ends what an interrupt has left: torch calls no hook then."""
+        while self._entered:
+            self._pop()
 
     def leave(self) -> None:
         """Ends the latest watch."""
@@ -167,12 +217,12 @@ class Watches:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _push(self) -> None:
         watch = ProjectionWatch(self._on_projection)
-        watch.__enter__()  # type: ignore[no-untyped-call]
+        watch.__enter__()
         self._entered.append(watch)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _pop(self) -> None:
-        self._entered.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self._entered.pop().__exit__(None, None, None)
 
     def _on_projection(self, used: Tensor, inputs: Tensor, output: Tensor) -> None:
         capture = self._capture()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from torch_thor.capture.calls import Call
     from torch_thor.capture.pending import PendingCall
+    from torch_thor.layers import Geometry
 
 _MOST_DRAWS = 64  # whose forwards had no backward of their own
 _MOST_SIGNS = 8  # that wait to be read from the device
@@ -107,11 +108,12 @@ class Ledger:
 
     Args:
         weight: The weight, whose ``.grad`` the step reads.
+        geometry: Its shape as matrices.
     """
 
-    def __init__(self, weight: nn.Parameter) -> None:
+    def __init__(self, weight: nn.Parameter, geometry: Geometry) -> None:
         """Starts empty."""
-        self._weight = weight
+        self._weight, self._geometry = weight, geometry
         self._open: dict[int, _Backward] = {}
         self.calls: list[Call] = []
         self._mark = GradientMark(None)
@@ -120,7 +122,7 @@ class Ledger:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Ledger:
         """A copy of the weight has no gradient of these calls."""
-        return Ledger(copy.deepcopy(self._weight, memo))
+        return Ledger(copy.deepcopy(self._weight, memo), self._geometry)
 
     @property
     def is_empty(self) -> bool:
@@ -253,7 +255,7 @@ class Ledger:
         """
         count = max((count for alive, count in signs if not alive), default=0)
         # A gradient that never was anything but zero is no sign of a drop.
-        if any(call.moves() for call in self.calls[:count]):
+        if any(call.moves(self._geometry) for call in self.calls[:count]):
             self.calls = self.calls[count:]
             self._mark = GradientMark(self._weight.grad, self.calls)
 

@@ -53,6 +53,7 @@ class PendingCall:
         has_padding: Whether some of its positions may be padding.
         kept: Which of the taken rows a mask leaves in.
         kept_of_all: Which of all rows it leaves in.
+        is_weighed: Whether a mask weighs its positions.
     """
 
     layer: TrackedLayer
@@ -64,6 +65,7 @@ class PendingCall:
     has_padding: bool
     kept: Tensor | None
     kept_of_all: Tensor | None
+    is_weighed: bool
 
     def merge(self, call: Call, more: Call) -> None:
         """Adds the gradients of another backward through the same forward to a call that counts."""
@@ -122,7 +124,8 @@ def begin_call(
     plan = replace(chosen, output_shape=tuple(output.shape))
     tokens = adapter.has_tokens and positions > 1 and not geometry.unit_wise
     mask = rules.mask if tokens else None
-    if reduce and mask is not None and mask.shape == inputs.shape[:-1]:
+    weighs = reduce and mask is not None and mask.shape == inputs.shape[:-1]
+    if weighs and mask is not None:
         inputs = weighed(inputs, mask)
     place = None
     if base_of(output) is not None:
@@ -137,4 +140,5 @@ def begin_call(
         tokens and not reduce,
         kept_rows(mask, plan),
         kept_rows(mask, replace(plan, index=None)),
+        weighs,
     )

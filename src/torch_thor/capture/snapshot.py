@@ -34,12 +34,15 @@ class Snapshot:
         # A scripted module keeps them elsewhere, and they can't be replaced.
         self._tables = [table for table in tables if isinstance(table, dict)]
         self._held = list(self._now())
+        self._names = list(chain.from_iterable(self._tables))
         self.parameters = list(model.parameters())
         self._trained = self._flags()
 
     def is_current(self) -> bool:
         """Whether the model still holds the same, at every place, and trains the same."""
-        return are_same(list(self._now()), self._held) and self._flags() == self._trained
+        # Whatever is renamed, or taken out and put back, is found by its new name.
+        same = are_same(list(self._now()), self._held) and self._flags() == self._trained
+        return same and list(chain.from_iterable(self._tables)) == self._names
 
     def _now(self) -> Iterable[object]:
         return chain.from_iterable(table.values() for table in self._tables)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -22,12 +23,30 @@ if TYPE_CHECKING:
     from torch_thor.capture.selection import Selector
 
 
+_FROZEN = "weight is not trained"
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found in a model.
+
+    Args:
+        layers: Those to precondition.
+        asleep: Those that would be, if their weight were not frozen.
+        coverage: How every parameter trains.
+    """
+
+    layers: list[TrackedLayer]
+    asleep: list[TrackedLayer]
+    coverage: Coverage
+
+
 def survey(
     model: nn.Module,
     exclude: Sequence[Selector],
     include: Sequence[Selector] = (),
     served: Container[nn.Parameter] | None = None,
-) -> tuple[list[TrackedLayer], Coverage]:
+) -> Survey:
     """Finds the layers to precondition and accounts for every parameter.
 
     Args:
@@ -45,16 +64,19 @@ def survey(
     chosen = (selected("exclude", model, exclude), selected("include", model, include))
     owners, own = _owners(model), own_names(model)
     layers: list[TrackedLayer] = []
+    asleep: list[TrackedLayer] = []
     reasons: dict[int, str] = {}
     for name, module in model.named_modules():
         for part in parts_of(module):
             full = full_name(name, part)
             reason = _reason_against(full, module, part, chosen, owners)
-            reason = reason or _reason_against_shards(model, module, part)
-            if not reason and part.weight is not None and _serves(served, part.weight):
-                named = joined(own[name], part.name)
-                layers.append(_track(named, module, part, part.weight, owners))
-                continue
+            if reason in ("", _FROZEN):
+                reason = _reason_against_shards(model, module, part) or reason
+            if reason in ("", _FROZEN) and part.weight is not None and _serves(served, part.weight):
+                layer = _track(joined(own[name], part.name), module, part, part.weight, owners)
+                (asleep if reason else layers).append(layer)
+                if not reason:
+                    continue
             hit = (part.weight, part.bias) if part.name else module.parameters(recurse=False)
             reasons.update((id(p), reason) for p in hit)
     covered = {id(p): _curvature(layer) for layer in layers for p in layer.parameters}
@@ -71,7 +93,7 @@ def survey(
             treatment, why = Treatment.FROZEN, "in no parameter group of this optimizer"
         shape, kind = tuple(parameter.shape), unsharded_type(module).__name__
         entries.append(ParameterCoverage(joined(own[path], leaf), shape, kind, treatment, why))
-    return layers, Coverage(tuple(entries))
+    return Survey(layers, asleep, Coverage(tuple(entries)))
 
 
 def sparse_parameters(model: nn.Module) -> dict[Tensor, str]:
@@ -138,7 +160,10 @@ def _reason_against_shards(model: nn.Module, module: nn.Module, part: Part) -> s
 def _track(
     name: str, module: nn.Module, part: Part, weight: nn.Parameter, owners: dict[int, list[str]]
 ) -> TrackedLayer:
-    bias = None if part.bias is None or _refused(part.bias, owners) else part.bias
+    bias = part.bias
+    reason = "" if bias is None else _refused(bias, owners)
+    if reason and (reason != _FROZEN or weight.requires_grad):
+        bias = None
     geometry = part.adapter.geometry(module, bias=bias is not None)
     return TrackedLayer(name, module, part.adapter, geometry, weight, bias, part.name)
 
@@ -154,7 +179,7 @@ def _refused(parameter: nn.Parameter, owners: dict[int, list[str]]) -> str:
     if shared := _shared(parameter, owners):
         return shared
     if not parameter.requires_grad:
-        return "weight is not trained"
+        return _FROZEN
     if not parameter.is_floating_point():
         return f"no curvature for {parameter.dtype}"
     if not parameter.numel():

@@ -62,7 +62,7 @@ class TrackedLayer:
     @cached_property
     def ledger(self) -> Ledger:
         """The calls whose gradient stands in ``weight.grad``."""
-        return Ledger(self.weight)
+        return Ledger(self.weight, self.geometry)
 
     @cached_property
     def shard(self) -> Shard | None:
@@ -79,6 +79,10 @@ class TrackedLayer:
     def identity(self) -> tuple[nn.Module, str]:
         """What stays when names and parameters change."""
         return self.module, self.part
+
+    def has_weight_of(self, other: TrackedLayer) -> bool:
+        """Whether it is another one's layer with the same weight."""
+        return self.weight is other.weight and self.adapter is other.adapter
 
     def is_as(self, other: TrackedLayer) -> bool:
         """Whether it is another one's layer with the same parameters."""

@@ -137,8 +137,7 @@ class CurvatureEngine:
         self._arm()
 
     def _take_in_layers(self) -> None:
-        self.capture.remove()
-        self.capture.attach(self.layers)
+        self.capture.attach(self.followed.all_layers)
         self.store.remember(self.layers)
 
     def coverage(self) -> Coverage:
@@ -155,12 +154,9 @@ class CurvatureEngine:
     @contextmanager
     def without_hooks(self) -> Iterator[None]:
         """Inside, the model has no hooks: for tools that can't pass them, as torch.jit.script."""
-        self.capture.remove()
-        try:
+        with self.capture.suspended():
             yield
-        finally:
-            self.capture.attach(self.layers)
-            self._arm()
+        self._arm()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copies the engine with its model; the copy hangs hooks of its own."""
@@ -168,7 +164,7 @@ class CurvatureEngine:
         memo[id(self)] = twin
         memo[id(self.communicator)] = self.communicator  # a process group can't be copied
         vars(twin).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
-        twin.capture.attach(twin.layers)
+        twin.capture.attach(twin.followed.all_layers)
         twin.discard()
         return twin
 
@@ -195,7 +191,7 @@ class CurvatureEngine:
 
     def discard(self) -> None:
         """Drops the statistics since the last call, as for a step that is skipped."""
-        self.capture.forget(self.layers)
+        self.capture.forget(self.followed.all_layers)
         self._arm()
 
     def _begin_curvature(self) -> None:
@@ -260,10 +256,17 @@ class CurvatureEngine:
                 or self.calendar.any_due(self.steps, layer.share)
             )
         }
+        # A frozen layer may be thawed before the next forward.
+        wanted |= {
+            layer
+            for layer in self.followed.asleep
+            if layer.identity not in self.store.resting
+            or self.calendar.any_due(self.steps, layer.share)
+        }
         seed = self.options.statistics.seed * _SEED_STRIDE + self.steps
         # Ranks see different samples; their rows need not stand at the same positions.
         seed += self.communicator.rank * _RANK_STRIDE
-        self.capture.arm(self.layers, wanted, seed)
+        self.capture.arm(self.followed.all_layers, wanted, seed)
 
     def fitting(self, state_dict: object) -> Restored:
         """Checks a ``state_dict`` and makes the curvature that it holds; takes nothing over.

@@ -106,7 +106,7 @@ def measure_split(
     Raises:
         InvalidOptionError: Where the backward reached no layer that can be split.
     """
-    layers, _ = survey(model, ())
+    layers = survey(model, ()).layers
     statistics = Statistics(rows=rows)
     capture = Capture(statistics)
     capture.attach(layers)

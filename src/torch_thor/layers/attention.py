@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from operator import attrgetter
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +105,17 @@ def _part(
     return Part(name, ProjectionAdapter(weight, matrices), own.get(weight), own.get(bias))
 
 
+class _Entered(threading.local):
+    """The watches that a thread has entered."""
+
+    def __init__(self) -> None:
+        """None."""
+        self.watches: list[ProjectionWatch] = []
+
+
+_ENTERED = _Entered()
+
+
 class ProjectionWatch(TorchFunctionMode):
     """Sees the linear maps inside ``multi_head_attention_forward`` while it is entered.
 
@@ -116,6 +128,17 @@ class ProjectionWatch(TorchFunctionMode):
         """Starts outside."""
         super().__init__()
         self._on_projection = on_projection
+
+    def __enter__(self) -> Self:
+        """Begins to watch."""
+        super().__enter__()  # type: ignore[no-untyped-call]
+        _ENTERED.watches.append(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Ends it."""
+        _ENTERED.watches.remove(self)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self,
@@ -138,7 +161,10 @@ class ProjectionWatch(TorchFunctionMode):
         def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             output = F.linear(inputs, weight, bias)
             for used in (weight,) if bias is None else (weight, bias):
-                self._on_projection(used, inputs.reshape(-1, samples, inputs.shape[-1]), output)
+                rows = inputs.reshape(-1, samples, inputs.shape[-1])
+                # Another optimizer's watch does not see what runs inside of this one.
+                for watch in _ENTERED.watches:
+                    watch._on_projection(used, rows, output)
             return output
 
         return _over(linear)(*args, **kwargs)
