@@ -12,9 +12,10 @@ from torch_thor.curvature.engine import CurvatureEngine
 from torch_thor.curvature.options import CurvatureOptions
 from torch_thor.curvature.surface import HasCurvature
 from torch_thor.directions.banded import GradientRows, gradient_of, ready_banded_layers
-from torch_thor.directions.plan import DirectionPlan
+from torch_thor.directions.plan import DirectionPlan, all_finite
 from torch_thor.distributed.joining import UnevenInputs
 from torch_thor.layers.shards import local
+from torch_thor.linalg.foreach import Sorter
 from torch_thor.options.checks import DAMPING, require_number
 from torch_thor.options.curvature import (
     Damping,
@@ -115,21 +116,29 @@ class Preconditioner(HasCurvature, UnevenInputs):
         )
         self.engine = CurvatureEngine(model, options)
         check_norm_control(self._norm_control, sharded=self.engine.followed.is_sharded)
+        self._sorter = Sorter()
         UnevenInputs.__init__(self)
 
     def step(self) -> None:
         """Updates the curvature and rewrites ``.grad`` of every preconditioned layer.
 
+        Where a gradient is not finite, all stay as they are, and the statistics are dropped: what
+        to do about such a step is the optimizer's, or a GradScaler's.
+
         Raises:
+            NonFiniteGradientError: Where a gradient is not finite and ``on_nonfinite`` is
+                ``"raise"``; nothing has changed then.
             InvalidOptionError: Where a schedule gives a value that no step can take; nothing has
                 changed then.
         """
         self._begin_step()
-        self._average_and_update()
-        with torch.no_grad():
-            self._rewrite()
+        self._begin()
+        if self._take_in():
+            with torch.no_grad():
+                self._rewrite()
 
-    def _average_and_update(self) -> None:
+    def _begin(self) -> None:
+        """Follows the model, and λ; nothing changes before all values are known to be fine."""
         engine = self.engine
         engine.calendar.check(engine.steps + 1)
         engine.follow()
@@ -137,13 +146,35 @@ class Preconditioner(HasCurvature, UnevenInputs):
         require_number(f"damping at step {engine.steps}", damping, DAMPING)
         for layer in engine.layers:
             layer.damping = damping
-        engine.communicator.average_gradients(engine.model.parameters())
-        engine.update()
+
+    def _take_in(self) -> bool:
+        """Updates the curvature, unless a gradient is not finite; returns whether none is."""
+        engine = self.engine
+        ranks, parameters = engine.communicator, engine.followed.parameters
+        ranks.average_gradients(parameters)
+        gradients = [local(p.grad) for p in parameters if p.grad is not None]
+        ignored = engine.options.refresh.on_nonfinite == "ignore" or not gradients
+        finite = ignored or all_finite(gradients, self._sorter.sort(gradients))
+        self._tell_joined(ranks, skipped=not finite)
+        scale = engine.scale_in_force()
+        if finite:
+            engine.skips.in_a_row = 0
+            engine.update(scale)
+            return True
+        engine.leave_out(scale)
+        return False
 
     def shadow_step(self) -> None:
         """Takes part in a step of the other ranks, without samples."""
-        self.engine.model.zero_grad()
-        self._average_and_update()
+        engine = self.engine
+        engine.model.zero_grad()
+        self._begin()
+        if engine.options.distributed.reduce_gradients:
+            self._take_in()
+        elif engine.communicator.any(False):  # noqa: FBT003 (as the built-in)
+            engine.discard()
+        else:
+            engine.update()
 
     def catch_up(self, *, up_to_date: bool) -> None:
         """Does nothing: curvature is never behind."""

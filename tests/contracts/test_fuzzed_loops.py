@@ -102,6 +102,7 @@ class Loop(RuleBasedStateMachine):
 
     def rows_of(self, inputs: Tensor, targets: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Inputs and output gradients of every layer, by the chain rule."""
+        inputs = inputs.detach()
         weights = [self.module(name).weight.detach() for name in NAMES]
         biases = [self.module(name).bias.detach() for name in NAMES]
         activations = [inputs]
@@ -138,34 +139,37 @@ class Loop(RuleBasedStateMachine):
             with torch.no_grad():
                 self.model(inputs)
             return
+        asked = inputs.clone().requires_grad_()  # reentrant checkpoints need one
         if how == "plain":
-            outputs = self.model(inputs)
+            outputs = self.model(asked)
         else:
-            asked = inputs.clone().requires_grad_()  # reentrant checkpoints need one
             outputs = checkpoint(self.model, asked, use_reentrant=how == "reentrant")
         loss = 0.5 * (outputs - targets).square().sum() / samples
         groups = {n: layer.group if layer.heard else DEAF for n, layer in self.layers.items()}
         used = {name: self.module(name).weight for name in NAMES}
         trained = {name: weight.requires_grad for name, weight in used.items()}
         self.pending.append(
-            Pending(loss, inputs, targets, groups, used, trained, recomputes=how != "plain")
+            Pending(loss, asked, targets, groups, used, trained, recomputes=how != "plain")
         )
 
     def take(self, which: int) -> Pending:
         return self.pending.pop(which % len(self.pending))
 
     @precondition(lambda self: self.pending)
-    @rule(which=st.integers(0, 9))
-    def backward(self, which: int) -> None:
+    @rule(which=st.integers(0, 9), twice=st.booleans())
+    def backward(self, which: int, twice: bool = False) -> None:
+        """Through the whole graph; twice makes one gradient that is twice as long."""
         one = self.take(which)
         if not one.loss.requires_grad:
             return
-        one.loss.backward()
+        times = 2 if twice and not one.recomputes else 1
+        for number in range(times):
+            one.loss.backward(retain_graph=number < times - 1)
         for name, (a, g) in self.rows_of(one.inputs, one.targets).items():
             layer, weight = self.layers[name], self.module(name).weight
             if weight is one.used[name] and weight.requires_grad and one.trained[name]:
                 layer.backward_seen = True
-                layer.there.append(Share(a, g, one.groups[name] if layer.heard else DEAF))
+                layer.there.append(Share(a, times * g, one.groups[name] if layer.heard else DEAF))
 
     @rule(samples=st.integers(1, 4), seed=st.integers(0, 99), owner=OWNER, ends=st.booleans())
     def batch(self, samples: int, seed: int, owner: str, ends: bool) -> None:
@@ -186,6 +190,8 @@ class Loop(RuleBasedStateMachine):
         """A penalty or a log: nothing reaches .grad."""
         one = self.take(which)
         trained = [p for p in self.model.parameters() if p.requires_grad]
+        if of == "inputs" and not one.recomputes:
+            torch.autograd.grad(one.loss, one.inputs)
         if one.loss.requires_grad and trained and of == "weights":
             torch.autograd.grad(one.loss, trained, allow_unused=True)
             for name, layer in self.layers.items():
@@ -239,7 +245,7 @@ class Loop(RuleBasedStateMachine):
         """coverage() follows the model too, as a step does; what was collected stays."""
         self.optimizers[owner].coverage()
         for name in (one for one in NAMES if OWNERS[one] == owner):
-            self.layers[name].heard = self.module(name).weight.requires_grad
+            self.layers[name].heard = True
 
     @rule(owner=OWNER)
     def step(self, owner: str) -> None:
@@ -256,7 +262,7 @@ class Loop(RuleBasedStateMachine):
                 torch.testing.assert_close(a, layer.expected[0], rtol=1e-9, atol=1e-12)
                 torch.testing.assert_close(g, layer.expected[1], rtol=1e-9, atol=1e-12)
             layer.forget()
-            layer.heard = trained
+            layer.heard = True
 
     @staticmethod
     def factors(shares: list[Share]) -> tuple[Tensor, Tensor]:

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import gc
+import math
 import pickle
 import warnings
 import weakref
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import prune
 
 from helpers import AT_EVERY_STEP, data, mean_half_square, mlp, train, weights
-from torch_thor import KFAC, THOR, CurvatureWarning, Statistics, Treatment
+from torch_thor import (
+    KFAC,
+    THOR,
+    CurvatureWarning,
+    NonFiniteGradientError,
+    PolynomialDecay,
+    Preconditioner,
+    Refresh,
+    Statistics,
+    Treatment,
+)
 
 EXACTLY: dict[str, Any] = {
     "lr": 0.0,
@@ -23,6 +36,9 @@ EXACTLY: dict[str, Any] = {
     "inverse_interval": 1,
     "statistics": Statistics(decay=0.0, rows=None),
 }
+
+
+AT_EVERY_STEP_OF_ITS_OWN: dict[str, Any] = {"factor_interval": 1, "split": None}
 
 
 def tensors_alive() -> int:
@@ -91,6 +107,7 @@ def test_other_leaves_in_the_weights_places_count_where_their_gradients_are_put_
     assert found[0] == found[1]
 
 
+@pytest.mark.usefixtures("own_objects")
 def test_rows_go_with_a_gradient_that_autograd_grad_returned() -> None:
     """Case 46: memory is free as soon as nobody holds it."""
     model = mlp()
@@ -513,6 +530,66 @@ def test_micro_batches_that_make_a_graph_count_all() -> None:
         assert found[1][name] == pytest.approx(norm, rel=1e-5)
 
 
+@pytest.mark.parametrize("told", [False, True])
+def test_a_preconditioner_behind_a_scaler(told: bool) -> None:
+    """Case 71: its scale enters G unless it is named; where it is not, that is said."""
+    batches = [data(8) for _ in range(2)]
+    found = []
+    for scaled in (False, True):
+        torch.manual_seed(1)
+        model = mlp()
+        preconditioner = Preconditioner(model, **AT_EVERY_STEP_OF_ITS_OWN)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+        if told and scaled:
+            preconditioner.use_scaler(scaler)
+
+        def go(
+            preconditioner: Preconditioner = preconditioner,
+            sgd: torch.optim.SGD = sgd,
+            scaler: torch.amp.GradScaler = scaler,
+            model: nn.Module = model,
+        ) -> None:
+            for inputs, targets in batches:
+                sgd.zero_grad()
+                scaler.scale(mean_half_square(model(inputs), targets)).backward()
+                scaler.unscale_(sgd)
+                preconditioner.step()
+                scaler.step(sgd)
+                scaler.update()
+
+        with (
+            pytest.warns(CurvatureWarning, match="use_scaler")
+            if scaled and not told
+            else nullcontext()
+        ):
+            go()
+        found.append(weights(model))
+    if told:
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", ["skip", "raise", "ignore"])
+def test_a_preconditioner_leaves_gradients_that_are_not_finite(how: Any) -> None:
+    """Case 72."""
+    model = mlp()
+    refresh = Refresh(on_nonfinite=how)
+    preconditioner = Preconditioner(model, **AT_EVERY_STEP_OF_ITS_OWN, refresh=refresh)
+    mean_half_square(model(data(8)[0]), data(8)[1]).backward()
+    preconditioner.step()
+    before = preconditioner.factor_norms()
+    model.zero_grad()
+    mean_half_square(model(data(8)[0] * math.nan), data(8)[1]).backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    with pytest.raises(NonFiniteGradientError) if how == "raise" else nullcontext():
+        preconditioner.step()
+    assert preconditioner.factor_norms() == before
+    if how != "ignore":
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient, equal_nan=True)
+
+
 def test_two_backwards_through_one_forward_are_one_sum() -> None:
     """Case 15: two losses of one pass; what counts is the gradient that is there."""
     inputs, targets = data(8)
@@ -564,6 +641,7 @@ def test_an_interrupted_attention_is_left_at_the_next_step() -> None:
     model = nn.MultiheadAttention(4, 2, batch_first=True)
     optimizer = THOR(model, **AT_EVERY_STEP)
     x, plain = torch.randn(3, 5, 4), model.forward
+    before = torch._C._len_torch_function_stack()
 
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -571,8 +649,78 @@ def test_an_interrupted_attention_is_left_at_the_next_step() -> None:
     model.forward = stop  # type: ignore[method-assign,assignment]
     with pytest.raises(KeyboardInterrupt):
         model(x, x, x)
-    assert torch._C._len_torch_function_stack() == 1
+    assert torch._C._len_torch_function_stack() == before + 1
     model.forward = plain  # type: ignore[method-assign]
     model(x, x, x)[0].sum().backward()
     optimizer.step()
-    assert torch._C._len_torch_function_stack() == 0
+    assert torch._C._len_torch_function_stack() == before
+
+
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_positions_first_are_positions(sharing: Any, masked: bool) -> None:
+    """Case 62: torch's own transformer layers put them there unless they are told otherwise."""
+    inputs, weight = torch.randn(4, 6, 8), torch.randn(4, 6, 8)
+    found = []
+    for batch_first in (True, False):
+        torch.manual_seed(1)
+        model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=batch_first).double()
+        statistics = Statistics(decay=0.0, rows=None, weight_sharing=sharing)
+        optimizer = KFAC(model, **EXACTLY | {"statistics": statistics})
+        if masked:
+            optimizer.use_mask(torch.arange(6).expand(4, -1) < 4)
+        asked = inputs.double() if batch_first else inputs.double().transpose(0, 1)
+        outputs = model(asked)
+        outputs = outputs if batch_first else outputs.transpose(0, 1)
+        (outputs * weight).sum(1).mean().backward()
+        optimizer.step()
+        found.append(optimizer.factor_norms())
+    for name, norm in found[0].items():
+        assert found[1][name] == pytest.approx(norm, rel=1e-9)
+
+
+def test_hooks_that_change_the_output_before_ours_are_seen() -> None:
+    """Case 47: G belongs to the output of the layer itself."""
+    inputs, targets = data(8)
+    found = []
+    for late in (False, True):
+        torch.manual_seed(1)
+        model = mlp()
+        optimizer = KFAC(model, **EXACTLY)
+        for number in range(3):
+            optimizer.zero_grad()
+            mean_half_square(model(inputs), targets).backward()
+            optimizer.step()
+            if number == 0:
+                model[0].register_forward_hook(lambda *_: 3.0 * _[2], prepend=late)
+        found.append(optimizer.factor_norms())
+    assert found[0] == found[1]
+
+
+def test_a_rate_that_a_schedule_overrules_is_said() -> None:
+    """Case 60: once."""
+    model = mlp()
+    optimizer = THOR(model, lr=PolynomialDecay(0.1, end_epoch=2.0, power=1.0, steps_per_epoch=10))
+    train(model, optimizer, [data(8)])
+
+    def go() -> None:
+        for _ in range(2):
+            optimizer.param_groups[0]["lr"] = 0.0
+            train(model, optimizer, [data(8)])
+
+    with pytest.warns(
+        CurvatureWarning, match="lr=0.0 of a parameter group was set by hand"
+    ) as told:
+        go()
+    assert len(told) == 1
+
+
+def test_what_records_operations_records_the_bare_model() -> None:
+    """Case 54."""
+    model = mlp()
+    inputs = data(8)[0]
+    bare = [node.target for node in make_fx(model)(inputs).graph.nodes]
+    optimizer = THOR(model, **AT_EVERY_STEP)
+    assert [node.target for node in make_fx(model)(inputs).graph.nodes] == bare
+    train(model, optimizer, [data(8)])
+    assert set(optimizer.factor_norms()) == {"0", "2"}

@@ -29,6 +29,7 @@ from torch_thor.capture.hooks import (
     ForwardHook,
     LeaveHook,
     Watches,
+    go_first,
     hang,
     other_listeners,
     take_off,
@@ -47,7 +48,10 @@ if TYPE_CHECKING:
     from torch_thor.options.curvature import Statistics
 
 
-REPLACED = "none of its calls made the gradient that stands in .grad (was it replaced?)"
+REPLACED = (
+    "none of its calls made the gradient that stands in .grad (was it replaced, or made of "
+    "gradients?)"
+)
 
 
 class Capture:
@@ -80,6 +84,7 @@ class Capture:
         self._layers: list[TrackedLayer] = []
         self._removed, self._suspended = False, 0
         self._handles: list[RemovableHandle] = []
+        self._first: list[tuple[nn.Module, RemovableHandle]] = []
         self._watches: list[Watches] = []
         weakref.finalize(self, take_off, self._handles)
 
@@ -96,7 +101,10 @@ class Capture:
                 continue
             # Before fully_shard takes the weight away again.
             hook = ForwardHook(self, layer)
-            self._handles.append(hang(layer.module, hook, with_kwargs=True, prepend=True))
+            handle = hang(layer.module, hook, with_kwargs=True)
+            go_first(layer.module, handle)
+            self._handles.append(handle)
+            self._first.append((layer.module, handle))
         for module, inside in hidden.items():
             watches = Watches(self, inside)
             self._watches.append(watches)
@@ -105,6 +113,7 @@ class Capture:
 
     def _detach(self) -> None:
         take_off(self._handles)
+        self._first.clear()
         for watches in self._watches:
             watches.leave_all()
         self._watches.clear()
@@ -183,6 +192,8 @@ class Capture:
             layer.armed = layer in wanted
         for watches in self._watches:
             watches.arm()
+        for module, handle in self._first if wanted else ():
+            go_first(module, handle)
 
     @contextmanager
     def sampled_backward(self) -> Iterator[None]:

@@ -35,6 +35,8 @@ class Listener(Protocol):
 
 
 _FIRST_NUMBER = 1 << 40
+# Modes that follow operations without computing them: make_fx, fake tensors.
+_RECORDERS = (torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FAKE)
 
 
 class _InertHook:
@@ -76,7 +78,7 @@ def _may_look() -> bool:
     """Whether a hook can look at a call and leave what torch records of the model as it is."""
     if torch.compiler.is_compiling():
         return not graph_must_stay_whole()
-    return not torch._C._is_tracing()
+    return not (torch._C._is_tracing() or any(map(torch._C._get_dispatch_mode, _RECORDERS)))
 
 
 def hang(
@@ -102,9 +104,14 @@ def hang(
         if handle.id in table:
             table[number] = table.pop(handle.id)
     handle.id = number
-    if how.get("prepend"):
-        module._forward_hooks.move_to_end(number, last=False)  # type: ignore[attr-defined]
     return handle
+
+
+def go_first(module: nn.Module, handle: RemovableHandle) -> None:
+    """Lets a forward hook see the output before others change it, whenever they came."""
+    hooks: Any = module._forward_hooks
+    if handle.id in hooks and next(iter(hooks)) != handle.id:
+        hooks.move_to_end(handle.id, last=False)
 
 
 def _is_frozen(weight: object) -> bool:

@@ -87,6 +87,7 @@ class PendingCall:
         gradient = as_plain(gradient)
         if self.place is not None:
             gradient = gradient.contiguous().as_strided(*self.place)
+        gradient = layer.adapter.samples_first(gradient)
         rows, gradients = self.rows, layer.adapter.output_rows(layer.module, gradient, plan)
         counting: Tensor | None = None
         if self.has_padding:
@@ -118,10 +119,11 @@ def begin_call(
     module, geometry, adapter = layer.module, layer.geometry, layer.adapter
     # Means of one-hot rows are no longer one-hot, so these are always expanded.
     reduce = geometry.unit_wise or (rules.reduce and not geometry.one_hot)
-    samples, positions = adapter.call_shape(module, inputs, output)
+    inputs, turned = adapter.samples_first(inputs), adapter.samples_first(output)
+    samples, positions = adapter.call_shape(module, inputs, turned)
     budget = rules.one_hot_budget if geometry.one_hot else rules.budget
     chosen = plan_rows(samples, positions, budget, reduce=reduce, seed=rules.seed)
-    plan = replace(chosen, output_shape=tuple(output.shape))
+    plan = replace(chosen, output_shape=tuple(turned.shape))
     tokens = adapter.has_tokens and positions > 1 and not geometry.unit_wise
     mask = rules.mask if tokens else None
     weighs = reduce and mask is not None and mask.shape == inputs.shape[:-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch_thor.capture.names import joined, own_names
 from torch_thor.capture.selection import full_name, selected
 from torch_thor.capture.tracked import TrackedLayer
 from torch_thor.layers import Part, parts_of, reason_against
+from torch_thor.layers.linear import SEQUENCE_FIRST
 from torch_thor.layers.shards import reason_against_shards, unsharded_type
 from torch_thor.options.errors import require
 
@@ -58,16 +59,17 @@ def survey(
     Raises:
         InvalidOptionError: For a selector that matches no module, or a lazy parameter.
     """
-    for name, parameter in model.named_parameters():
-        allowed = "built: run one forward through a model with lazy layers first"
-        require(f"parameter {name}", "uninitialized", not is_lazy(parameter), allowed)
+    _require_built(model)
     chosen = (selected("exclude", model, exclude), selected("include", model, include))
     owners, own = _owners(model), own_names(model)
     layers: list[TrackedLayer] = []
     asleep: list[TrackedLayer] = []
     reasons: dict[int, str] = {}
+    sequence_first = _sequence_first(model)
     for name, module in model.named_modules():
         for part in parts_of(module):
+            if module in sequence_first:
+                part = replace(part, adapter=SEQUENCE_FIRST)  # noqa: PLW2901 - for this module
             full = full_name(name, part)
             reason = _reason_against(full, module, part, chosen, owners)
             if reason in ("", _FROZEN):
@@ -96,12 +98,31 @@ def survey(
     return Survey(layers, asleep, Coverage(tuple(entries)))
 
 
+def _require_built(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        allowed = "built: run one forward through a model with lazy layers first"
+        require(f"parameter {name}", "uninitialized", not is_lazy(parameter), allowed)
+
+
 def sparse_parameters(model: nn.Module) -> dict[Tensor, str]:
     """Weights whose gradients are sparse, with the names of their modules."""
     return {
         module.weight: name
         for name, module in model.named_modules()
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse
+    }
+
+
+def _sequence_first(model: nn.Module) -> set[nn.Module]:
+    """The Linears of torch's own transformer layers whose first dimension counts positions."""
+    kinds = nn.TransformerEncoderLayer | nn.TransformerDecoderLayer
+    blocks = [module for module in model.modules() if isinstance(module, kinds)]
+    return {
+        linear
+        for block in blocks
+        if not block.self_attn.batch_first
+        for linear in (block.linear1, block.linear2)
+        if type(linear) is nn.Linear
     }
 
 

@@ -110,7 +110,10 @@ def tell_starved(layer: TrackedLayer, record: LayerRecord, *, called: bool, samp
     if layer.obstacle and not (sampled and layer.obstacle is REPLACED):
         cause, remedy = layer.obstacle, "Exclude the layer, or see docs/coverage.md."
         if cause is REPLACED:
-            remedy = "Write into the gradient (p.grad.copy_(...)) in place of replacing it."
+            remedy = (
+                "Where you change a gradient of backward(), write into it (p.grad.copy_(...)); put "
+                "one of torch.autograd.grad into its place as it is (p.grad = g)."
+            )
     elif called:
         cause = "no backward of sampled labels reached it since the last step"
         remedy = "Call optimizer.sample_fisher(outputs) before loss.backward()."

@@ -11,6 +11,7 @@ from torch import nn
 
 from torch_thor.capture.capture import Capture
 from torch_thor.capture.followed import FollowedModel
+from torch_thor.capture.scaling import LossScale
 from torch_thor.capture.statistics import batch_of
 from torch_thor.curvature import loading, state
 from torch_thor.curvature.clock import Calendar, fresh_clocks
@@ -24,6 +25,7 @@ from torch_thor.curvature.decisions import (
 from torch_thor.curvature.layer_splits import split_rule
 from torch_thor.curvature.loading import Restored
 from torch_thor.curvature.refresh import correct, fold, gather, refresh
+from torch_thor.curvature.skips import SkippedSteps
 from torch_thor.curvature.store import CurvatureStore
 from torch_thor.distributed.data_parallel import communicator_for
 from torch_thor.distributed.description import describe, describe_model
@@ -55,6 +57,8 @@ class CurvatureEngine:
         capture: Collects their calls.
         store: Their curvature.
         steps: Steps taken.
+        scale: What losses are multiplied by.
+        skips: Steps that were left out.
         calendar: When factors and inverses are due.
         last_decisions: Decisions of the latest step; empty when it refreshed nothing.
         communicator: Where the other ranks are reached.
@@ -69,6 +73,7 @@ class CurvatureEngine:
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.communicator = communicator_for(options.distributed, self.device)
         self.steps = 0
+        self.scale, self.skips = LossScale(), SkippedSteps()
         self.last_decisions: tuple[LayerDecision, ...] = ()
         stagger = options.refresh.stagger
         self.followed = FollowedModel(model, options.exclude, options.include, stagger=stagger)
@@ -143,12 +148,7 @@ class CurvatureEngine:
     def coverage(self) -> Coverage:
         """Says for every parameter how it trains, and why."""
         self.follow()
-        reasons = {
-            parameter: layer.cause or "no statistics yet"
-            for layer in self.layers
-            if self.steps and layer.weight not in self.store.curved_by
-            for parameter in layer.parameters
-        }
+        reasons = self.store.reasons(self.layers) if self.steps else {}
         return self.followed.coverage(reasons)
 
     @contextmanager
@@ -189,6 +189,24 @@ class CurvatureEngine:
         self.steps += 1
         self.discard()
 
+    def scale_in_force(self) -> float:
+        """What the losses behind the captured gradients were multiplied by."""
+        ours = self.options.distributed.reduce_gradients
+        return self.scale.in_force(self.layers, ours=ours) if self.wants_statistics else 1.0
+
+    def leave_out(self, gradient_scale: float) -> None:
+        """Takes no part of a step whose gradients are not finite.
+
+        Raises:
+            NonFiniteGradientError: Where the user wants that.
+        """
+        if self.followed.is_sharded:
+            # The other ranks, whose shards may be finite, count on this one.
+            self.update(gradient_scale)
+        self.discard()
+        raises = self.options.refresh.on_nonfinite == "raise"
+        self.skips.leave_out(self.steps, self.model, raises=raises)
+
     def discard(self) -> None:
         """Drops the statistics since the last call, as for a step that is skipped."""
         self.capture.forget(self.followed.all_layers)
@@ -196,13 +214,13 @@ class CurvatureEngine:
 
     def _begin_curvature(self) -> None:
         """Makes room for curvature as soon as a rank has statistics."""
-        said, statistics = self.options.split, self.options.statistics
+        options, layers = self.options, self.layers
 
         def measured() -> SplitRule:
-            return split_rule(said, self.layers, statistics, self.options.power)
+            return split_rule(options.split, layers, options.statistics, options.power)
 
-        some = any(layer.ledger.read() for layer in self.layers)
-        self.store.begin(self.layers, measured if some else None)
+        some = any(layer.ledger.read() for layer in layers)
+        self.store.begin(layers, measured if some else None)
 
     def _due_layers(self, gradient_scale: float) -> list[DueLayer]:
         """The layers that have new statistics on any rank, with those of all ranks."""
@@ -245,24 +263,7 @@ class CurvatureEngine:
     def _arm(self) -> None:
         """Tells the capture which layers the next step needs."""
         self.calendar.advance(self.steps)
-        waiting = self.store.waiting()
-        wanted = {
-            layer
-            for layer in self.layers
-            if not self.store.records[layer.name].frozen
-            and (
-                not self.stacks
-                or layer in waiting
-                or self.calendar.any_due(self.steps, layer.share)
-            )
-        }
-        # A frozen layer may be thawed before the next forward.
-        wanted |= {
-            layer
-            for layer in self.followed.asleep
-            if layer.identity not in self.store.resting
-            or self.calendar.any_due(self.steps, layer.share)
-        }
+        wanted = self.store.wanted(self.followed, self.calendar, self.steps)
         seed = self.options.statistics.seed * _SEED_STRIDE + self.steps
         # Ranks see different samples; their rows need not stand at the same positions.
         seed += self.communicator.rank * _RANK_STRIDE
@@ -278,12 +279,7 @@ class CurvatureEngine:
         return loading.whole(self, state_dict)
 
     def fitting_part(self, saved: object, leave_out: Selector | Iterable[Selector]) -> Restored:
-        """The same for all layers but some, which have no curvature then.
-
-        Raises:
-            StateMismatchError: Where the others differ.
-            InvalidOptionError: Where ``leave_out`` means nothing.
-        """
+        """The same for all layers but some, which have no curvature then."""
         self.follow()
         return loading.some(self, saved, leave_out)
 

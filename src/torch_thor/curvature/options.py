@@ -51,5 +51,9 @@ class CurvatureOptions:
         check_types(self)
         require("power", self.power, self.power in (0.5, 1.0), "1 or 1/2")
         split = self.split
-        valid = split >= 1 if isinstance(split, int) else split in (None, *get_args(MeasuredSplit))
+        valid = (
+            split in (None, *get_args(MeasuredSplit))
+            if isinstance(split, str | None)
+            else split >= 1
+        )
         require("split", split, valid, "an int >= 1, 'auto', 'per_layer' or None")

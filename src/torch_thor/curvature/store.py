@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from torch_thor.capture.followed import FollowedModel
     from torch_thor.capture.tracked import TrackedLayer
+    from torch_thor.curvature.clock import Calendar
     from torch_thor.curvature.options import CurvatureOptions
     from torch_thor.distributed.communicator import Communicator
 
@@ -73,13 +75,40 @@ class CurvatureStore:
                 for parameter in layer.parameters
             }
 
-    def waiting(self) -> set[TrackedLayer]:
-        """Layers that have no inverse yet."""
+    def reasons(self, layers: list[TrackedLayer]) -> dict[nn.Parameter, str]:
+        """Why parameters of tracked layers step by the base rule so far."""
         return {
+            parameter: layer.cause or "no statistics yet"
+            for layer in layers
+            if layer.weight not in self.curved_by
+            for parameter in layer.parameters
+        }
+
+    def wanted(self, followed: FollowedModel, calendar: Calendar, step: int) -> set[TrackedLayer]:
+        """The layers whose statistics a step needs.
+
+        Args:
+            followed: The model's layers.
+            calendar: When factors and inverses are due.
+            step: The step.
+        """
+        waiting = {
             layer
             for stack in self.stacks
             for layer, ready in zip(stack.layers, stack.ready, strict=True)
             if not ready
+        }
+        awake = {
+            layer
+            for layer in followed.layers
+            if not self.records[layer.name].frozen
+            and (not self.stacks or layer in waiting or calendar.any_due(step, layer.share))
+        }
+        # A frozen layer may be thawed before the next forward.
+        return awake | {
+            layer
+            for layer in followed.asleep
+            if layer.identity not in self.resting or calendar.any_due(step, layer.share)
         }
 
     def begin(self, layers: list[TrackedLayer], measure: Callable[[], SplitRule] | None) -> None:

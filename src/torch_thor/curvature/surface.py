@@ -77,6 +77,24 @@ class HasCurvature:
         """Inside, the model has no hooks: for tools that can't pass them, as torch.jit.script."""
         return self.engine.without_hooks()
 
+    def use_scaler(self, scaler: torch.amp.GradScaler) -> None:
+        """Tells of a GradScaler, whose scale the captured output gradients have.
+
+        One whose ``scaler.step(optimizer)`` takes the step of THOR, KFAC or EKFAC is found by
+        itself; where the step is called otherwise, as a ``Preconditioner``'s always is, its scale
+        would enter G.
+
+        Args:
+            scaler: The scaler.
+
+        Raises:
+            InvalidOptionError: For anything else.
+        """
+        given: object = scaler
+        allowed = "a torch.amp.GradScaler"
+        require("scaler", given, isinstance(given, torch.amp.GradScaler), allowed)
+        self.engine.scale.scaler = scaler
+
     def use_mask(self, counts: Tensor) -> None:
         """Leaves padding out of the statistics of the next forwards, until the next step.
 

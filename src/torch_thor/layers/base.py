@@ -85,6 +85,10 @@ class LayerAdapter(ABC, Generic[ModuleT]):
     def output_rows(self, module: ModuleT, gradient: Tensor, plan: RowPlan) -> Tensor:
         """Returns g as ``[k, r, out]``."""
 
+    def samples_first(self, tensor: Tensor) -> Tensor:
+        """Returns inputs, outputs or gradients of a call with the samples' dimension in front."""
+        return tensor
+
     def weight(self, module: ModuleT) -> Any:
         """Returns what stands in the weight's place now: functional calls and sharding swap it."""
         return module.weight

@@ -53,3 +53,14 @@ class TransposedLinearAdapter(LastDimensionAdapter[nn.Module]):
         """One matrix, stored transposed."""
         inputs, outputs = module.get_parameter("weight").shape
         return Geometry(1, outputs, inputs, bias, transposed=True)
+
+
+class SequenceFirstAdapter(LinearAdapter):
+    """A Linear behind an attention whose inputs are ``[T, N, in]`` (``batch_first=False``)."""
+
+    def samples_first(self, tensor: Tensor) -> Tensor:
+        """Turns ``[T, N, d]`` round; without samples there is nothing to turn."""
+        return tensor.transpose(0, 1) if tensor.dim() == 3 else tensor
+
+
+SEQUENCE_FIRST = SequenceFirstAdapter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torch_thor.options.checks import (
     POSITIVE,
@@ -76,6 +76,9 @@ def as_norm_control(value: NormControl | NormControlKind | None) -> NormControl 
     require_type("norm_control", value, NormControl | NormControlKind | None)
     if value is None or isinstance(value, NormControl):
         return value
+    known = get_args(NormControlKind)
+    allowed = f"one of {', '.join(map(repr, known))}, a NormControl(...) of torch_thor, or None"
+    require("norm_control", value, value in known, allowed)
     return NormControl(value, 1e-3 if value == "kl_clip" else 1.0)
 
 

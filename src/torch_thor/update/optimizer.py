@@ -12,6 +12,7 @@ from torch import nn
 
 from torch_thor.capture.snapshot import are_same
 from torch_thor.curvature import state
+from torch_thor.curvature.skips import SkippedSteps
 from torch_thor.curvature.surface import HasCurvature
 from torch_thor.distributed.description import describe
 from torch_thor.distributed.joining import UnevenInputs
@@ -28,7 +29,6 @@ from torch_thor.update.groups import (
     tell_foreign,
 )
 from torch_thor.update.rule import UpdateRule
-from torch_thor.update.skips import SkippedSteps
 from torch_thor.update.step import Step
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class CurvatureOptimizer(HasCurvature, torch.optim.Optimizer, UnevenInputs):
 
         With sharded weights each rank counts its own rows' steps.
         """
-        return self._step.skips.total
+        return self.engine.skips.total
 
     def memory(self) -> MemoryReport:
         """Says what curvature and momentum take, before the first step as after it.
@@ -127,14 +127,6 @@ class CurvatureOptimizer(HasCurvature, torch.optim.Optimizer, UnevenInputs):
         curved = self.engine.followed.layer_of
         own = sum(self._rule.state_bytes(group, curved) for group in self.param_groups)
         return replace(self.engine.store.memory(self.engine.layers), state=own)
-
-    def use_scaler(self, scaler: torch.amp.GradScaler) -> None:
-        """Tells the optimizer of a GradScaler that doesn't call its ``step()``.
-
-        Captured output gradients are scaled. A scaler whose ``scaler.step(optimizer)`` takes the
-        step is found by itself; where the step is called otherwise, its scale would enter G.
-        """
-        self._step.scaler = scaler
 
     def add_param_group(self, param_group: ParameterGroup) -> None:
         """Adds a group, as any torch optimizer does.
@@ -235,13 +227,14 @@ class CurvatureOptimizer(HasCurvature, torch.optim.Optimizer, UnevenInputs):
 
     def catch_up(self, *, up_to_date: bool) -> None:
         """Takes over momentum and groups of a rank that took every step."""
-        own = (super().state_dict(), self._step.skips.total)
+        own = (super().state_dict(), self.engine.skips.total)
         ranks = self.engine.communicator
-        current, self._step.skips.total = ranks.adopt(
+        current, self.engine.skips.total = ranks.adopt(
             "state of the optimizer", own, valid=up_to_date
         )
         super().load_state_dict(current)
         self._rule.adopt(self.state)
+        self._step.take_over()
 
     @property
     def _distribution(self) -> tuple[Distributed, torch.device]:
@@ -259,7 +252,7 @@ class CurvatureOptimizer(HasCurvature, torch.optim.Optimizer, UnevenInputs):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns torch's state plus ``"curvature"``: all that the next steps depend on."""
-        skipped = {"skipped_steps": self._step.skips.total}
+        skipped = {"skipped_steps": self.engine.skips.total}
         return super().state_dict() | {"curvature": state.save(self.engine) | skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -284,8 +277,9 @@ class CurvatureOptimizer(HasCurvature, torch.optim.Optimizer, UnevenInputs):
         said = [group[OWN] for group in self.param_groups]
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "curvature"})
         self._rule.adopt(self.state)
+        self._step.take_over()
         for group, own in zip(self.param_groups, said, strict=True):
             group.setdefault(OWN, own)  # not in checkpoints of version 0.1
         self.engine.adopt(restored)
         # Not in checkpoints of version 0.1.
-        self._step.skips = SkippedSteps(state_dict["curvature"].get("skipped_steps", 0))
+        self.engine.skips = SkippedSteps(state_dict["curvature"].get("skipped_steps", 0))

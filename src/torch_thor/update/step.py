@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch_thor.capture.scaling import calling_scaler
 from torch_thor.directions.plan import all_finite
 from torch_thor.layers.shards import local
 from torch_thor.linalg.foreach import Lots, Sorter
-from torch_thor.options.errors import NonFiniteGradientError, require
+from torch_thor.options.notices import warn
 from torch_thor.update.groups import ParameterGroup, values_at
 from torch_thor.update.plan import Planner
-from torch_thor.update.skips import SkippedSteps, describe_nonfinite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    import torch
     from torch import Tensor, nn
 
     from torch_thor.curvature.engine import CurvatureEngine
@@ -37,8 +34,6 @@ class Step:
 
     Attributes:
         parameters: All that are stepped, in the order of the groups.
-        scaler: The GradScaler that the user named.
-        skips: Steps that were left out.
     """
 
     def __init__(
@@ -52,9 +47,9 @@ class Step:
         self._engine, self._rule, self._control = engine, rule, control
         self._schedules = schedules
         self.parameters: list[nn.Parameter] = []
-        self.scaler: torch.amp.GradScaler | None = None
-        self.skips = SkippedSteps()
         self._planner = Planner(control)
+        self._given: dict[int, dict[str, float]] = {}
+        self._told_overruled = False
         self._sorter = Sorter()
 
     def serve(self, parameters: list[nn.Parameter]) -> None:
@@ -96,14 +91,11 @@ class Step:
         lots = self._sorter.sort(gradients)
         finite = self._are_finite(gradients, lots)
         tell(not finite)
-        scale = self._scale_in_force()
+        scale = engine.scale_in_force()
         if not finite:
-            if engine.followed.is_sharded:
-                # The other ranks, whose shards may be finite, count on this one.
-                engine.update(scale)
-            self._skip()
+            engine.leave_out(scale)
             return
-        self.skips.in_a_row = 0
+        engine.skips.in_a_row = 0
         self.refresh(groups, values, scale)
         plan = self._planner.plan(self._group_plans(groups), engine.stacks, lots)
         self._rule.step(plan, self._control, states)
@@ -119,10 +111,28 @@ class Step:
             scale: What the losses behind the statistics were multiplied by.
         """
         for plan, given in zip(self._group_plans(groups), values, strict=True):
+            self._tell_overruled(plan.group, given)
             plan.group.update(given)
             for layer in plan.layers:
                 layer.damping = plan.group["damping"]
         self._engine.update(scale)
+
+    def _tell_overruled(self, group: ParameterGroup, given: dict[str, float]) -> None:
+        """Warns, once, where somebody else sets what a schedule sets."""
+        last = self._given.get(id(group), {})
+        changed = [name for name, value in last.items() if name in given and group[name] != value]
+        self._given[id(group)] = given
+        if changed and not self._told_overruled:
+            self._told_overruled = True
+            warn(
+                f"{changed[0]}={group[changed[0]]!r} of a parameter group was set by hand or by a "
+                "scheduler, but this optimizer was built with a schedule for it, which holds. "
+                f"Build it with a number, or give the group a {changed[0]} of its own."
+            )
+
+    def take_over(self) -> None:
+        """Knows that the groups' values are others, as those of a checkpoint."""
+        self._given.clear()
 
     def _group_plans(self, groups: list[ParameterGroup]) -> list[GroupPlan]:
         store, layer_of = self._engine.store, self._engine.followed.layer_of
@@ -131,26 +141,3 @@ class Step:
     def _are_finite(self, gradients: list[Tensor], lots: Lots) -> bool:
         ignored = self._engine.options.refresh.on_nonfinite == "ignore"
         return ignored or not gradients or all_finite(gradients, lots)
-
-    def _scale_in_force(self) -> float:
-        """What the losses behind the captured gradients were multiplied by."""
-        if not self._engine.wants_statistics:
-            return 1.0
-        scaler = self.scaler or calling_scaler()
-        if scaler is None or not scaler.is_enabled():
-            return 1.0
-        ours = self._engine.options.distributed.reduce_gradients
-        allowed = "False with a GradScaler, whose scale is the rank's own: wrap the model in DDP"
-        require("reduce_gradients", ours, not ours, allowed)
-        return float(scaler.get_scale())
-
-    def _skip(self) -> None:
-        """Leaves a step out."""
-        engine = self._engine
-        engine.discard()
-        if engine.options.refresh.on_nonfinite == "raise":
-            raise NonFiniteGradientError(
-                f"At step {engine.steps} {describe_nonfinite(engine.model)}; nothing was changed. "
-                "Lower the learning rate, or pass Refresh(on_nonfinite='skip')."
-            )
-        self.skips.count(engine.steps, engine.model)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch_thor.layers.shards import local
 from torch_thor.linalg.foreach import lots_of, norms
+from torch_thor.options.errors import NonFiniteGradientError
 from torch_thor.options.notices import warn
 
 if TYPE_CHECKING:
@@ -27,6 +28,24 @@ class SkippedSteps:
 
     total: int = 0
     in_a_row: int = 0
+
+    def leave_out(self, step: int, model: nn.Module, *, raises: bool) -> None:
+        """Counts a step, or raises.
+
+        Args:
+            step: Steps taken so far.
+            model: Whose gradients are not finite.
+            raises: Whether that is an error.
+
+        Raises:
+            NonFiniteGradientError: If so.
+        """
+        if raises:
+            raise NonFiniteGradientError(
+                f"At step {step} {describe_nonfinite(model)}; nothing was changed. "
+                "Lower the learning rate, or pass Refresh(on_nonfinite='skip')."
+            )
+        self.count(step, model)
 
     def count(self, step: int, model: nn.Module) -> None:
         """Counts one; the third in a row is a warning, and no other one.
