@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from thor_bench.figures import draw_changes, write_figure
+from thor_bench.reading import Run, read_run
 from thor_bench.recipes import RunOptions, plan_run
-from thor_bench.records import RECORDS_FILE, DecisionRecord, Run, from_json, read_run
+from thor_bench.records import RECORDS_FILE, DecisionRecord, from_json
 from thor_bench.summary import Spread, summarize
 from thor_bench.tables import TextTable
 from thor_bench.train import train

@@ -42,10 +42,28 @@ PresetOption = Annotated[
         "defaults, each optimizer's own, nothing tuned."
     ),
 ]
+PeersOption = Annotated[str, typer.Option(help="Names of recipes, separated by commas.")]
+SeedsOption = Annotated[int, typer.Option(help="Number of seeds.")]
+ToTargetOption = Annotated[bool, typer.Option("--to-target", help="End each run at the target.")]
+ChangesOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="OPTIMIZER.KEY=VALUE", help="Change one setting."),
+]
+HorizonsOption = Annotated[
+    str | None, typer.Option(help="Horizons by optimizer, such as thor=3,sgd=6.")
+]
+FinalistsOption = Annotated[
+    int, typer.Option(help="Best trials of each that run with two more seeds before one wins.")
+]
 WorkersOption = Annotated[
     int | None, typer.Option(min=0, help="Processes that read image files; one per core.")
 ]
 DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch missing data files.")]
+
+
+def names_in(words: str) -> list[str]:
+    """Returns names that are separated by commas."""
+    return [name.strip() for name in words.split(",") if name.strip()]
 
 
 def observers_of(task: Workload, directory: Path, title: str) -> list[Observer]:

@@ -10,16 +10,22 @@ import typer
 from thor_bench.arguments import (
     RECIPES_ARE_TUNED,
     BatchOption,
+    ChangesOption,
     DataDirOption,
     DeviceOption,
     DownloadOption,
     EpochsOption,
     EvaluationsOption,
+    HorizonsOption,
+    PeersOption,
     PresetOption,
+    SeedsOption,
     TargetOption,
+    ToTargetOption,
     WorkersOption,
     WorkloadArgument,
     console,
+    names_in,
     observers_of,
 )
 from thor_bench.claim import claimed
@@ -97,23 +103,14 @@ app.command(epilog=RECIPES_ARE_TUNED)(train)
 def compare(
     workload: WorkloadArgument = "digits",
     *,
-    optimizers: Annotated[
-        str, typer.Option(help="Names of recipes, separated by commas.")
-    ] = DEFAULT_PEERS,
-    seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 3,
+    optimizers: PeersOption = DEFAULT_PEERS,
+    seeds: SeedsOption = 3,
     target: TargetOption = None,
-    to_target: Annotated[
-        bool, typer.Option("--to-target", help="End each run at the target.")
-    ] = False,
+    to_target: ToTargetOption = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the comparison.")] = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="OPTIMIZER.KEY=VALUE", help="Change one setting."),
-    ] = None,
+    changes: ChangesOption = None,
     epochs: EpochsOption = None,
-    horizon: Annotated[
-        str | None, typer.Option(help="Horizons by optimizer, such as thor=3,sgd=6.")
-    ] = None,
+    horizon: HorizonsOption = None,
     evals_per_epoch: EvaluationsOption = 1,
     batch_size: BatchOption = None,
     device: DeviceOption = "cpu",
@@ -127,23 +124,17 @@ def compare(
     Runs that are on disk already are not repeated: a stopped comparison goes on where it was.
     """
     task = find_workload(workload)
-    run_options = RunOptions(
-        epochs=epochs,
-        batch_size=batch_size,
-        evals_per_epoch=evals_per_epoch,
-        device=device,
-        preset=preset,
-    )
+    run = RunOptions(epochs=epochs, batch_size=batch_size, evals_per_epoch=evals_per_epoch)
     comparison = plan_comparison(
         task,
-        [name.strip() for name in optimizers.split(",") if name.strip()],
+        names_in(optimizers),
         CompareOptions(
             seeds=seeds,
             target=target,
             to_target=to_target,
             horizons=parse_horizons(horizon),
             changes=changes or (),
-            run=run_options,
+            run=replace(run, device=device, preset=preset),
         ),
     )
     directory = out or Path("runs") / f"compare-{workload}"

@@ -13,8 +13,8 @@ from thor_bench.disk import written_whole
 from thor_bench.errors import BenchError, RunDivergedError, RunInterruptedError, reason
 from thor_bench.observers import Observer
 from thor_bench.optimizers import find_optimizer, lacking
+from thor_bench.reading import Run, read_run
 from thor_bench.recipes import RunOptions, plan_run
-from thor_bench.records import Run, read_run
 from thor_bench.settings import Positive
 from thor_bench.settling import Settling, train_until
 from thor_bench.workloads import Workload, find_workload
@@ -229,10 +229,7 @@ def run_comparison(
         BenchError: A folder holds another run, or a run cannot be made.
     """
     pending = [config for config in comparison.runs if is_pending(config, directory / config.name)]
-    absent = lacking(comparison.optimizers)
-    if len(absent) == len(comparison.optimizers):
-        told = "; ".join(f"{name} {what}" for name, what in absent.items())
-        raise BenchError(f"--optimizers names none that runs here ({told}); name another")
+    absent = _absent(comparison)
     left_out = [config for config in pending if config.optimizer in absent]
     pending = [config for config in pending if config not in left_out]
     rundir.make_directory(directory)
@@ -255,6 +252,15 @@ def run_comparison(
             continue  # on record as failed; the table counts the miss
     made = (config for config in comparison.runs if config not in left_out)
     return [read_run(directory / config.name) for config in made]
+
+
+def _absent(comparison: Comparison) -> dict[str, str]:
+    """What this installation lacks for some of the optimizers; not for all of them."""
+    absent = lacking(comparison.optimizers)
+    if len(absent) == len(comparison.optimizers):
+        told = "; ".join(f"{name} {what}" for name, what in absent.items())
+        raise BenchError(f"--optimizers names none that runs here ({told}); name another")
+    return absent
 
 
 def is_pending(config: RunConfig, folder: Path) -> bool:

@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from thor_bench.records import EvaluationRecord, Run
+from thor_bench.reading import Run
+from thor_bench.records import EvaluationRecord
 from thor_bench.style import Theme, colours, legend, new_figure
 from thor_bench.summary import group_by_optimizer
 from thor_bench.workloads import Metric

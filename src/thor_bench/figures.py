@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from thor_bench.curves import curves, draw_curve
 from thor_bench.layer_figures import draw_changes, draw_decisions, runs_with_decisions
-from thor_bench.records import Run
+from thor_bench.reading import Run
 from thor_bench.style import DARK, LIGHT, Theme, save, themed
 from thor_bench.workloads import find_workload
 

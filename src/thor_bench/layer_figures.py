@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from thor_bench.records import DecisionRecord, Run
+from thor_bench.reading import Run
+from thor_bench.records import DecisionRecord
 from thor_bench.style import Theme, legend, new_figure
 from thor_bench.summary import group_by_optimizer
 

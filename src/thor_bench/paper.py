@@ -16,7 +16,7 @@ from thor_bench.layer_figures import draw_changes, draw_norms
 from thor_bench.paper_figures import draw_effects, draw_factors, draw_schedules
 from thor_bench.paper_runs import ABLATIONS, TABLE_2, PaperRuns
 from thor_bench.presets import PRESETS
-from thor_bench.records import Run
+from thor_bench.reading import Run
 from thor_bench.report import render, run_list
 from thor_bench.settings import THORSettings, from_values
 from thor_bench.splitting import report_split

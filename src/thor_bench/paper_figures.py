@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from thor_bench.config import DataSource
 from thor_bench.learning_rates import factor
-from thor_bench.records import Run
+from thor_bench.reading import Run
 from thor_bench.settings import THORSettings
 from thor_bench.style import Theme, legend, new_figure
 from thor_bench.workloads import Metric

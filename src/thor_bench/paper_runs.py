@@ -11,8 +11,8 @@ from thor_bench import rundir
 from thor_bench.config import DataSource, RunConfig
 from thor_bench.errors import BenchError, RunDivergedError, RunInterruptedError
 from thor_bench.observers import Observer
+from thor_bench.reading import Run, read_run
 from thor_bench.recipes import RunOptions, find_recipe, plan_run
-from thor_bench.records import Run, read_run
 from thor_bench.train import train
 from thor_bench.workloads import Workload
 

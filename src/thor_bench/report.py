@@ -12,7 +12,8 @@ from thor_bench.compare import Comparison, read_comparison
 from thor_bench.errors import BenchError, reason
 from thor_bench.figures import FigureFile, draw_figures
 from thor_bench.optimizers import lacking
-from thor_bench.records import Run, RunFailed, RunFinished, find_runs
+from thor_bench.reading import Run, find_runs
+from thor_bench.records import RunFailed, RunFinished
 from thor_bench.summary import Summary, group_by_optimizer, summarize
 from thor_bench.tables import TextTable, comparison_csv, comparison_table
 from thor_bench.workloads import find_workload

@@ -9,7 +9,8 @@ from thor_bench.config import RunConfig
 from thor_bench.disk import temporary_of
 from thor_bench.errors import BenchError, reason
 from thor_bench.observers import TENSORBOARD_FOLDER
-from thor_bench.records import RECORDS_FILE, RunFailed, RunFinished, read_run
+from thor_bench.reading import read_run
+from thor_bench.records import RECORDS_FILE, RunFailed, RunFinished
 
 
 def has_run(directory: Path) -> bool:

@@ -14,14 +14,8 @@ from pathlib import Path
 from thor_bench import rundir
 from thor_bench.config import DataSource, RunConfig
 from thor_bench.observers import Observer
-from thor_bench.records import (
-    RECORDS_FILE,
-    EvaluationRecord,
-    Record,
-    RecordWriter,
-    RunFinished,
-    read_run,
-)
+from thor_bench.reading import read_run
+from thor_bench.records import RECORDS_FILE, EvaluationRecord, Record, RecordWriter, RunFinished
 from thor_bench.train import train
 from thor_bench.workloads import Metric, find_workload
 

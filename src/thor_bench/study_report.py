@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from thor_bench.compare import read_comparison
 from thor_bench.errors import BenchError, reason
 from thor_bench.figures import FigureFile, write_figure
-from thor_bench.records import RunFailed, RunFinished, find_runs
+from thor_bench.reading import find_runs
+from thor_bench.records import RunFailed, RunFinished
 from thor_bench.report import write_report
 from thor_bench.search import search_space, searched
 from thor_bench.study import STUDY_FILE, WINNERS_FOLDER

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from thor_bench.records import Run
+from thor_bench.reading import Run
 from thor_bench.workloads import Metric, find_workload
 
 BASELINE = "sgd"

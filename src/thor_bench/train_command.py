@@ -20,8 +20,8 @@ from thor_bench.arguments import (
 )
 from thor_bench.config import DataSource, RunConfig
 from thor_bench.ranks import open_ranks, speaks
+from thor_bench.reading import stored_config
 from thor_bench.recipes import RunOptions, plan_run
-from thor_bench.records import stored_config
 from thor_bench.resuming import resumed_run
 from thor_bench.train import train as train_run
 from thor_bench.workloads import find_workload

@@ -5,7 +5,7 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from thor_bench.records import Run
+from thor_bench.reading import Run
 from thor_bench.study import Trial
 from thor_bench.summary import reached
 from thor_bench.workloads import Metric

@@ -11,9 +11,11 @@ from thor_bench.arguments import (
     DeviceOption,
     DownloadOption,
     EvaluationsOption,
+    FinalistsOption,
     WorkersOption,
     WorkloadArgument,
     console,
+    names_in,
     observers_of,
 )
 from thor_bench.claim import claimed
@@ -22,7 +24,7 @@ from thor_bench.observers import Observer
 from thor_bench.optimizers import lacking
 from thor_bench.recipes import RunOptions
 from thor_bench.study import StudyOptions, plan_study
-from thor_bench.study_report import write_study
+from thor_bench.study_report import StudyReport, write_study
 from thor_bench.tuning import StudyRunner
 from thor_bench.workloads import find_workload
 
@@ -34,9 +36,7 @@ def tune(
     *,
     optimizers: Annotated[str, typer.Option(help="Names, separated by commas.")] = DEFAULT_TUNED,
     trials: Annotated[int, typer.Option(help="Trials of each optimizer.")] = 16,
-    finalists: Annotated[
-        int, typer.Option(help="Best trials of each that run with two more seeds before one wins.")
-    ] = 1,
+    finalists: FinalistsOption = 1,
     seeds: Annotated[int, typer.Option(help="Fresh seeds of each winner.")] = 5,
     target: Annotated[
         float | None,
@@ -64,7 +64,7 @@ def tune(
         search_seed=search_seed,
         run=RunOptions(batch_size=batch_size, evals_per_epoch=evals_per_epoch, device=device),
     )
-    names = [name.strip() for name in optimizers.split(",") if name.strip()]
+    names = names_in(optimizers)
     absent = lacking(names)
     for name, what in absent.items():
         typer.echo(f"{name} {what}: left out")
@@ -73,15 +73,14 @@ def tune(
     def observe(_config: RunConfig, folder: Path, title: str) -> list[Observer]:
         return observers_of(task, folder, title)
 
-    runner = StudyRunner(
-        study,
-        out / workload,
-        source=DataSource(data_dir, download, workers),
-        observe=observe,
-        tell=typer.echo,
-    )
+    source = DataSource(data_dir, download, workers)
+    runner = StudyRunner(study, out / workload, source=source, observe=observe, tell=typer.echo)
     with claimed(out / workload):
         written = write_study(runner.run())
+    _show(written)
+
+
+def _show(written: StudyReport) -> None:
     console.print(written.table.to_rich(written.title, console))
     typer.echo(f"report: {written.page}")
     typer.echo(f"figure: {written.figure.light}")

@@ -11,7 +11,7 @@ from thor_bench.config import DataSource, RunConfig
 from thor_bench.errors import BenchError, RunDivergedError, RunInterruptedError
 from thor_bench.observers import Observer
 from thor_bench.optimizers import find_optimizer
-from thor_bench.records import Run, read_run
+from thor_bench.reading import Run, read_run
 from thor_bench.settling import Settling, train_until
 from thor_bench.study import FIRST_FRESH_SEED, REPEATS, WINNERS_FOLDER, Study, Trial, open_study
 from thor_bench.summary import reached

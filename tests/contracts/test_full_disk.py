@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from thor_bench.checkpoint import CHECKPOINT_FILE
 from thor_bench.commands import app
 from thor_bench.data import TensorSplit, TrainTest
-from thor_bench.records import read_run
+from thor_bench.reading import read_run
 from thor_bench.workloads import ACCURACY, WORKLOADS, Workload
 
 if TYPE_CHECKING:

@@ -73,6 +73,7 @@ class Pending:
     used: dict[str, nn.Parameter]
     trained: dict[str, bool]
     recomputes: bool
+    reentrant: bool
 
 
 class Loop(RuleBasedStateMachine):
@@ -149,7 +150,16 @@ class Loop(RuleBasedStateMachine):
         used = {name: self.module(name).weight for name in NAMES}
         trained = {name: weight.requires_grad for name, weight in used.items()}
         self.pending.append(
-            Pending(loss, asked, targets, groups, used, trained, recomputes=how != "plain")
+            Pending(
+                loss,
+                asked,
+                targets,
+                groups,
+                used,
+                trained,
+                recomputes=how != "plain",
+                reentrant=how == "reentrant",
+            )
         )
 
     def take(self, which: int) -> Pending:
@@ -169,7 +179,9 @@ class Loop(RuleBasedStateMachine):
             layer, weight = self.layers[name], self.module(name).weight
             if weight is one.used[name] and weight.requires_grad and one.trained[name]:
                 layer.backward_seen = True
-                layer.there.append(Share(a, times * g, one.groups[name] if layer.heard else DEAF))
+                # A reentrant checkpoint has its forward, and its pass, in the backward.
+                group = layer.group if one.reentrant else one.groups[name]
+                layer.there.append(Share(a, times * g, group if layer.heard else DEAF))
 
     @rule(samples=st.integers(1, 4), seed=st.integers(0, 99), owner=OWNER, ends=st.booleans())
     def batch(self, samples: int, seed: int, owner: str, ends: bool) -> None:

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from thor_bench.commands import app
 from thor_bench.errors import RunInterruptedError
+from thor_bench.reading import read_run
 from thor_bench.recipes import RunOptions, plan_run
-from thor_bench.records import RunFinished, read_run
+from thor_bench.records import RunFinished
 from thor_bench.start import main
 from thor_bench.train import train
 from thor_bench.workloads import find_workload

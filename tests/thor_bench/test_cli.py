@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 from thor_bench import cli
 from thor_bench.checkpoint import CHECKPOINT_FILE
 from thor_bench.commands import app
-from thor_bench.records import RECORDS_FILE, RunFinished, read_run
+from thor_bench.reading import read_run
+from thor_bench.records import RECORDS_FILE, RunFinished
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,8 +10,8 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from thor_bench.observers import TensorBoardObserver, TerminalObserver
+from thor_bench.reading import read_run
 from thor_bench.recipes import RunOptions, plan_run
-from thor_bench.records import read_run
 from thor_bench.signals import StopRequest
 from thor_bench.timing import Stopwatch
 from thor_bench.train import train

@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 from dying import dies_at
 from thor_bench.commands import app
 from thor_bench.paper_figures import small_factors
-from thor_bench.records import RECORDS_FILE, read_run
+from thor_bench.reading import read_run
+from thor_bench.records import RECORDS_FILE
 from thor_bench.splitting import PAPER_CURVES
 from thor_bench.train import train as train_run
 

@@ -18,11 +18,12 @@ from thor_bench.checkpoint import CHECKPOINT_FILE
 from thor_bench.commands import app
 from thor_bench.errors import BenchError, RankError
 from thor_bench.ranks import Ranks, TorchrunRanks
-from thor_bench.records import RunFinished, read_run
+from thor_bench.reading import read_run
+from thor_bench.records import RunFinished
 from thor_bench.workloads import WORKLOADS
 
 if TYPE_CHECKING:
-    from thor_bench.records import Run
+    from thor_bench.reading import Run
 
 SCRIPT = Path(on_ranks.__file__)
 

@@ -14,8 +14,8 @@ from formats import write_cifar10, write_imagenet
 from thor_bench.config import DataSource
 from thor_bench.errors import BenchError
 from thor_bench.loading import LoaderData
+from thor_bench.reading import read_run
 from thor_bench.recipes import RunOptions, plan_run
-from thor_bench.records import read_run
 from thor_bench.train import train
 from thor_bench.workloads import WORKLOADS, Workload, find_workload
 from thor_bench.workloads import cifar10 as cifar10_module

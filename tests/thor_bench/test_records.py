@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from thor_bench.config import RunConfig
 from thor_bench.errors import BenchError
 from thor_bench.machine import Machine
+from thor_bench.reading import read_run
 from thor_bench.records import (
     RECORDS_FILE,
     DecisionRecord,
@@ -25,7 +26,6 @@ from thor_bench.records import (
     RunStarted,
     StepRecord,
     from_json,
-    read_run,
     to_json,
 )
 

@@ -20,12 +20,12 @@ from thor_bench.curves import curves, draw_curve
 from thor_bench.figures import draw_figures
 from thor_bench.machine import Machine
 from thor_bench.optimizers import OPTIMIZERS
+from thor_bench.reading import Run
 from thor_bench.recipes import RunOptions
 from thor_bench.records import (
     DecisionRecord,
     EpochRecord,
     EvaluationRecord,
-    Run,
     RunFailed,
     RunFinished,
     RunStarted,

@@ -19,8 +19,9 @@ from thor_bench.checkpoint import CHECKPOINT_FILE
 from thor_bench.compare import CompareOptions, plan_comparison, run_comparison
 from thor_bench.config import DataSource
 from thor_bench.errors import BenchError, RunDivergedError, RunInterruptedError
+from thor_bench.reading import read_run
 from thor_bench.recipes import RunOptions, plan_run
-from thor_bench.records import RECORDS_FILE, Record, RunFailed, RunFinished, read_run
+from thor_bench.records import RECORDS_FILE, Record, RunFailed, RunFinished
 from thor_bench.train import train
 from thor_bench.workloads import find_workload
 from torch_thor import CurvatureError, NonFiniteGradientError
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from thor_bench.config import RunConfig
     from thor_bench.observers import Observer
-    from thor_bench.records import Run
+    from thor_bench.reading import Run
     from thor_bench.workloads import Workload
 
 OPTIMIZERS = ("thor", "kfac", "ekfac", "sgd", "adamw", "muon")

@@ -18,8 +18,9 @@ from thor_bench.commands import app
 from thor_bench.config import DataSource
 from thor_bench.errors import BenchError, RunInterruptedError
 from thor_bench.optimizers import OPTIMIZERS
+from thor_bench.reading import read_run
 from thor_bench.recipes import RunOptions, find_recipe
-from thor_bench.records import RunFinished, StepRecord, read_run
+from thor_bench.records import RunFinished, StepRecord
 from thor_bench.search import Dimension, plan_trials, search_space, searched
 from thor_bench.study import StudyOptions, open_study, plan_study, read_study
 from thor_bench.study_report import read_medians, slowdowns, write_study

@@ -23,6 +23,18 @@ _OF_THE_PAPER = "imagenet-resnet50"
 _console = Console()
 
 
+_RanksOption = Annotated[str, typer.Option(help="Numbers of ranks.")]
+_StepOption = Annotated[
+    float | None, typer.Option(help="Assume a device whose forward and backward take so long.")
+]
+_MeasureOption = Annotated[
+    bool, typer.Option("--measure", help="Measure again what is on disk already.")
+]
+_CheckOption = Annotated[
+    bool, typer.Option("--check", help="Train on 2 and 4 processes here and compare.")
+]
+
+
 def scale(
     workloads: Annotated[
         list[str] | None, typer.Argument(metavar="[WORKLOAD]...", help=f"Of {', '.join(TASKS)}.")
@@ -37,22 +49,15 @@ def scale(
     latency_us: Annotated[float | None, typer.Option(help="Microseconds of a hop.")] = None,
     gbit: Annotated[float | None, typer.Option(help="Gb/s that a rank's link reaches.")] = None,
     ranks_per_node: Annotated[int | None, typer.Option(help="Ranks in a node.")] = None,
-    ranks: Annotated[str, typer.Option(help="Numbers of ranks.")] = DEFAULT_RANKS,
+    ranks: _RanksOption = DEFAULT_RANKS,
     interval: Annotated[float, typer.Option(help="Steps between two refreshes.")] = 20.0,
     overlap: Annotated[float, typer.Option(help="Share of backward that hides messages.")] = 1.0,
-    step_ms: Annotated[
-        float | None,
-        typer.Option(help="Assume a device whose forward and backward take so long."),
-    ] = None,
+    step_ms: _StepOption = None,
     device: Annotated[str, typer.Option(help="torch device that is measured.")] = "cpu",
     out: Annotated[Path, typer.Option(help="Folder of profiles and results.")] = Path("runs/scale"),
-    measure: Annotated[
-        bool, typer.Option("--measure", help="Measure again what is on disk already.")
-    ] = False,
+    measure: _MeasureOption = False,
     cycles: Annotated[int, typer.Option(min=1, help="Refreshes that a measurement takes.")] = 2,
-    check: Annotated[
-        bool, typer.Option("--check", help="Train on 2 and 4 processes here and compare.")
-    ] = False,
+    check: _CheckOption = False,
 ) -> None:
     """Predict step time and scaling efficiency on many ranks from one device's profile."""
     tasks = [find_task(name) for name in workloads or TASKS]

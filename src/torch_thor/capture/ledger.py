@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from torch_thor.capture.calls import Call
-    from torch_thor.capture.pending import PendingCall
     from torch_thor.layers import Geometry
 
 _MOST_DRAWS = 64  # whose forwards had no backward of their own
@@ -100,7 +99,7 @@ class _Draw:
     """A call of sampled labels, and its forward as long as that one's graph is there."""
 
     call: Call
-    forward: weakref.ref[PendingCall]
+    forward: weakref.ref[object]
 
 
 class Ledger:
@@ -168,14 +167,14 @@ class Ledger:
             self._forget()
         return any(one is call for one in self.calls)
 
-    def draw(self, call: Call, forward: PendingCall) -> None:
+    def draw(self, call: Call, forward: object) -> None:
         """Writes a call of sampled labels down; it counts with its forward's own gradient.
 
         One that has a forward of its own belongs to the next gradient.
         """
         self._drawn = [*self._drawn[1 - _MOST_DRAWS :], _Draw(call, weakref.ref(forward))]
 
-    def bind(self, task: int, forward: PendingCall) -> None:
+    def bind(self, task: int, forward: object) -> None:
         """Notes that an open backward runs through a forward whose labels were sampled."""
         own = [one for one in self._drawn if one.forward() is forward]
         self._open[task].calls += [one.call for one in own]

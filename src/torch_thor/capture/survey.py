@@ -19,7 +19,7 @@ from torch_thor.layers.shards import reason_against_shards, unsharded_type
 from torch_thor.options.errors import require
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
+    from collections.abc import Callable, Container, Iterable, Sequence
 
     from torch_thor.capture.selection import Selector
 
@@ -67,9 +67,7 @@ def survey(
     reasons: dict[int, str] = {}
     sequence_first = _sequence_first(model)
     for name, module in model.named_modules():
-        for part in parts_of(module):
-            if module in sequence_first:
-                part = replace(part, adapter=SEQUENCE_FIRST)  # noqa: PLW2901 - for this module
+        for part in _parts(module, sequence_first):
             full = full_name(name, part)
             reason = _reason_against(full, module, part, chosen, owners)
             if reason in ("", _FROZEN):
@@ -82,20 +80,33 @@ def survey(
             hit = (part.weight, part.bias) if part.name else module.parameters(recurse=False)
             reasons.update((id(p), reason) for p in hit)
     covered = {id(p): _curvature(layer) for layer in layers for p in layer.parameters}
+
+    def explain(parameter: nn.Parameter, module: nn.Module) -> tuple[Treatment, str]:
+        if not parameter.requires_grad:
+            return Treatment.FROZEN, "requires_grad is False"
+        if not _serves(served, parameter):
+            return Treatment.FROZEN, "in no parameter group of this optimizer"
+        if id(parameter) in covered:
+            return Treatment.PRECONDITIONED, covered[id(parameter)]
+        why = _shared(parameter, owners) or reasons.get(id(parameter), "")
+        return Treatment.BASE, why or reason_against(module)
+
+    return Survey(layers, asleep, _account(model, explain))
+
+
+def _account(
+    model: nn.Module, explain: Callable[[nn.Parameter, nn.Module], tuple[Treatment, str]]
+) -> Coverage:
+    """Lists all parameters of a model, how they train, and why."""
+    own = own_names(model)
     entries = []
     for name, parameter in model.named_parameters():
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
-        treatment = Treatment.PRECONDITIONED if id(parameter) in covered else Treatment.BASE
-        why = covered.get(id(parameter)) or _shared(parameter, owners)
-        why = why or reasons.get(id(parameter), "") or reason_against(module)
-        if not parameter.requires_grad:
-            treatment, why = Treatment.FROZEN, "requires_grad is False"
-        elif not _serves(served, parameter):
-            treatment, why = Treatment.FROZEN, "in no parameter group of this optimizer"
+        treatment, why = explain(parameter, module)
         shape, kind = tuple(parameter.shape), unsharded_type(module).__name__
         entries.append(ParameterCoverage(joined(own[path], leaf), shape, kind, treatment, why))
-    return Survey(layers, asleep, Coverage(tuple(entries)))
+    return Coverage(tuple(entries))
 
 
 def _require_built(model: nn.Module) -> None:
@@ -124,6 +135,13 @@ def _sequence_first(model: nn.Module) -> set[nn.Module]:
         for linear in (block.linear1, block.linear2)
         if type(linear) is nn.Linear
     }
+
+
+def _parts(module: nn.Module, sequence_first: set[nn.Module]) -> Iterable[Part]:
+    parts = parts_of(module)
+    if module not in sequence_first:
+        return parts
+    return [replace(part, adapter=SEQUENCE_FIRST) for part in parts]
 
 
 def _serves(served: Container[nn.Parameter] | None, parameter: nn.Parameter) -> bool:
