@@ -130,6 +130,8 @@ class Ledger:
 
     def clear(self) -> None:
         """Forgets all calls, as after a step that has read them, and lets go of the gradient."""
+        if self.is_empty:
+            return
         for one in self._open.values():
             one.let_go()
         self._open.clear()
