@@ -26,7 +26,7 @@ from rich.progress import track
 import torch_thor
 from models import TASKS, Task
 from step_cost import Contestant
-from thor_bench.tables import TextTable
+from thor_bench.report.tables import TextTable
 
 _LR = 1e-4
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import resnet18, resnet50, vit_b_16
 
-from thor_bench.precision import autocast
+from thor_bench.training.precision import autocast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,7 +107,7 @@ def cifar_resnet18() -> nn.Module:
 
 
 def _fashion_resnet() -> nn.Module:
-    from thor_bench.workloads.models import small_resnet  # noqa: PLC0415 - its package needs the bench's extras
+    from thor_bench.tasks.models import small_resnet  # noqa: PLC0415 - its package needs the bench's extras
 
     return small_resnet(channels_in=1, widths=(16, 32, 64), blocks=1, classes=10)
 

@@ -11,8 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from models import Task
-from thor_bench.more_peers import singd_parameters
-from thor_bench.requirements import lacks_muon
+from thor_bench.optimizers.more_peers import singd_parameters
+from thor_bench.optimizers.requirements import lacks_muon
 from torch_thor import EKFAC, KFAC, THOR, GrowingInterval
 
 Build = Callable[[nn.Module, Task, int | None], list[Optimizer]]
@@ -42,7 +42,7 @@ def _adamw(model: nn.Module, _task: Task, _interval: int | None) -> list[Optimiz
 def _muon(model: nn.Module, _task: Task, _interval: int | None) -> list[Optimizer]:
     if lacks := lacks_muon():
         raise SystemExit(f"muon {lacks}")
-    from thor_bench.muon import FlattenedMuon  # noqa: PLC0415 - extends what may be missing
+    from thor_bench.optimizers.muon import FlattenedMuon  # noqa: PLC0415 - extends what may be missing
 
     embedded = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     matrices = [p for p in model.parameters() if p.dim() >= 2 and id(p) not in embedded]

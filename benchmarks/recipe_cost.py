@@ -20,18 +20,18 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from thor_bench.config import DataSource
 from thor_bench.errors import BenchError
-from thor_bench.optimizers import lacking
-from thor_bench.recipes import plan_run
-from thor_bench.session import Session
-from thor_bench.tables import TextTable
-from thor_bench.workloads import Workload, find_workload
+from thor_bench.optimizers.recipes import plan_run
+from thor_bench.optimizers.registry import lacking
+from thor_bench.records.config import DataSource
+from thor_bench.report.tables import TextTable
+from thor_bench.tasks import Workload, find_workload
+from thor_bench.training.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from thor_bench.data import Batch
+    from thor_bench.tasks.data import Batch
 
 _TURN = 10  # steps
 _WARM_UP = 10  # steps of each that don't count

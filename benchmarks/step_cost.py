@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from models import TASKS, Task
 from optimizers import OPTIMIZERS, lacking
-from thor_bench.tables import TextTable
+from thor_bench.report.tables import TextTable
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer

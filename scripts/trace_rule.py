@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from thor_bench.figures import draw_changes, write_figure
-from thor_bench.reading import Run, read_run
-from thor_bench.recipes import RunOptions, plan_run
-from thor_bench.records import RECORDS_FILE, DecisionRecord, from_json
-from thor_bench.summary import Spread, summarize
-from thor_bench.tables import TextTable
-from thor_bench.train import train
-from thor_bench.workloads import find_workload
+from thor_bench.optimizers.recipes import RunOptions, plan_run
+from thor_bench.records.reading import Run, read_run
+from thor_bench.records.records import RECORDS_FILE, DecisionRecord, from_json
+from thor_bench.report.figures import draw_changes, write_figure
+from thor_bench.report.summary import Spread, summarize
+from thor_bench.report.tables import TextTable
+from thor_bench.tasks import find_workload
+from thor_bench.training.train import train
 
 SEEDS = 5
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "trace-rule"

@@ -7,17 +7,17 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from thor_bench import rundir
-from thor_bench.config import DataSource, RunConfig
-from thor_bench.disk import written_whole
 from thor_bench.errors import BenchError, RunDivergedError, RunInterruptedError, reason
-from thor_bench.observers import Observer
-from thor_bench.optimizers import find_optimizer, lacking
-from thor_bench.reading import Run, read_run
-from thor_bench.recipes import RunOptions, plan_run
-from thor_bench.settings import Positive
-from thor_bench.settling import Settling, train_until
-from thor_bench.workloads import Workload, find_workload
+from thor_bench.optimizers.recipes import RunOptions, plan_run
+from thor_bench.optimizers.registry import find_optimizer, lacking
+from thor_bench.optimizers.settings import Positive
+from thor_bench.records.config import DataSource, RunConfig
+from thor_bench.records.disk import written_whole
+from thor_bench.records.reading import Run, read_run
+from thor_bench.tasks import Workload, find_workload
+from thor_bench.training import rundir
+from thor_bench.training.observers import Observer
+from thor_bench.training.settling import Settling, train_until
 
 COMPARISON_FILE = "comparison.json"
 

@@ -20,11 +20,11 @@ from torch import nn
 from torch.nn import functional
 from typer.testing import CliRunner
 
-from thor_bench.checkpoint import CHECKPOINT_FILE
-from thor_bench.commands import app
-from thor_bench.data import TensorSplit, TrainTest
-from thor_bench.reading import read_run
-from thor_bench.workloads import ACCURACY, WORKLOADS, Workload
+from thor_bench.cli.commands import app
+from thor_bench.records.reading import read_run
+from thor_bench.tasks import ACCURACY, WORKLOADS, Workload
+from thor_bench.tasks.data import TensorSplit, TrainTest
+from thor_bench.training.checkpoint import CHECKPOINT_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -24,7 +24,7 @@ sys.modules.pop("torch.optim._muon")
 out, benchmarks = sys.argv[1:]
 sys.path.insert(0, benchmarks)
 from typer.testing import CliRunner
-from thor_bench.commands import app
+from thor_bench.cli.commands import app
 few = ["--seeds", "1", "--epochs", "0.2"]
 commands = {
     "optimizers": ["optimizers", "digits"],

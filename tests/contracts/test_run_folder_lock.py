@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from thor_bench.claim import LOCK_FILE, claimed
-from thor_bench.commands import app
+from thor_bench.cli.commands import app
+from thor_bench.training.claim import LOCK_FILE, claimed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 HOLDER = """
 import sys
 from pathlib import Path
-from thor_bench.claim import claimed
+from thor_bench.training.claim import claimed
 with claimed(Path(sys.argv[1])):
     print("here", flush=True)
     sys.stdin.read()

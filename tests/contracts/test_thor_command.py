@@ -13,19 +13,19 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from thor_bench.commands import app
+from thor_bench.cli.commands import app
 from thor_bench.errors import RunInterruptedError
-from thor_bench.reading import read_run
-from thor_bench.recipes import RunOptions, plan_run
-from thor_bench.records import RunFinished
+from thor_bench.optimizers.recipes import RunOptions, plan_run
+from thor_bench.records.reading import read_run
+from thor_bench.records.records import RunFinished
 from thor_bench.start import main
-from thor_bench.train import train
-from thor_bench.workloads import find_workload
+from thor_bench.tasks import find_workload
+from thor_bench.training.train import train
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from thor_bench.records import Record
+    from thor_bench.records.records import Record
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,23 +9,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from thor_bench.tasks.models import small_resnet
 from torch import nn
 from torch.nn import functional
 
-from thor_bench import precision
-from thor_bench.commands import app
-from thor_bench.config import DataSource
-from thor_bench.data import TensorSplit, TrainTest
+from thor_bench.cli.commands import app
 from thor_bench.errors import RunInterruptedError
-from thor_bench.ranks import Ranks, open_ranks
-from thor_bench.recipes import RunOptions, plan_run
-from thor_bench.train import train
-from thor_bench.workloads import ACCURACY, WORKLOADS, Workload, find_workload
-from thor_bench.workloads.models import small_resnet
+from thor_bench.optimizers.recipes import RunOptions, plan_run
+from thor_bench.records.config import DataSource
+from thor_bench.tasks import ACCURACY, WORKLOADS, Workload, find_workload
+from thor_bench.tasks.data import TensorSplit, TrainTest
+from thor_bench.training import precision
+from thor_bench.training.ranks import Ranks, open_ranks
+from thor_bench.training.train import train
 
 if TYPE_CHECKING:
-    from thor_bench.config import RunConfig
-    from thor_bench.records import Record
+    from thor_bench.records.config import RunConfig
+    from thor_bench.records.records import Record
 
 PUBLISHED = (("cifar10-resnet18", "paper"), ("imagenet-resnet50", "paper-256"))
 STEPS_BEFORE_THE_SIGNAL = 6

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from thor_bench.data import TensorSplit, TrainTest
-from thor_bench.workloads import ACCURACY, WORKLOADS, Workload
+from thor_bench.tasks import ACCURACY, WORKLOADS, Workload
+from thor_bench.tasks.data import TensorSplit, TrainTest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from thor_bench.config import DataSource
+    from thor_bench.records.config import DataSource
 
 
 def _load(_source: DataSource) -> TrainTest:

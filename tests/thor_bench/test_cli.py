@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from thor_bench import cli
-from thor_bench.checkpoint import CHECKPOINT_FILE
-from thor_bench.commands import app
-from thor_bench.reading import read_run
-from thor_bench.records import RECORDS_FILE, RunFinished
+from thor_bench.cli.commands import app
+from thor_bench.records.reading import read_run
+from thor_bench.records.records import RECORDS_FILE, RunFinished
+from thor_bench.training.checkpoint import CHECKPOINT_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -297,10 +297,10 @@ def test_report_of_mixed_workloads_is_refused(trained: Path, tmp_path: Path) -> 
 def test_without_the_bench_dependencies_the_extra_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "thor_bench.commands", None)
+    monkeypatch.setitem(__import__("sys").modules, "thor_bench.cli.commands", None)
     with pytest.raises(ModuleNotFoundError):
         cli.main()  # a missing module of our own is a defect and is shown as one
-    monkeypatch.delitem(__import__("sys").modules, "thor_bench.commands")
+    monkeypatch.delitem(__import__("sys").modules, "thor_bench.cli.commands")
     monkeypatch.setitem(__import__("sys").modules, "typer", None)
     with pytest.raises(SystemExit) as caught:
         cli.main()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from thor_bench.data import FlipAndCrop, InMemoryData, Share, TensorSplit, TrainTest
+from thor_bench.tasks.data import FlipAndCrop, InMemoryData, Share, TensorSplit, TrainTest
 
 
 def splits(samples: int = 10) -> TrainTest:

@@ -9,20 +9,20 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from thor_bench.observers import TensorBoardObserver, TerminalObserver
-from thor_bench.reading import read_run
-from thor_bench.recipes import RunOptions, plan_run
-from thor_bench.signals import StopRequest
-from thor_bench.timing import Stopwatch
-from thor_bench.train import train
-from thor_bench.workloads import ACCURACY
+from thor_bench.optimizers.recipes import RunOptions, plan_run
+from thor_bench.records.reading import read_run
+from thor_bench.tasks import ACCURACY
+from thor_bench.training.observers import TensorBoardObserver, TerminalObserver
+from thor_bench.training.signals import StopRequest
+from thor_bench.training.timing import Stopwatch
+from thor_bench.training.train import train
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import pytest
 
-    from thor_bench.workloads import Workload
+    from thor_bench.tasks import Workload
 
 
 def shown(tiny: Workload, directory: Path, *, terminal: bool) -> str:
@@ -65,7 +65,7 @@ def test_tensorboard_has_the_recorded_numbers(tiny: Workload, tmp_path: Path) ->
 
 def test_stopwatch_counts_running_and_leaves_pauses_out(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("thor_bench.timing.time.perf_counter", lambda: now)
+    monkeypatch.setattr("thor_bench.training.timing.time.perf_counter", lambda: now)
     clock = Stopwatch(torch.device("cpu"), seconds=10.0)
     now = 5.0
     with clock.paused():

@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from thor_bench.tasks.gpt import GPT
 from torch import nn
 
-from thor_bench.builders import Training, build_muon, build_thor
-from thor_bench.config import DataSource
-from thor_bench.data import TensorSplit, TrainTest
 from thor_bench.errors import BenchError
-from thor_bench.learning_rates import Triangle, factor
-from thor_bench.muon import FlattenedMuon, as_matrix
-from thor_bench.optimizers import OPTIMIZERS, build_rule
-from thor_bench.recipes import RECIPES, plan_run
-from thor_bench.session import Session
-from thor_bench.settings import (
+from thor_bench.optimizers.builders import Training, build_muon, build_thor
+from thor_bench.optimizers.learning_rates import Triangle, factor
+from thor_bench.optimizers.muon import FlattenedMuon, as_matrix
+from thor_bench.optimizers.recipes import RECIPES, plan_run
+from thor_bench.optimizers.registry import OPTIMIZERS, build_rule
+from thor_bench.optimizers.settings import (
     MuonSettings,
     Settings,
     SGDSettings,
@@ -28,13 +26,15 @@ from thor_bench.settings import (
     override,
     to_values,
 )
-from thor_bench.workloads import WORKLOADS, find_workload
-from thor_bench.workloads.gpt import GPT
+from thor_bench.records.config import DataSource
+from thor_bench.tasks import WORKLOADS, find_workload
+from thor_bench.tasks.data import TensorSplit, TrainTest
+from thor_bench.training.session import Session
 from torch_thor import THOR, NormControl
 from torch_thor.update.optimizer import CurvatureOptimizer
 
 if TYPE_CHECKING:
-    from thor_bench.workloads import Likelihood, Workload
+    from thor_bench.tasks import Likelihood, Workload
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
@@ -204,7 +204,7 @@ def test_flattened_muon_equals_muon_on_the_matrix(memory_format: torch.memory_fo
 def test_muon_multiplies_in_the_type_that_the_processor_has(
     native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("thor_bench.muon.multiplies_bfloat16", lambda _device: native)
+    monkeypatch.setattr("thor_bench.optimizers.muon.multiplies_bfloat16", lambda _device: native)
     torch.manual_seed(0)
     weight = nn.Parameter(torch.zeros(12, 8))
     weight.grad = torch.randn(12, 8)

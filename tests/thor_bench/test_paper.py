@@ -17,12 +17,12 @@ import torch
 from typer.testing import CliRunner
 
 from dying import dies_at
-from thor_bench.commands import app
-from thor_bench.paper_figures import small_factors
-from thor_bench.reading import read_run
-from thor_bench.records import RECORDS_FILE
-from thor_bench.splitting import PAPER_CURVES
-from thor_bench.train import train as train_run
+from thor_bench.cli.commands import app
+from thor_bench.paper.paper_figures import small_factors
+from thor_bench.paper.splitting import PAPER_CURVES
+from thor_bench.records.reading import read_run
+from thor_bench.records.records import RECORDS_FILE
+from thor_bench.training.train import train as train_run
 
 if TYPE_CHECKING:
     from typing import Any
@@ -87,7 +87,7 @@ def test_paper_writes_everything_and_goes_on_after_a_stop(
             options["observers"] = [*options["observers"], _StopsAtOnce()]
         return train_run(config, directory, **options)
 
-    monkeypatch.setattr("thor_bench.paper_runs.train", stop_in_the_fourth)
+    monkeypatch.setattr("thor_bench.paper.paper_runs.train", stop_in_the_fourth)
     stopped = run(*words)
     assert stopped.exit_code == 130
     assert (
@@ -150,7 +150,7 @@ def _make_paper(out: Path, watch: str) -> int:
     """Makes the paper of the tiny workload in a process of its own and returns how that ended."""
     script = (
         f"{watch}\n"
-        "import runpy; from thor_bench import cli, workloads\n"
+        "import runpy; from thor_bench import cli, tasks as workloads\n"
         f"tiny = runpy.run_path({str(Path(__file__).with_name('conftest.py'))!r})['TINY']\n"
         "workloads.WORKLOADS['tiny'] = tiny\n"
         "cli.main()"
@@ -177,7 +177,7 @@ def test_paper_writes_what_is_there_and_says_how_much(
             options["observers"] = [*options["observers"], _StopsAtOnce()]
         return train_run(config, directory, **options)
 
-    monkeypatch.setattr("thor_bench.paper_runs.train", stop_in_the_third)
+    monkeypatch.setattr("thor_bench.paper.paper_runs.train", stop_in_the_third)
     run(*words)
     partial = run(*words, "--write-only")
     assert partial.exit_code == 0, partial.output

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from thor_bench.builders import Training, thor_damping
-from thor_bench.optimizers import TrainingRule, build_rule
-from thor_bench.presets import PRESETS
-from thor_bench.recipes import RunOptions, plan_run
-from thor_bench.settings import THORSettings, from_values
-from thor_bench.variants import VARIANTS
-from thor_bench.workloads import find_workload
+from thor_bench.optimizers.builders import Training, thor_damping
+from thor_bench.optimizers.presets import PRESETS
+from thor_bench.optimizers.recipes import RunOptions, plan_run
+from thor_bench.optimizers.registry import TrainingRule, build_rule
+from thor_bench.optimizers.settings import THORSettings, from_values
+from thor_bench.optimizers.variants import VARIANTS
+from thor_bench.tasks import find_workload
 from torch_thor import THOR
 
 STEPS = 10  # per epoch, so that a step is a tenth of an epoch

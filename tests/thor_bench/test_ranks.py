@@ -14,16 +14,16 @@ import torch
 
 import on_ranks
 from formats import write_cifar10, write_imagenet
-from thor_bench.checkpoint import CHECKPOINT_FILE
-from thor_bench.commands import app
+from thor_bench.cli.commands import app
 from thor_bench.errors import BenchError, RankError
-from thor_bench.ranks import Ranks, TorchrunRanks
-from thor_bench.reading import read_run
-from thor_bench.records import RunFinished
-from thor_bench.workloads import WORKLOADS
+from thor_bench.records.reading import read_run
+from thor_bench.records.records import RunFinished
+from thor_bench.tasks import WORKLOADS
+from thor_bench.training.checkpoint import CHECKPOINT_FILE
+from thor_bench.training.ranks import Ranks, TorchrunRanks
 
 if TYPE_CHECKING:
-    from thor_bench.reading import Run
+    from thor_bench.records.reading import Run
 
 SCRIPT = Path(on_ranks.__file__)
 

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from thor_bench.tasks.models import small_resnet
 from torch import nn
 
 from formats import write_cifar10, write_imagenet
-from thor_bench.config import DataSource
 from thor_bench.errors import BenchError
-from thor_bench.loading import LoaderData
-from thor_bench.reading import read_run
-from thor_bench.recipes import RunOptions, plan_run
-from thor_bench.train import train
-from thor_bench.workloads import WORKLOADS, Workload, find_workload
-from thor_bench.workloads import cifar10 as cifar10_module
-from thor_bench.workloads.models import small_resnet
+from thor_bench.optimizers.recipes import RunOptions, plan_run
+from thor_bench.records.config import DataSource
+from thor_bench.records.reading import read_run
+from thor_bench.tasks import WORKLOADS, Workload, find_workload
+from thor_bench.tasks import cifar10 as cifar10_module
+from thor_bench.tasks.loading import LoaderData
+from thor_bench.training.train import train
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +48,7 @@ def test_the_published_set_ups_train_end_to_end(
 ) -> None:
     WRITERS[name](tmp_path / "data")
     # Emulated where it has to be: that it works is what is tested.
-    monkeypatch.setattr("thor_bench.precision.multiplies_bfloat16", lambda _device: True)
+    monkeypatch.setattr("thor_bench.training.precision.multiplies_bfloat16", lambda _device: True)
     # The pipeline is what is tested: a small network in the place of the large one.
     workload = replace(find_workload(name), autocast=dtype, build_model=small_model)
     monkeypatch.setitem(WORKLOADS, name, workload)

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thor_bench.config import RunConfig
 from thor_bench.errors import BenchError
-from thor_bench.machine import Machine
-from thor_bench.reading import read_run
-from thor_bench.records import (
+from thor_bench.records.config import RunConfig
+from thor_bench.records.machine import Machine
+from thor_bench.records.reading import read_run
+from thor_bench.records.records import (
     RECORDS_FILE,
     DecisionRecord,
     EpochRecord,

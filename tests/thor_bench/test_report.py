@@ -15,14 +15,12 @@ import pytest
 from rich.console import Console
 
 from thor_bench.compare import CompareOptions, plan_comparison, run_comparison
-from thor_bench.config import DataSource, RunConfig
-from thor_bench.curves import curves, draw_curve
-from thor_bench.figures import draw_figures
-from thor_bench.machine import Machine
-from thor_bench.optimizers import OPTIMIZERS
-from thor_bench.reading import Run
-from thor_bench.recipes import RunOptions
-from thor_bench.records import (
+from thor_bench.optimizers.recipes import RunOptions
+from thor_bench.optimizers.registry import OPTIMIZERS
+from thor_bench.records.config import DataSource, RunConfig
+from thor_bench.records.machine import Machine
+from thor_bench.records.reading import Run
+from thor_bench.records.records import (
     DecisionRecord,
     EpochRecord,
     EvaluationRecord,
@@ -30,16 +28,18 @@ from thor_bench.records import (
     RunFinished,
     RunStarted,
 )
-from thor_bench.report import write_report
-from thor_bench.style import LIGHT, colours
-from thor_bench.summary import Spread, summarize
-from thor_bench.tables import TextTable, comparison_csv, comparison_table
-from thor_bench.workloads import ACCURACY, WORKLOADS
+from thor_bench.report.curves import curves, draw_curve
+from thor_bench.report.figures import draw_figures
+from thor_bench.report.page import write_report
+from thor_bench.report.style import LIGHT, colours
+from thor_bench.report.summary import Spread, summarize
+from thor_bench.report.tables import TextTable, comparison_csv, comparison_table
+from thor_bench.tasks import ACCURACY, WORKLOADS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from thor_bench.workloads import Workload
+    from thor_bench.tasks import Workload
 
 
 def made_run(
@@ -239,7 +239,7 @@ def test_the_page_escapes_what_runs_say(tiny: Workload, tmp_path: Path) -> None:
     comparison = plan_comparison(tiny, ["sgd"], CompareOptions(seeds=1))
     (run,) = run_comparison(comparison, tmp_path, source=DataSource(), observe=lambda *_: ())
     failed = RunFailed(step=1, seconds=1.0, reason="<script>alert(1)</script>")
-    from thor_bench.records import RecordWriter  # noqa: PLC0415
+    from thor_bench.records.records import RecordWriter  # noqa: PLC0415
 
     path = run.directory / "records.jsonl"
     with RecordWriter(run.directory, keep_bytes=path.stat().st_size) as writer:

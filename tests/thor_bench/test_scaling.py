@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from thor_bench.commands import app
+from thor_bench.cli.commands import app
 from thor_bench.errors import BenchError
 from thor_bench.scaling import check as check_module
 from thor_bench.scaling.check import Check, check_table, fitted_network, predicted

@@ -15,24 +15,24 @@ import pytest
 import torch
 
 from dying import dies_at
-from thor_bench.checkpoint import CHECKPOINT_FILE
 from thor_bench.compare import CompareOptions, plan_comparison, run_comparison
-from thor_bench.config import DataSource
 from thor_bench.errors import BenchError, RunDivergedError, RunInterruptedError
-from thor_bench.reading import read_run
-from thor_bench.recipes import RunOptions, plan_run
-from thor_bench.records import RECORDS_FILE, Record, RunFailed, RunFinished
-from thor_bench.train import train
-from thor_bench.workloads import find_workload
+from thor_bench.optimizers.recipes import RunOptions, plan_run
+from thor_bench.records.config import DataSource
+from thor_bench.records.reading import read_run
+from thor_bench.records.records import RECORDS_FILE, Record, RunFailed, RunFinished
+from thor_bench.tasks import find_workload
+from thor_bench.training.checkpoint import CHECKPOINT_FILE
+from thor_bench.training.train import train
 from torch_thor import CurvatureError, NonFiniteGradientError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from thor_bench.config import RunConfig
-    from thor_bench.observers import Observer
-    from thor_bench.reading import Run
-    from thor_bench.workloads import Workload
+    from thor_bench.records.config import RunConfig
+    from thor_bench.records.reading import Run
+    from thor_bench.tasks import Workload
+    from thor_bench.training.observers import Observer
 
 OPTIMIZERS = ("thor", "kfac", "ekfac", "sgd", "adamw", "muon")
 
@@ -126,7 +126,7 @@ def test_evaluation_is_outside_the_clock(
         return (outputs.argmax(dim=1) == targets).float()
 
     workload = replace(tiny, metric=replace(tiny.metric, score=slow))
-    monkeypatch.setattr("thor_bench.train.find_workload", lambda _: workload)
+    monkeypatch.setattr("thor_bench.training.train.find_workload", lambda _: workload)
     begun = time.perf_counter()
     result = train(plan(tiny, epochs=2), tmp_path)
     assert time.perf_counter() - begun > 1.0
@@ -234,7 +234,7 @@ def test_nan_loss_fails_with_the_last_good_checkpoint_kept(
         return value if calls < 8 else value * float("nan")
 
     workload = replace(tiny, loss=loss)
-    monkeypatch.setattr("thor_bench.train.find_workload", lambda _: workload)
+    monkeypatch.setattr("thor_bench.training.train.find_workload", lambda _: workload)
     with pytest.raises(RunDivergedError, match=r"sgd on tiny: loss became nan at step 7.*epoch 1"):
         train(plan(tiny), tmp_path)
     assert read_run(tmp_path).end == RunFailed(
@@ -273,7 +273,7 @@ def test_a_full_disk_leaves_the_former_checkpoint(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("thor_bench.checkpoint.torch.save", full)
+        patch.setattr("thor_bench.training.checkpoint.torch.save", full)
         with pytest.raises(BenchError, match=r"cannot be written.*No space left.*--resume"):
             train(config, cut, resume=True)
     assert (cut / CHECKPOINT_FILE).read_bytes() == before

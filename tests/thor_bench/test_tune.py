@@ -13,31 +13,31 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from thor_bench.checkpoint import CHECKPOINT_FILE
-from thor_bench.commands import app
-from thor_bench.config import DataSource
+from thor_bench.cli.commands import app
 from thor_bench.errors import BenchError, RunInterruptedError
-from thor_bench.optimizers import OPTIMIZERS
-from thor_bench.reading import read_run
-from thor_bench.recipes import RunOptions, find_recipe
-from thor_bench.records import RunFinished, StepRecord
-from thor_bench.search import Dimension, plan_trials, search_space, searched
-from thor_bench.study import StudyOptions, open_study, plan_study, read_study
-from thor_bench.study_report import read_medians, slowdowns, write_study
-from thor_bench.trials import Pace
-from thor_bench.tuned import median_of, ratio_of, tuned
-from thor_bench.tuning import StudyRunner
-from thor_bench.workloads import ACCURACY, WORKLOADS
+from thor_bench.optimizers.recipes import RunOptions, find_recipe
+from thor_bench.optimizers.registry import OPTIMIZERS
+from thor_bench.records.config import DataSource
+from thor_bench.records.reading import read_run
+from thor_bench.records.records import RunFinished, StepRecord
+from thor_bench.tasks import ACCURACY, WORKLOADS
+from thor_bench.training.checkpoint import CHECKPOINT_FILE
+from thor_bench.tune.search import Dimension, plan_trials, search_space, searched
+from thor_bench.tune.study import StudyOptions, open_study, plan_study, read_study
+from thor_bench.tune.study_report import read_medians, slowdowns, write_study
+from thor_bench.tune.trials import Pace
+from thor_bench.tune.tuned import median_of, ratio_of, tuned
+from thor_bench.tune.tuning import StudyRunner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from thor_bench.config import RunConfig
-    from thor_bench.observers import Observer
-    from thor_bench.records import Record
-    from thor_bench.tuning import StudyResult
-    from thor_bench.workloads import Workload
+    from thor_bench.records.config import RunConfig
+    from thor_bench.records.records import Record
+    from thor_bench.tasks import Workload
+    from thor_bench.training.observers import Observer
+    from thor_bench.tune.tuning import StudyResult
 
 
 class Clock:
@@ -259,7 +259,7 @@ def test_a_signal_says_how_to_go_on(
     def interrupted(*_args: object, **_options: object) -> None:
         raise RunInterruptedError("stopped")
 
-    monkeypatch.setattr("thor_bench.settling.train", interrupted)
+    monkeypatch.setattr("thor_bench.training.settling.train", interrupted)
     with pytest.raises(RunInterruptedError) as told:
         make(tmp_path, tiny, StudyOptions(trials=1, seeds=1, target=80.0))
     assert f"--target 80 --evals-per-epoch 1 --out {tmp_path}" in str(told.value)
@@ -358,7 +358,7 @@ def test_several_studies_share_a_profile(tiny: Workload, tmp_path: Path) -> None
 
 def test_the_time_left_follows_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 60.0, 300.0])
-    monkeypatch.setattr("thor_bench.trials.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("thor_bench.tune.trials.time.monotonic", lambda: next(now))
     pace = Pace(10)
     assert pace.start(2) == "[3/10]"
     assert pace.start(3) == "[4/10, 7 min left]"

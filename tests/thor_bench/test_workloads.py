@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from thor_bench.tasks.gpt import GPT
 from torch import nn
 
-from thor_bench.config import DataSource
-from thor_bench.data import TrainTest
 from thor_bench.errors import BenchError
-from thor_bench.workloads import ACCURACY, WORKLOADS, find_workload
-from thor_bench.workloads import fashion as fashion_module
-from thor_bench.workloads import text as text_module
-from thor_bench.workloads.gpt import GPT
+from thor_bench.records.config import DataSource
+from thor_bench.tasks import ACCURACY, WORKLOADS, find_workload
+from thor_bench.tasks import fashion as fashion_module
+from thor_bench.tasks import text as text_module
+from thor_bench.tasks.data import TrainTest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from thor_bench.workloads import Workload
+    from thor_bench.tasks import Workload
 
 CODES = {"images": (2051, 3), "labels": (2049, 1)}  # magic numbers of IDX, and dimensions
 

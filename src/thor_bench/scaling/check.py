@@ -9,9 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from thor_bench.errors import BenchError
+from thor_bench.report.tables import TextTable
 from thor_bench.scaling.model import Assumptions, Network, Profile, step_time
 from thor_bench.scaling.worker import ADAPTER, INTERVAL, Measured
-from thor_bench.tables import TextTable
 
 CHECKED = (2, 4)
 CYCLES = 8

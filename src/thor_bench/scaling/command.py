@@ -7,8 +7,6 @@ import typer
 from rich.console import Console
 
 from thor_bench.errors import BenchError
-from thor_bench.ranks import open_device
-from thor_bench.rundir import make_directory
 from thor_bench.scaling.check import check_table, network_lines, run_check
 from thor_bench.scaling.measure import measure_profile, save_profile, saved_profile
 from thor_bench.scaling.model import Assumptions, Profile
@@ -16,6 +14,8 @@ from thor_bench.scaling.networks import NETWORKS, NetworkChanges, find_network, 
 from thor_bench.scaling.published import paper_table
 from thor_bench.scaling.report import predict, profile_table, step_table, write_prediction
 from thor_bench.scaling.tasks import TASKS, Task, find_task
+from thor_bench.training.ranks import open_device
+from thor_bench.training.rundir import make_directory
 
 DEFAULT_RANKS = "1,2,4,8,16,32,64,128,256,512,1024,2048,4096"
 _OF_THE_PAPER = "imagenet-resnet50"

@@ -12,13 +12,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from thor_bench.data import Batch
-from thor_bench.disk import written_whole
 from thor_bench.errors import BenchError, reason
-from thor_bench.machine import describe_machine
-from thor_bench.precision import autocast, forward_type
+from thor_bench.records.disk import written_whole
+from thor_bench.records.machine import describe_machine
 from thor_bench.scaling.model import Messages, Profile, Rule
 from thor_bench.scaling.tasks import CURVED, Task, build_optimizer
+from thor_bench.tasks.data import Batch
+from thor_bench.training.precision import autocast, forward_type
 from torch_thor import KFAC, THOR, Distributed, Intervals
 
 # Of four steps one updates factors and inverses, one factors alone, two neither.

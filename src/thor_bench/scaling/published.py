@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from thor_bench.report.tables import TextTable
 from thor_bench.scaling.model import Assumptions, Network, Profile, step_time
-from thor_bench.tables import TextTable
 
 _IMAGES = 1_281_167  # ImageNet's training set
 _SGD_EPOCH = 90.0  # Table 4: seconds on 8 Ascend 910 at batch 256

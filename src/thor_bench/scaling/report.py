@@ -7,10 +7,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from thor_bench.figures import FigureFile, write_figure
+from thor_bench.report.figures import FigureFile, write_figure
+from thor_bench.report.style import Theme, colours, legend, new_figure
+from thor_bench.report.tables import TextTable
 from thor_bench.scaling.model import Assumptions, Network, Profile, StepTime, efficiency, step_time
-from thor_bench.style import Theme, colours, legend, new_figure
-from thor_bench.tables import TextTable
 
 
 @dataclass(frozen=True)

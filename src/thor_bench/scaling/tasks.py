@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from thor_bench.data import Batch
 from thor_bench.errors import unknown_choice
-from thor_bench.workloads import find_workload
-from thor_bench.workloads.gpt import GPT
+from thor_bench.tasks import find_workload
+from thor_bench.tasks.data import Batch
+from thor_bench.tasks.gpt import GPT
 from torch_thor import KFAC, THOR, Damping, Distributed, Intervals, Refresh, Statistics
 
 CURVED = ("kfac", "thor")

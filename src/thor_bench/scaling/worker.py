@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from pydantic import TypeAdapter
 
-from thor_bench.ranks import open_ranks
 from thor_bench.scaling.measure import Trainer, measure_profile
 from thor_bench.scaling.model import Profile
 from thor_bench.scaling.tasks import CHECK, RULES
+from thor_bench.training.ranks import open_ranks
 from torch_thor import KFAC, THOR, Distributed, Intervals
 
 INTERVAL = 4

@@ -1,0 +1,233 @@
+"""The ``thor`` command line: each command parses, then calls the library."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from thor_bench.cli.arguments import (
+    RECIPES_ARE_TUNED,
+    BatchOption,
+    ChangesOption,
+    DataDirOption,
+    DeviceOption,
+    DownloadOption,
+    EpochsOption,
+    EvaluationsOption,
+    HorizonsOption,
+    PeersOption,
+    PresetOption,
+    SeedsOption,
+    TargetOption,
+    ToTargetOption,
+    WorkersOption,
+    WorkloadArgument,
+    console,
+    names_in,
+    observers_of,
+)
+from thor_bench.cli.one_line import OneLineErrors
+from thor_bench.cli.train_command import train
+from thor_bench.cli.tune_command import tune
+from thor_bench.compare import (
+    CompareOptions,
+    checked_target,
+    parse_horizons,
+    plan_comparison,
+    run_comparison,
+)
+from thor_bench.optimizers.recipes import RunOptions
+from thor_bench.paper.paper_runs import Job, ended_runs, make_runs, plan_paper
+from thor_bench.paper.splitting import measure, measured, report_split
+from thor_bench.paper.writer import PaperWriter
+from thor_bench.records.config import DataSource, RunConfig
+from thor_bench.records.machine import package_version
+from thor_bench.report.page import write_report
+from thor_bench.report.tables import optimizers_table, workloads_table
+from thor_bench.scaling.command import scale
+from thor_bench.tasks import find_workload
+from thor_bench.training.claim import claimed
+from thor_bench.training.observers import Observer
+
+DEFAULT_PEERS = "thor,sgd,adamw"
+
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train real workloads, compare optimizers by time to target, report.",
+)
+
+
+def _tell_version(asked: bool) -> None:  # noqa: FBT001 - typer calls it with the option's value
+    if asked:
+        typer.echo(f"thor {package_version()} (torch {torch.__version__})")
+        raise typer.Exit
+
+
+@app.callback()
+def thor(
+    *,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_tell_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Gives the group its options; its help stands above."""
+
+
+app.command()(scale)
+
+
+@app.command()
+def workloads() -> None:
+    """List the workloads and their targets."""
+    console.print(workloads_table())
+
+
+@app.command()
+def optimizers(workload: WorkloadArgument = "digits") -> None:
+    """List the optimizers with their tuned settings for a workload."""
+    console.print(optimizers_table(find_workload(workload)))
+
+
+app.command(epilog=RECIPES_ARE_TUNED)(train)
+
+
+@app.command(epilog=RECIPES_ARE_TUNED)
+def compare(
+    workload: WorkloadArgument = "digits",
+    *,
+    optimizers: PeersOption = DEFAULT_PEERS,
+    seeds: SeedsOption = 3,
+    target: TargetOption = None,
+    to_target: ToTargetOption = False,
+    out: Annotated[Path | None, typer.Option(help="Folder of the comparison.")] = None,
+    changes: ChangesOption = None,
+    epochs: EpochsOption = None,
+    horizon: HorizonsOption = None,
+    evals_per_epoch: EvaluationsOption = 1,
+    batch_size: BatchOption = None,
+    device: DeviceOption = "cpu",
+    data_dir: DataDirOption = None,
+    download: DownloadOption = False,
+    preset: PresetOption = None,
+    workers: WorkersOption = None,
+) -> None:
+    """Train several optimizers and seeds, and compare their time to a target.
+
+    Runs that are on disk already are not repeated: a stopped comparison goes on where it was.
+    """
+    task = find_workload(workload)
+    run = RunOptions(epochs=epochs, batch_size=batch_size, evals_per_epoch=evals_per_epoch)
+    comparison = plan_comparison(
+        task,
+        names_in(optimizers),
+        CompareOptions(
+            seeds=seeds,
+            target=target,
+            to_target=to_target,
+            horizons=parse_horizons(horizon),
+            changes=changes or (),
+            run=replace(run, device=device, preset=preset),
+        ),
+    )
+    directory = out or Path("runs") / f"compare-{workload}"
+
+    def observe(config: RunConfig, folder: Path, number: int) -> list[Observer]:
+        title = f"[{number}/{len(comparison.runs)}] {config.name}"
+        return observers_of(task, folder, title)
+
+    source = DataSource(data_dir, download, workers)
+    with claimed(directory):
+        run_comparison(comparison, directory, source=source, observe=observe)
+        _show(directory)
+
+
+app.command()(tune)
+
+
+@app.command()
+def split(
+    workload: WorkloadArgument = "digits",
+    *,
+    out: Annotated[Path | None, typer.Option(help="Folder of tables and figure.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and order.")] = 0,
+    device: DeviceOption = "cpu",
+    data_dir: DataDirOption = None,
+    download: DownloadOption = False,
+) -> None:
+    """Measure what each block size loses and costs here (Table 1, Figure 5).
+
+    Inversion times go to the cache that split=auto reads.
+    """
+    task = find_workload(workload)
+    directory = out or Path("runs") / f"split-{workload}"
+    with claimed(directory):
+        found = measure(task, DataSource(data_dir, download), device=device, seed=seed)
+        written = report_split(found, f"{workload} on {device}", directory)
+    console.print(written.table.to_rich(f"Table 1, {workload} on {device}", console))
+    console.print(written.layers.to_rich("Input factors", console))
+    typer.echo(written.conclusion)
+    typer.echo(f"figure: {written.figure.light}")
+
+
+@app.command()
+def paper(
+    workload: WorkloadArgument = "digits",
+    *,
+    seeds: Annotated[int, typer.Option(help="Seeds of each optimizer.")] = 3,
+    target: TargetOption = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of runs, tables and figures.")] = None,
+    epochs: EpochsOption = None,
+    evals_per_epoch: EvaluationsOption = 1,
+    device: DeviceOption = "cpu",
+    data_dir: DataDirOption = None,
+    download: DownloadOption = False,
+    workers: WorkersOption = None,
+    write_only: Annotated[
+        bool, typer.Option("--write-only", help="Train nothing: write from the runs on disk.")
+    ] = False,
+) -> None:
+    """Make the paper's tables and figures for a workload, from runs made here.
+
+    Runs that are on disk already are not repeated: a stopped command goes on where it was.
+    """
+    usual = find_workload(workload)
+    task = replace(usual, target=checked_target(usual, target))
+    options = RunOptions(epochs=epochs, evals_per_epoch=evals_per_epoch, device=device)
+    plan = plan_paper(task, seeds=seeds, options=options, target=target)
+    directory = out or Path("runs") / f"paper-{workload}"
+    source = DataSource(data_dir, download, workers)
+
+    def observe(job: Job, told: str) -> list[Observer]:
+        return observers_of(task, directory / job.folder, f"{told} {job.folder.name}")
+
+    with claimed(directory):
+        split = measured(task, directory, source, device=device, seed=0)
+        if write_only:
+            runs = ended_runs(plan, directory)
+        else:
+            runs = make_runs(plan, directory, source=source, observe=observe)
+        page = PaperWriter(task, plan, runs, split, directory).write()
+    typer.echo(f"page: {page}")
+
+
+@app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of runs.")],
+) -> None:
+    """Write tables, figures and one HTML page about the runs in a folder."""
+    _show(directory)
+
+
+def _show(directory: Path) -> None:
+    """Writes the report of a folder, prints its table and where the page is."""
+    written = write_report(directory)
+    console.print(written.table.to_rich(written.title, console))
+    typer.echo(f"report: {written.page}")

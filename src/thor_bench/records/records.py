@@ -1,0 +1,247 @@
+"""The diary of a run: typed events, one JSON object a line.
+
+A run writes its records as they happen, so that whatever ends it, what was measured stays on disk.
+Every table and figure is made from these files alone.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, TypeAdapter
+
+from thor_bench.errors import BenchError
+from thor_bench.records.config import RunConfig, steps_until
+from thor_bench.records.machine import Machine
+
+RECORDS_FILE = "records.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStarted:
+    """First line of every run.
+
+    Attributes:
+        config: What was asked for.
+        machine: Where it ran.
+        steps_per_epoch: Optimizer steps in one epoch.
+        parameters: Number of trained values in the model.
+        metric: Name of the test metric.
+        started: Time of day, ISO 8601 with zone.
+        ranks: Processes that train together, each on its part of every batch.
+    """
+
+    config: RunConfig
+    machine: Machine
+    steps_per_epoch: int
+    parameters: int
+    metric: str
+    started: str
+    ranks: int = 1
+    kind: Literal["started"] = "started"
+
+    @property
+    def total_steps(self) -> int:
+        """Steps until the horizon."""
+        return steps_until(self.config.epochs, self.steps_per_epoch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResumed:
+    """The run went on from its checkpoint, taken after ``step`` of ``total_steps`` steps."""
+
+    step: int
+    total_steps: int
+    machine: Machine
+    resumed: str
+    ranks: int = 1
+    kind: Literal["resumed"] = "resumed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """State after one optimizer step.
+
+    Attributes:
+        step: Steps done so far.
+        epoch: Epochs done so far, a fraction.
+        seconds: Training time so far; evaluation and saving are not counted.
+        loss: Training loss of this step's batch.
+        lr: Learning rate that the step used.
+    """
+
+    step: int
+    epoch: float
+    seconds: float
+    loss: float
+    lr: float
+    kind: Literal["step"] = "step"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRecord:
+    """Result on the full test set, measured outside the clock.
+
+    Attributes:
+        step: Steps done so far.
+        epoch: Epochs done so far, a fraction.
+        seconds: Training time so far.
+        train_loss: Mean training loss since the epoch began.
+        test_loss: Mean loss over the test set.
+        test_metric: The workload's metric over the test set.
+    """
+
+    step: int
+    epoch: float
+    seconds: float
+    train_loss: float
+    test_loss: float
+    test_metric: float
+    kind: Literal["evaluation"] = "evaluation"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """Cost of one finished epoch, the last of which the horizon may have cut short.
+
+    Attributes:
+        epoch: Number of the epoch, from 1.
+        step: Steps done so far.
+        seconds: Training time so far.
+        epoch_seconds: Training time of this epoch.
+        train_loss: Mean training loss over the epoch.
+        peak_memory_mb: Largest memory of the process (or the GPU) in this run so far, in MiB.
+        wait_seconds: Part of ``epoch_seconds`` in which training waited for its batches.
+    """
+
+    epoch: int
+    step: int
+    seconds: float
+    epoch_seconds: float
+    train_loss: float
+    peak_memory_mb: float
+    wait_seconds: float = 0.0
+    kind: Literal["epoch"] = "epoch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionRecord:
+    """What a trace rule decided for one layer at one refresh.
+
+    Attributes:
+        layer: Name of the layer.
+        step: Step of the refresh.
+        decision: ``update``, ``keep`` or ``freeze``.
+        change: Relative change Δ of the trace; None where it is not finite (first refresh).
+        norm: Frobenius norm of the layer's curvature A ⊗ G after the refresh.
+    """
+
+    layer: str
+    step: int
+    decision: str
+    change: float | None
+    norm: float | None = None
+    kind: Literal["decision"] = "decision"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFinished:
+    """Last line of a run that reached its horizon, or that ended before it by intent.
+
+    Attributes:
+        step: Steps done.
+        seconds: Training time.
+        best_metric: Best value of the workload's metric.
+        final_metric: Its last value.
+        ended: Why the run ended before its horizon; None where it did not.
+    """
+
+    step: int
+    seconds: float
+    best_metric: float
+    final_metric: float
+    ended: str | None = None
+    kind: Literal["finished"] = "finished"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFailed:
+    """Last line of a run that cannot go on, with the reason."""
+
+    step: int
+    seconds: float
+    reason: str
+    kind: Literal["failed"] = "failed"
+
+
+Record = (
+    RunStarted
+    | RunResumed
+    | StepRecord
+    | EvaluationRecord
+    | EpochRecord
+    | DecisionRecord
+    | RunFinished
+    | RunFailed
+)
+
+_ADAPTER: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
+
+
+def to_json(record: Record) -> str:
+    """Returns the record as one line of JSON, without the line break."""
+    return _ADAPTER.dump_json(record).decode()
+
+
+def from_json(line: str) -> Record:
+    """Returns the record that a line of JSON holds.
+
+    Raises:
+        pydantic.ValidationError: The line holds no known record.
+    """
+    return _ADAPTER.validate_json(line)
+
+
+class RecordWriter:
+    """Appends records to a run's file; as an observer it writes each event when it happens.
+
+    Args:
+        directory: Folder of the run; must exist.
+        keep_bytes: Length to which an existing file is cut first: what a checkpoint knows of.
+    """
+
+    def __init__(self, directory: Path, *, keep_bytes: int = 0) -> None:
+        path = directory / RECORDS_FILE
+        if keep_bytes and (not path.exists() or path.stat().st_size < keep_bytes):
+            message = f"{path} is shorter than its checkpoint says; start anew with --overwrite"
+            raise BenchError(message)
+        self._file = path.open("ab")
+        self._file.truncate(keep_bytes)
+
+    def observe(self, record: Record) -> None:
+        """Writes one record and hands it to the operating system."""
+        self._file.write(to_json(record).encode() + b"\n")
+        self._file.flush()
+
+    def sync(self) -> int:
+        """Puts everything on disk and returns the file's length in bytes."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

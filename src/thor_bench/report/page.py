@@ -1,0 +1,184 @@
+"""One self-contained HTML page about the runs in a folder; tables and figures beside it."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from thor_bench.compare import Comparison, read_comparison
+from thor_bench.errors import BenchError, reason
+from thor_bench.optimizers.registry import lacking
+from thor_bench.records.reading import Run, find_runs
+from thor_bench.records.records import RunFailed, RunFinished
+from thor_bench.report.figures import FigureFile, draw_figures
+from thor_bench.report.summary import Summary, group_by_optimizer, summarize
+from thor_bench.report.tables import TextTable, comparison_csv, comparison_table
+from thor_bench.tasks import find_workload
+
+REPORT_FILE = "report.html"
+FIGURES_FOLDER = "figures"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report wrote, and what it says.
+
+    Attributes:
+        title: What was compared.
+        page: The HTML page.
+        table: The table of the comparison.
+        figures: The figures on disk.
+    """
+
+    title: str
+    page: Path
+    table: TextTable
+    figures: tuple[FigureFile, ...]
+
+
+def _load(directory: Path) -> tuple[list[Run], Comparison | None]:
+    if not directory.is_dir():
+        raise BenchError(f"DIR {directory} is no folder; name one that thor train or compare made")
+    comparison = read_comparison(directory)
+    runs = [run for run in find_runs(directory) if run.evaluations or run.end]
+    if not runs:
+        message = f"DIR {directory} holds no evaluated run"
+        raise BenchError(f"{message}; make one with: thor train digits --out {directory}")
+    workloads = sorted({run.config.workload for run in runs})
+    if len(workloads) > 1:
+        message = f"DIR {directory} holds runs of several workloads ({', '.join(workloads)})"
+        raise BenchError(f"{message}; name the folder of one")
+    return _in_order(runs, comparison), comparison
+
+
+def _in_order(runs: list[Run], comparison: Comparison | None) -> list[Run]:
+    """Puts runs in the order in which the comparison names its optimizers."""
+    if comparison is None:
+        return runs
+    order = {name: number for number, name in enumerate(comparison.optimizers)}
+    return sorted(
+        runs, key=lambda run: (order.get(run.config.optimizer, len(order)), run.config.seed)
+    )
+
+
+def _absent(runs: Sequence[Run], comparison: Comparison | None) -> dict[str, str]:
+    """Returns the optimizers of a comparison that have no run because they lack something here."""
+    made = {run.config.optimizer for run in runs}
+    return lacking(
+        name for name in (comparison.optimizers if comparison else ()) if name not in made
+    )
+
+
+def _configurations(runs: Sequence[Run]) -> TextTable:
+    """Returns the settings of each optimizer as a table."""
+    rows = []
+    for name, group in group_by_optimizer(runs).items():
+        config = group[0].config
+        settings = ", ".join(f"{key}={value}" for key, value in config.settings.items())
+        rows.append((name, f"{config.epochs:g}", str(config.batch_size), settings))
+    return TextTable(("optimizer", "epochs", "batch", "settings"), tuple(rows))
+
+
+def run_list(runs: Sequence[Run]) -> TextTable:
+    """Returns each run with how it ended and the command that repeats it."""
+    rows = []
+    for run in runs:
+        match run.end:
+            case None:
+                state = "not finished"
+            case RunFailed(reason=why):
+                state = f"failed: {why}"
+            case RunFinished(ended=why):
+                state = f"ended {why}" if why else "finished"
+        rows.append(
+            (run.config.name, run.started.started, state, run.config.command(run.directory))
+        )
+    return TextTable(("run", "started", "state", "command"), tuple(rows))
+
+
+def _inline(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _spread(cell: str) -> Markup:
+    """Sets the range of ``median (low–high)`` small, under the median."""
+    middle, _, rest = cell.partition(" (")
+    if not rest:
+        return escape(cell)
+    return Markup("{}<small>{}</small>").format(middle, rest.removesuffix(")"))
+
+
+def render(template: str, **values: object) -> str:
+    """Fills a page's template.
+
+    Args:
+        template: Name of the template.
+        values: What it shows.
+    """
+    environment = Environment(
+        loader=PackageLoader("thor_bench.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["inline"] = _inline
+    environment.filters["spread"] = _spread
+    return environment.get_template(template).render(**values)
+
+
+def _headline(summaries: Sequence[Summary], goal: str) -> str:
+    """Returns the result in one sentence."""
+    best = min(summaries, key=lambda row: row.seconds.median)
+    if best.misses * 2 > best.runs:
+        return f"No optimizer reached {goal}."
+    sentence = f"{best.optimizer} is first at {goal}, in {best.seconds.median:.2f} s of training"
+    if best.ratio is not None and best.ratio < 1:
+        sentence += f" ({best.ratio:.2f} of SGD's time)"
+    return f"{sentence}; median over {best.runs} seed{'s' if best.runs > 1 else ''}."
+
+
+def write_report(directory: Path, *, command: str | None = None) -> Report:
+    """Writes page, tables (``table.md``, ``table.csv``) and figures for the runs in a folder.
+
+    Args:
+        directory: Folder of a comparison or of one run.
+        command: Command line that makes the runs; None takes the comparison's.
+
+    Raises:
+        BenchError: There are no runs, a file is broken, or the folder cannot be written.
+    """
+    runs, comparison = _load(directory)
+    workload = find_workload(runs[0].config.workload)
+    target = comparison.target if comparison else workload.target
+    summaries = summarize(runs, target)
+    table = comparison_table(summaries, workload.metric, target, _absent(runs, comparison))
+    goal = f"{workload.metric.name} {workload.metric.goal(target)}"
+    if command is None and comparison is not None:
+        command = f"{comparison.command} --out {directory}"
+    page = directory / REPORT_FILE
+    try:
+        (directory / FIGURES_FOLDER).mkdir(exist_ok=True)
+        figures = draw_figures(runs, target, directory / FIGURES_FOLDER)
+        html = render(
+            "report.html.j2",
+            workload=workload,
+            headline=_headline(summaries, goal),
+            table=table,
+            figures=figures,
+            configurations=_configurations(runs),
+            runs=run_list(runs),
+            command=command,
+            machines=sorted({str(run.started.machine) for run in runs}),
+            parameters=runs[0].started.parameters,
+        )
+        page.write_text(html, encoding="utf-8")
+        (directory / "table.md").write_text(table.to_markdown(), encoding="utf-8")
+        (directory / "table.csv").write_text(comparison_csv(summaries, target), encoding="utf-8")
+    except OSError as error:
+        message = f"DIR {directory} cannot be written ({reason(error)})"
+        raise BenchError(f"{message}; copy the runs to a folder of yours") from error
+    return Report(f"{workload.name}: test {goal}", page, table, tuple(figures))

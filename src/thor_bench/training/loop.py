@@ -1,0 +1,272 @@
+"""The loop of one training run, from wherever it stands to its horizon."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Never
+
+from thor_bench.errors import BenchError, RunDivergedError, RunInterruptedError, reason
+from thor_bench.records.machine import describe_machine
+from thor_bench.records.records import (
+    EpochRecord,
+    EvaluationRecord,
+    Record,
+    RecordWriter,
+    RunFailed,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    StepRecord,
+)
+from thor_bench.tasks.data import Batch
+from thor_bench.training.checkpoint import Checkpoint, Progress, save_checkpoint
+from thor_bench.training.observers import Observer
+from thor_bench.training.resuming import resume_command
+from thor_bench.training.session import Session
+from thor_bench.training.signals import StopRequest
+from thor_bench.training.timing import Stopwatch, peak_memory_mb, reset_peak_memory
+from torch_thor import CurvatureError, NonFiniteGradientError
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run reached.
+
+    Attributes:
+        directory: Folder of the run.
+        seconds: Training time.
+        best_metric: Best value of the workload's metric at any evaluation.
+        final_metric: Its value at the horizon.
+    """
+
+    directory: Path
+    seconds: float
+    best_metric: float
+    final_metric: float
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Loop:
+    """Trains a session to its horizon, with clock, records and checkpoints.
+
+    Args:
+        session: What is trained.
+        directory: Folder of the run.
+        checkpoint: Where the run stands; None at its beginning.
+        writer: Writes the records; None on every rank but the first.
+        observers: Receive each record too.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        directory: Path,
+        checkpoint: Checkpoint | None,
+        writer: RecordWriter | None,
+        observers: Sequence[Observer],
+    ) -> None:
+        self._session = session
+        self._config = session.config
+        self._directory = directory
+        self._writer = writer
+        self._observers = observers if writer is None else (writer, *observers)
+        self._ranks = session.ranks
+        self._stopping = False
+        self._progress = Progress()
+        if checkpoint is not None:
+            session.restore(checkpoint)
+            self._progress = checkpoint.progress
+        self._clock = Stopwatch(session.device, self._progress.seconds)
+        self._resumed = checkpoint is not None
+        steps = session.data.steps_per_epoch
+        count = min(self._config.evals_per_epoch, steps)
+        self._evaluation_steps = {round(steps * (k + 1) / count) for k in range(count)}
+
+    def run(self, stop: StopRequest) -> RunResult:
+        """Trains to the horizon."""
+        reset_peak_memory(self._session.device)
+        self._announce()
+        while self._progress.step < self._session.total_steps:
+            self._epoch(stop)
+        return self._finish()
+
+    def _emit(self, record: Record) -> None:
+        for observer in self._observers:
+            observer.observe(record)
+
+    def _announce(self) -> None:
+        machine = describe_machine(self._session.device)
+        if self._resumed:
+            self._emit(
+                RunResumed(
+                    step=self._progress.step,
+                    total_steps=self._session.total_steps,
+                    machine=machine,
+                    resumed=_now(),
+                    ranks=self._ranks.size,
+                )
+            )
+            return
+        self._emit(
+            RunStarted(
+                config=self._config,
+                machine=machine,
+                steps_per_epoch=self._session.data.steps_per_epoch,
+                parameters=self._session.parameters,
+                metric=self._session.workload.metric.name,
+                started=_now(),
+                ranks=self._ranks.size,
+            )
+        )
+
+    def _epoch(self, stop: StopRequest) -> None:
+        """Trains what is left of the present epoch, then closes it."""
+        progress = self._progress
+        data, left = self._session.data, self._session.total_steps - progress.step
+        batches = islice(data.batches(progress.epoch, progress.step_in_epoch), left)
+        steps = min(data.steps_per_epoch, progress.step_in_epoch + left)
+        with self._clock.running():
+            for batch in self._timed(batches):
+                self._step(batch, stop)
+                with self._clock.paused():
+                    self._after_step()
+                    if self._stopping and progress.step_in_epoch < steps:
+                        self._stop()
+        self._close_epoch()
+        if self._stopping and progress.step < self._session.total_steps:
+            self._stop()
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Passes batches on and adds up the time that each made training wait."""
+        while True:
+            begun = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self._progress.waited += time.perf_counter() - begun
+            yield batch
+
+    def _step(self, batch: Batch, stop: StopRequest) -> None:
+        """Takes one step inside the clock; all ranks learn of the loss, and of a stop, alike."""
+        progress = self._progress
+        loss = self._session.loss(batch)
+        total, asked = self._ranks.total([loss.item(), float(stop.asked)])
+        value = total / self._ranks.size
+        self._stopping = asked > 0
+        if not math.isfinite(value):
+            self._fail(f"loss became {value} at step {progress.step + 1}")
+        lr = self._session.rule.lr
+        try:
+            self._session.update(loss)
+        except (CurvatureError, NonFiniteGradientError) as error:
+            self._fail(f"{reason(error)} (step {progress.step + 1})")
+        progress.step += 1
+        progress.step_in_epoch += 1
+        progress.loss_sum += value
+        if progress.step % self._config.record_every == 0 or progress.step == 1:
+            self._emit(
+                StepRecord(
+                    step=progress.step,
+                    epoch=self._epochs_done,
+                    seconds=self._clock.seconds,
+                    loss=value,
+                    lr=lr,
+                )
+            )
+
+    @property
+    def _epochs_done(self) -> float:
+        return self._progress.step / self._session.data.steps_per_epoch
+
+    def _after_step(self) -> None:
+        """Writes decisions and evaluates where that is due, outside the clock."""
+        for decision in self._session.rule.decisions():
+            self._emit(decision)
+        progress = self._progress
+        at_end = progress.step == self._session.total_steps
+        if at_end or progress.step_in_epoch in self._evaluation_steps:
+            self._evaluate()
+
+    def _evaluate(self) -> None:
+        progress = self._progress
+        test_loss, value = self._session.evaluate()
+        if not math.isfinite(test_loss):
+            self._fail(f"test loss became {test_loss} after step {progress.step}")
+        best = progress.best_metric
+        metric = self._session.workload.metric
+        progress.best_metric = value if best is None else metric.best([best, value])
+        progress.final_metric = value
+        self._emit(
+            EvaluationRecord(
+                step=progress.step,
+                epoch=self._epochs_done,
+                seconds=self._clock.seconds,
+                train_loss=progress.loss_sum / progress.step_in_epoch,
+                test_loss=test_loss,
+                test_metric=value,
+            )
+        )
+
+    def _close_epoch(self) -> None:
+        progress = self._progress
+        seconds = self._clock.seconds
+        self._emit(
+            EpochRecord(
+                epoch=progress.epoch + 1,
+                step=progress.step,
+                seconds=seconds,
+                epoch_seconds=seconds - progress.epoch_start,
+                train_loss=progress.loss_sum / progress.step_in_epoch,
+                peak_memory_mb=peak_memory_mb(self._session.device),
+                wait_seconds=progress.waited,
+            )
+        )
+        progress.epoch += 1
+        progress.step_in_epoch = 0
+        progress.loss_sum = 0.0
+        progress.waited = 0.0
+        progress.epoch_start = seconds
+        self._save()
+
+    def _save(self) -> None:
+        self._progress.seconds = self._clock.seconds
+        records_bytes = self._writer.sync() if self._writer else 0
+        state = self._session.snapshot(self._progress, records_bytes)
+        if self._writer:
+            save_checkpoint(self._directory, state)
+
+    def _stop(self) -> None:
+        self._save()
+        self._ranks.meet()  # no rank ends, and takes all with it, while the first one saves
+        again = resume_command(self._config, self._directory, self._session.source)
+        command = self._ranks.launch(again)
+        message = f"stopped and saved at epoch {self._epochs_done:.2f}, step {self._progress.step}"
+        raise RunInterruptedError(f"{message}; go on with: {command}")
+
+    def _fail(self, what: str) -> Never:
+        self._emit(RunFailed(step=self._progress.step, seconds=self._clock.seconds, reason=what))
+        name = f"{self._config.optimizer} on {self._config.workload}"
+        lr = self._config.settings["lr"]
+        message = f"{name}: {what}; try a lower --set lr (it was {lr:g})"
+        if self._progress.epoch:
+            message += f"; the checkpoint of epoch {self._progress.epoch} is kept"
+        raise RunDivergedError(f"{message}; records are in {self._directory}")
+
+    def _finish(self) -> RunResult:
+        progress = self._progress
+        best, final = progress.best_metric, progress.final_metric
+        if best is None or final is None:
+            raise BenchError(f"{self._directory}: no evaluation on record; use --overwrite")
+        self._emit(
+            RunFinished(
+                step=progress.step, seconds=progress.seconds, best_metric=best, final_metric=final
+            )
+        )
+        return RunResult(self._directory, progress.seconds, best, final)

@@ -1,0 +1,125 @@
+"""The folder of a run: what may be begun, gone on with or replaced there."""
+
+from pathlib import Path
+
+import torch
+
+from thor_bench.errors import BenchError, reason
+from thor_bench.records.config import RunConfig
+from thor_bench.records.disk import temporary_of
+from thor_bench.records.reading import read_run
+from thor_bench.records.records import RECORDS_FILE, RunFailed, RunFinished
+from thor_bench.training.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint
+from thor_bench.training.observers import TENSORBOARD_FOLDER
+
+
+def has_run(directory: Path) -> bool:
+    """Tells whether a folder holds a run, finished or not."""
+    return (directory / RECORDS_FILE).exists() or (directory / CHECKPOINT_FILE).exists()
+
+
+def has_records(directory: Path) -> bool:
+    """Tells whether a folder holds a run that has begun to write records."""
+    path = directory / RECORDS_FILE
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        return file.readline().endswith(b"\n")  # a full disk may have cut the first one off
+
+
+def make_directory(directory: Path) -> None:
+    """Makes a folder and checks that files can be written there.
+
+    Raises:
+        BenchError: It cannot be made, or cannot be written.
+    """
+    probe = directory / ".thor-probe"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        message = f"--out {directory} cannot be written ({reason(error)})"
+        raise BenchError(f"{message}; name a folder of yours with --out") from error
+
+
+def refuse_existing(directory: Path) -> None:
+    """Refuses a folder that holds a run.
+
+    Raises:
+        BenchError: There is one.
+    """
+    if has_run(directory):
+        message = f"--out {directory} holds a run already; go on with --resume"
+        raise BenchError(f"{message}, replace it with --overwrite, or name another --out")
+
+
+def begin(directory: Path) -> None:
+    """Makes the folder ready for a new run; a former run's own files are removed.
+
+    Raises:
+        BenchError: The folder cannot be written.
+    """
+    make_directory(directory)
+    for path in (*_checkpoints(directory), directory / RECORDS_FILE):
+        path.unlink(missing_ok=True)
+    for events in (directory / TENSORBOARD_FOLDER).glob("events.out.tfevents.*"):
+        events.unlink()
+
+
+def _checkpoints(directory: Path) -> tuple[Path, Path]:
+    """Returns the checkpoint, and the beginning of one that a killed process leaves."""
+    checkpoint = directory / CHECKPOINT_FILE
+    return checkpoint, temporary_of(checkpoint)
+
+
+def reopen(directory: Path, config: RunConfig, device: torch.device) -> Checkpoint | None:
+    """Finds where a run that was stopped goes on.
+
+    Args:
+        directory: Folder of the run.
+        config: What the user asks for now.
+        device: Where tensors are put.
+
+    Returns:
+        Its checkpoint, or None where it was stopped before the first one.
+
+    Raises:
+        BenchError: There is no run, it has ended, it is another run, or a file is broken.
+    """
+    if not has_run(directory):
+        raise BenchError(f"--resume: {directory} holds no run; leave --resume out to begin one")
+    make_directory(directory)
+    _checkpoints(directory)[1].unlink(missing_ok=True)
+    checkpoint = load_checkpoint(directory, device)
+    if not has_records(directory):
+        return checkpoint if checkpoint is None else _same(directory, config, checkpoint)
+    run = read_run(directory)
+    refuse_other(directory, config, run.config)
+    match run.end:
+        case RunFinished(ended=why):
+            how = "has reached its horizon" if why is None else f"was ended early ({why})"
+            message = f"--resume: the run in {directory} {how}"
+            raise BenchError(f"{message}; see it with thor report {directory}")
+        case RunFailed(reason=why):
+            message = f"--resume: the run in {directory} failed ({why})"
+            raise BenchError(f"{message}; change its settings and begin anew with --overwrite")
+        case None:
+            return checkpoint if checkpoint is None else _same(directory, config, checkpoint)
+
+
+def _same(directory: Path, config: RunConfig, checkpoint: Checkpoint) -> Checkpoint:
+    refuse_other(directory, config, checkpoint.config)
+    return checkpoint
+
+
+def refuse_other(directory: Path, config: RunConfig, stored: RunConfig) -> None:
+    """Refuses a folder whose run is not the one that is asked for.
+
+    Raises:
+        BenchError: They differ; the message says in what.
+    """
+    differences = config.differences(stored)
+    if differences:
+        message = f"--out {directory} holds another run ({'; '.join(differences)})"
+        raise BenchError(f"{message}; ask for the same, or name another --out")

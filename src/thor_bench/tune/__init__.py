@@ -1,0 +1,1 @@
+"""Every optimizer tuned alike: the search, its trials, the study."""
