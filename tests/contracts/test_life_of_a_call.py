@@ -178,6 +178,7 @@ def tensors_alive() -> int:
 
 @KINDS
 @DROPS
+@pytest.mark.usefixtures("own_objects")
 def test_memory_stays_flat_over_300_dropped_backwards(kind: Any, drop: Any) -> None:
     """Case 46: without any step."""
     model = mlp()
@@ -192,6 +193,7 @@ def test_memory_stays_flat_over_300_dropped_backwards(kind: Any, drop: Any) -> N
     assert len(set(seen)) == 1, seen
 
 
+@pytest.mark.usefixtures("own_objects")
 def test_rows_go_with_the_gradient_and_not_with_the_next_step() -> None:
     """Case 46: memory is free as soon as nothing needs it."""
     model = mlp()
