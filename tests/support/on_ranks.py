@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from thor_bench.tasks.models import small_resnet
 from torch import nn
 from torch.nn import functional
 
@@ -19,6 +18,7 @@ from thor_bench.optimizers.recipes import RunOptions, plan_run
 from thor_bench.records.config import DataSource
 from thor_bench.tasks import ACCURACY, WORKLOADS, Workload, find_workload
 from thor_bench.tasks.data import TensorSplit, TrainTest
+from thor_bench.tasks.models import small_resnet
 from thor_bench.training import precision
 from thor_bench.training.ranks import Ranks, open_ranks
 from thor_bench.training.train import train

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from thor_bench.tasks.gpt import GPT
 from torch import nn
 
 from thor_bench.errors import BenchError
@@ -29,6 +28,7 @@ from thor_bench.optimizers.settings import (
 from thor_bench.records.config import DataSource
 from thor_bench.tasks import WORKLOADS, find_workload
 from thor_bench.tasks.data import TensorSplit, TrainTest
+from thor_bench.tasks.gpt import GPT
 from thor_bench.training.session import Session
 from torch_thor import THOR, NormControl
 from torch_thor.update.optimizer import CurvatureOptimizer

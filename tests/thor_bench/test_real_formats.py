@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from thor_bench.tasks.models import small_resnet
 from torch import nn
 
 from formats import write_cifar10, write_imagenet
@@ -19,6 +18,7 @@ from thor_bench.records.reading import read_run
 from thor_bench.tasks import WORKLOADS, Workload, find_workload
 from thor_bench.tasks import cifar10 as cifar10_module
 from thor_bench.tasks.loading import LoaderData
+from thor_bench.tasks.models import small_resnet
 from thor_bench.training.train import train
 
 if TYPE_CHECKING:

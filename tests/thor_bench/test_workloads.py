@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from thor_bench.tasks.gpt import GPT
 from torch import nn
 
 from thor_bench.errors import BenchError
@@ -18,6 +17,7 @@ from thor_bench.tasks import ACCURACY, WORKLOADS, find_workload
 from thor_bench.tasks import fashion as fashion_module
 from thor_bench.tasks import text as text_module
 from thor_bench.tasks.data import TrainTest
+from thor_bench.tasks.gpt import GPT
 
 if TYPE_CHECKING:
     from pathlib import Path
