@@ -14,6 +14,7 @@ from torch_thor.options.curvature import (
     Refresh,
     Statistics,
     as_damping,
+    as_intervals,
 )
 from torch_thor.options.distributed import Distributed
 from torch_thor.options.schedules import GrowingInterval, ScheduledFloat
@@ -106,9 +107,7 @@ class THOR(CurvatureOptimizer):
             damping=as_damping(damping),
             split=split,
             power=power,
-            intervals=interval
-            if isinstance(interval, Intervals)
-            else Intervals(interval, interval),
+            intervals=as_intervals(interval),
             trace_rule=trace_rule,
             statistics=statistics,
             refresh=refresh,
