@@ -4,12 +4,15 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DOCS   := $(VENV)/.installed-docs
+OLDEST := .venv-oldest
+# What pyproject.toml promises: 2.6 of "torch>=2.6".
+OLDEST_TORCH := $(shell sed -n 's/.*"torch>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 
 # Two small models in parallel beat one that splits its tiny products over threads.
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-robust fuzz demo lint format bench docs clean
+.PHONY: help setup test coverage test-oldest test-robust fuzz demo lint format bench docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -30,6 +33,18 @@ $(DOCS): $(STAMP)
 
 test: $(STAMP) ## Run the tests (ARGS="-k name" narrows them down)
 	$(BIN)/python -m pytest -n auto $(ARGS)
+
+coverage: $(STAMP) ## The same tests under coverage; fails below the floor in pyproject.toml
+	$(BIN)/python -m pytest -n auto --cov --cov-report=term $(ARGS)
+
+$(OLDEST)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(OLDEST)/bin/python -m pip install --quiet --editable '.[bench]' --group dev 'torch==$(OLDEST_TORCH).*'
+	touch $@
+
+test-oldest: $(OLDEST)/.installed ## The optimizer's tests with the oldest torch that is promised
+	$(OLDEST)/bin/python -m pytest -n auto --ignore tests/thor_bench --ignore tests/integrations $(ARGS)
 
 test-robust: $(STAMP) ## The tests in random order: other threads, other processors, a busy machine
 	scripts/test_robust.sh $(BIN)/python $(ARGS)
@@ -60,4 +75,4 @@ docs: $(DOCS) ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict
 
 clean: ## Remove caches, builds and the virtual environment (runs/ stays)
-	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(OLDEST) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -1,6 +1,7 @@
 """Compares readings of the trace rule on digits, five seeds each; writes docs/results/trace-rule.
 
-Runs on disk are not repeated. Usage: python scripts/trace_rule.py FOLDER_OF_RUNS
+Runs on disk are not repeated. Usage: python scripts/trace_rule.py FOLDER_OF_RUNS [FASHION], where
+FASHION holds runs of ``thor compare fashion --optimizers thor``, whose Δ make a second table.
 """
 
 import statistics
@@ -10,8 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from thor_bench.optimizers.recipes import RunOptions, plan_run
-from thor_bench.records.reading import Run, read_run
-from thor_bench.records.records import RECORDS_FILE, DecisionRecord, from_json
+from thor_bench.records.reading import Run, find_runs, read_run
+from thor_bench.records.records import RECORDS_FILE
 from thor_bench.report.figures import draw_changes, write_figure
 from thor_bench.report.summary import Spread, summarize
 from thor_bench.report.tables import TextTable
@@ -20,7 +21,6 @@ from thor_bench.training.train import train
 
 SEEDS = 5
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "trace-rule"
-FASHION = RESULTS.parent / "fashion"
 
 
 @dataclass(frozen=True)
@@ -101,15 +101,21 @@ def spread(steps: Spread) -> str:
     return f"{steps.median:.0f} ({low}–{high})"
 
 
-def fashion_layers() -> TextTable:
-    """Returns Δ of each layer in the committed runs of ``thor`` on fashion."""
+def layers(runs: list[Run]) -> TextTable:
+    """Returns Δ of each layer, over all runs."""
     seen: dict[str, list[float]] = {}
-    for path in sorted(FASHION.glob("thor-seed*.jsonl")):
-        for record in map(from_json, path.read_text(encoding="utf-8").splitlines()):
-            if isinstance(record, DecisionRecord) and record.change is not None:
+    for run in runs:
+        for record in run.decisions:
+            if record.change is not None:
                 seen.setdefault(record.layer, []).append(record.change)
     rows = tuple((layer, *deciles(values)) for layer, values in seen.items())
     return TextTable(("layer", "Δ 10 %", "median", "90 %"), rows)
+
+
+def write(stem: str, table: TextTable) -> None:
+    """Writes a table as Markdown and CSV."""
+    (RESULTS / f"{stem}.md").write_text(table.to_markdown(), encoding="utf-8")
+    (RESULTS / f"{stem}.csv").write_text(table.to_csv(), encoding="utf-8")
 
 
 def main() -> None:
@@ -123,10 +129,9 @@ def main() -> None:
             draw = partial(draw_changes, run=runs[0])
             write_figure(RESULTS, f"change-{case.stem}", f"Δ per layer, {case.title}", draw)
     headings = ("tr(F + λI) read as", "Δ 10 %", "median", "90 %", "updates", "frozen layers")
-    table = TextTable((*headings, "steps to 98 %", "missed", "best, %"), tuple(rows))
-    for stem, one in (("digits", table), ("fashion", fashion_layers())):
-        (RESULTS / f"{stem}.md").write_text(one.to_markdown(), encoding="utf-8")
-        (RESULTS / f"{stem}.csv").write_text(one.to_csv(), encoding="utf-8")
+    write("digits", TextTable((*headings, "steps to 98 %", "missed", "best, %"), tuple(rows)))
+    if len(sys.argv) > 2:
+        write("fashion", layers(find_runs(Path(sys.argv[2]))))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ from torch_thor.options.trace_rule import Decision, LayerDecision, TraceRule
 from torch_thor.options.update import Base, Update
 from torch_thor.preconditioner import Preconditioner
 
+__version__ = "0.2.0"
+
 __all__ = [
     "EKFAC",
     "KFAC",

@@ -19,8 +19,9 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import json, runpy, sys
 import torch
-del torch.optim.Muon, torch.optim._muon
-sys.modules.pop("torch.optim._muon")
+if hasattr(torch.optim, "Muon"):
+    del torch.optim.Muon, torch.optim._muon
+    sys.modules.pop("torch.optim._muon")
 out, benchmarks = sys.argv[1:]
 sys.path.insert(0, benchmarks)
 from typer.testing import CliRunner

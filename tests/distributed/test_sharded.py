@@ -11,10 +11,12 @@ import torch
 
 import sharded
 from ranks import on_ranks
-from sharded import CASES, STEPS, Result
+from sharded import CASES, STEPS, WORKS_HERE, Result
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+pytestmark = pytest.mark.skipif(not WORKS_HERE, reason="this torch can't shard on a CPU")
 
 WORLDS = (2, 4)
 EVERYWHERE = pytest.mark.parametrize("size", WORLDS)

@@ -33,6 +33,7 @@ from torch_thor import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+WORKS_HERE = hasattr(torch.cpu.Stream, "record_event")  # torch 2.6 shards on GPUs only
 STEPS = 30
 SAMPLES = 16
 _ROWS = NormControl("graft", per="rows")
