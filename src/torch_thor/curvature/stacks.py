@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_thor import linalg
-from torch_thor.curvature.damping import diagonal_shifts, unit_shifts
+from torch_thor.curvature.damping import RULES, DampingRule, mean_eigenvalue
 from torch_thor.curvature.eigenbasis import EigenBasis, Inverses
 from torch_thor.curvature.factors import FactorStack, kept_share
 from torch_thor.curvature.inverses import InverseRoots
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from torch_thor.curvature.options import CurvatureOptions
     from torch_thor.layers import Geometry
     from torch_thor.linalg.factorize import Factorization
-    from torch_thor.options.curvature import DampingMode
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class StackOptions:
 
     Args:
         power: p of the inverse root.
-        mode: How damping enters.
+        damping: How damping enters.
         decay: ρ of the running average.
         eigen: EKFAC's eigenvalue-corrected basis in place of inverse roots.
         inverse_dtype: Type of inverses and products, see ``Refresh``.
@@ -64,7 +62,7 @@ class StackOptions:
     """
 
     power: float
-    mode: DampingMode
+    damping: DampingRule
     decay: float
     eigen: bool
     inverse_dtype: torch.dtype | Literal["auto"] | None
@@ -75,7 +73,7 @@ class StackOptions:
         """What stacks are told of an engine's options."""
         return cls(
             options.power,
-            options.damping.mode,
+            RULES[options.damping.mode],
             options.statistics.decay,
             options.eigenvalue_correction,
             options.refresh.inverse_dtype,
@@ -173,18 +171,16 @@ class LayerStack:
 
     def shifts(self, slots: list[int], trace_a: Tensor, trace_g: Tensor) -> tuple[Tensor, Tensor]:
         """Diagonal shifts of A and G of some layers, given their traces ``[l, k]``."""
-        sizes = (self.geometry.columns, self.outputs)
-        if self.geometry.unit_wise:
-            return unit_shifts(self.options.mode, self.damping(slots), trace_g, sizes[1])
-        return diagonal_shifts(self.options.mode, self.damping(slots), trace_a, trace_g, sizes)
+        rule, damping = self.options.damping, self.damping(slots)
+        mean_g = mean_eigenvalue(trace_g, self.outputs)
+        if self.geometry.unit_wise:  # A is 1
+            return torch.zeros_like(trace_a), rule.whole_shift(damping, mean_g)
+        return rule.shifts(damping, mean_eigenvalue(trace_a, self.geometry.columns), mean_g)
 
     def condition(self, slots: list[int]) -> float:
         """Bound on the condition numbers of some layers' damped blocks; infinite where unknown."""
         least = min(self.layers[slot].damping for slot in slots)
-        if self.options.mode != "relative" or least <= 0:
-            return math.inf
-        # No eigenvalue exceeds the trace, and damping is a share of the mean eigenvalue.
-        return 1.0 + max(self.geometry.columns, self.outputs) / least
+        return self.options.damping.condition(least, max(self.geometry.columns, self.outputs))
 
     def jobs(self, slots: list[int]) -> list[Factorization]:
         """Returns the factorizations that refresh some layers."""
@@ -219,11 +215,8 @@ class LayerStack:
 
     def product_shift(self, slot: int, trace_a: Tensor, trace_g: Tensor) -> Tensor:
         """What λ adds to the diagonal of A ⊗ G itself, for traces ``[k]`` of one layer."""
-        damping = self.damping([slot]).squeeze(0)
-        if self.options.mode != "relative":
-            return damping.expand_as(trace_a)
-        mean = trace_a * trace_g / (self.geometry.columns * self.outputs)
-        return damping * torch.where(mean > 0, mean, 1.0)
+        mean = mean_eigenvalue(trace_a * trace_g, self.geometry.columns * self.outputs)
+        return self.options.damping.whole_shift(self.damping([slot]).squeeze(0), mean)
 
     def product_trace(self, slot: int, trace_a: Tensor, trace_g: Tensor) -> Tensor:
         """tr(A ⊗ G + λI) of a layer, summed over its matrices."""
