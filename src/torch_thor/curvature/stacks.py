@@ -22,7 +22,7 @@ from torch_thor.linalg.timing import multiplies_bfloat16
 from torch_thor.options.errors import InvalidOptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch_thor.capture.statistics import FactorBatch
     from torch_thor.capture.tracked import TrackedLayer
@@ -88,30 +88,30 @@ class LayerStack:
         layers: The layers.
         split: Block sizes of (A, G); ``None`` leaves a factor whole.
         options: See ``StackOptions``.
+        rows: Averages of the directions' rows; all stacks share memory.
         device: Where to allocate; ``None``: beside the layers. "meta" has shapes alone.
 
     Attributes:
         held: Rows of a matrix that this rank holds; a shard's matrices are padded with others.
-        rows: Averages of the directions' rows, from ``build_stacks``: all stacks share memory.
     """
-
-    rows: StackRows
 
     def __init__(
         self,
         layers: list[TrackedLayer],
         split: tuple[int | None, int | None],
         options: StackOptions,
+        rows: StackRows,
         device: torch.device | None = None,
     ) -> None:
         """Allocates factors and inverses."""
         self.layers = layers
         self.options = options
+        self.rows = rows
         geometry, weight = layers[0].kept, local(layers[0].weight)
         self.geometry = geometry
         self.shard = layers[0].shard
         self.outputs = layers[0].geometry.outputs
-        self.dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        self.dtype = _curvature_dtype(layers[0])
         cut_a = Partition.of(geometry.columns, 1 if geometry.one_hot else split[0])
         split_g = (1 if options.diagonal_norms else None) if geometry.unit_wise else split[1]
         cut_g = Partition.of(geometry.outputs, split_g)
@@ -257,24 +257,33 @@ def build_stacks(
     for layer in layers:
         weight = layer.weight
         groups[layer.geometry, layer.shard, weight.dtype, weight.device].append(layer)
-    stacks = [
-        LayerStack(group, split(group[0].geometry), options, device) for group in groups.values()
+    found = list(groups.values())
+    rows = _room_for_rows(found, device)
+    return [
+        LayerStack(group, split(group[0].geometry), options, own, device)
+        for group, own in zip(found, rows, strict=True)
     ]
-    together: dict[tuple[object, ...], list[LayerStack]] = defaultdict(list)
-    for stack in stacks:
-        together[stack.dtype, stack.a.blocks.device].append(stack)
-    for alike in together.values():
-        averages = _averages(alike)
-        for number, stack in enumerate(alike):
-            stack.rows = StackRows(averages, number)
-    return stacks
 
 
-def _averages(stacks: list[LayerStack]) -> RowAverages:
-    """Makes room for the row averages of stacks of one type and device."""
-    shapes = [
+def _room_for_rows(
+    groups: Sequence[list[TrackedLayer]], device: torch.device | None
+) -> list[StackRows]:
+    """Makes room for the averages of rows: one vector for all stacks of a type and device."""
+    shapes: dict[tuple[torch.dtype, torch.device], list[tuple[int, int, int]]] = defaultdict(list)
+    places = []
+    for group in groups:
+        layer, geometry = group[0], group[0].kept
+        kind = (_curvature_dtype(layer), device or local(layer.weight).device)
+        places.append((kind, len(shapes[kind])))
         # No rank sees the length of a sharded layer, against which its rows would be weighed.
-        (len(s.layers), s.geometry.matrices, s.geometry.outputs if s.shard is None else 0)
-        for s in stacks
-    ]
-    return RowAverages(shapes, dtype=stacks[0].dtype, device=stacks[0].a.blocks.device)
+        rows = geometry.outputs if layer.shard is None else 0
+        shapes[kind].append((len(group), geometry.matrices, rows))
+    averages = {
+        (dtype, device): RowAverages(own, dtype=dtype, device=device)
+        for (dtype, device), own in shapes.items()
+    }
+    return [StackRows(averages[kind], number) for kind, number in places]
+
+
+def _curvature_dtype(layer: TrackedLayer) -> torch.dtype:
+    return torch.float64 if layer.weight.dtype == torch.float64 else torch.float32

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from torch_thor.curvature.inverses import InverseRoots
-from torch_thor.curvature.row_averages import ChosenRows, plan_of
+from torch_thor.curvature.row_averages import evening_of
 from torch_thor.directions.controls import LengthControl
 from torch_thor.layers import read_matrices, write_matrices
 from torch_thor.layers.layout import SMALL_LAYER
@@ -161,10 +161,10 @@ class BandedLayer:
         """The direction's length, given its rows', and what evens these; ``None``: nothing."""
         if decay is None:
             return float(torch.linalg.vector_norm(rows)), None
-        plan = plan_of([ChosenRows(self.stack.rows, (self.slot,))])
-        plan.lengths[0].copy_(rows.view(1, 1, -1))
-        evened = plan.fold(decay)
-        return float(evened), plan.factors(torch.ones_like(evened))[0][0, 0]
+        evening = evening_of([(self.stack.rows, (self.slot,))])
+        evening.lengths[0].copy_(rows.view(1, 1, -1))
+        evened = evening.fold(decay)
+        return float(evened), evening.factors(torch.ones_like(evened))[0][0, 0]
 
     def _precondition(
         self, band: Band, weight: Tensor, bias: Tensor | None, directions: Tensor

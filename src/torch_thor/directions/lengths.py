@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from torch_thor.curvature.row_averages import ChosenRows, plan_of
+from torch_thor.curvature.row_averages import evening_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from torch_thor.curvature.row_averages import RowAverages, RowPlan
+    from torch_thor.curvature.row_averages import Chosen, RowAverages, RowEvening
     from torch_thor.curvature.stacks import LayerStack
     from torch_thor.directions.controls import LengthControl
     from torch_thor.linalg.partition import Partition
@@ -34,7 +34,7 @@ class Lengths:
         self,
         control: LengthControl,
         cuts: Sequence[Partition | None],
-        rows: Sequence[ChosenRows | None],
+        rows: Sequence[Chosen | None],
         held: Sequence[int] | None = None,
     ) -> None:
         """Sorts the stacks by where their averages lie."""
@@ -43,13 +43,13 @@ class Lengths:
         self._held = held
         together: dict[RowAverages | None, list[int]] = defaultdict(list)
         for place, row in enumerate(rows):
-            together[None if row is None else row.stack.averages].append(place)
+            together[None if row is None else row[0].averages].append(place)
         self._plain = together.pop(None, [])
         self._evened = [
-            (places, plan_of([row for place in places if (row := rows[place]) is not None]))
+            (places, evening_of([row for place in places if (row := rows[place]) is not None]))
             for places in together.values()
         ]
-        self._fixed: dict[RowPlan | None, Tensor | None] = {}
+        self._fixed: dict[RowEvening | None, Tensor | None] = {}
 
     def factors(self, directions: Sequence[Tensor], sources: Sequence[Tensor]) -> list[Tensor]:
         """Returns ``[l, 1, 1, 1]`` or ``[l, k, out, 1]`` of each stack, in its directions' type.
@@ -62,25 +62,25 @@ class Lengths:
         if self._plain:
             own, before = [[side[n] for n in self._plain] for side in (directions, sources)]
             found.update(zip(self._plain, self._by_layers(own, before), strict=True))
-        for places, plan in self._evened:
+        for places, evening in self._evened:
             own, before = [[side[n] for n in places] for side in (directions, sources)]
-            found.update(zip(places, self._by_rows(own, before, plan), strict=True))
+            found.update(zip(places, self._by_rows(own, before, evening), strict=True))
         return [found[place].to(direction) for place, direction in enumerate(directions)]
 
     def _by_rows(
-        self, directions: Sequence[Tensor], sources: Sequence[Tensor], plan: RowPlan
+        self, directions: Sequence[Tensor], sources: Sequence[Tensor], evening: RowEvening
     ) -> list[Tensor]:
         """The factors ``[l, k, out, 1]`` of directions whose rows are evened."""
-        for direction, lengths in zip(directions, plan.lengths, strict=True):
+        for direction, lengths in zip(directions, evening.lengths, strict=True):
             if direction.dtype == lengths.dtype and direction.device == lengths.device:
                 torch.linalg.vector_norm(direction, dim=3, out=lengths)
             else:
                 lengths.copy_(torch.linalg.vector_norm(direction, dim=3))
-        lengths = plan.fold(self._control.options.row_decay or 0.0)
-        targets = self._targets(plan, lambda: plan.counts, lengths)
+        lengths = evening.fold(self._control.options.row_decay or 0.0)
+        targets = self._targets(evening, lambda: evening.counts, lengths)
         if targets is None:
             targets = torch.cat([_lengths(source, None).to(lengths) for source in sources])
-        return plan.factors(_ratios(targets, lengths))
+        return evening.factors(_ratios(targets, lengths))
 
     def _by_layers(self, directions: Sequence[Tensor], sources: Sequence[Tensor]) -> list[Tensor]:
         """The factors ``[l, 1, 1, 1]``, or those of blocks of rows."""
@@ -103,14 +103,14 @@ class Lengths:
         return [rows for direction, cut, own in parts for rows in _rows(direction.shape, cut, own)]
 
     def _targets(
-        self, plan: RowPlan | None, counts: Callable[[], Sequence[int]], like: Tensor
+        self, evening: RowEvening | None, counts: Callable[[], Sequence[int]], like: Tensor
     ) -> Tensor | None:
         """The lengths that are the same in every step; ``None``: those of the sources."""
-        if plan not in self._fixed:
+        if evening not in self._fixed:
             said = [self._control.fixed_length(rows) for rows in counts()]
             fixed = [length for length in said if length is not None]
-            self._fixed[plan] = like.new_tensor(fixed) if len(fixed) == len(said) else None
-        return self._fixed[plan]
+            self._fixed[evening] = like.new_tensor(fixed) if len(fixed) == len(said) else None
+        return self._fixed[evening]
 
 
 def row_cut(stack: LayerStack, control: LengthControl) -> Partition | None:
@@ -119,10 +119,10 @@ def row_cut(stack: LayerStack, control: LengthControl) -> Partition | None:
     return stack.g.partition if per == "rows" else None
 
 
-def rows_of(stack: LayerStack, slots: list[int], control: LengthControl) -> ChosenRows | None:
+def rows_of(stack: LayerStack, slots: list[int], control: LengthControl) -> Chosen | None:
     """The row averages of some layers; ``None`` where rows stay as they are."""
     left = control.options.row_decay is None or stack.geometry.unit_wise
-    return None if left else ChosenRows(stack.rows, tuple(slots))
+    return None if left else (stack.rows, tuple(slots))
 
 
 def _ratios(targets: Tensor, lengths: Tensor) -> Tensor:
