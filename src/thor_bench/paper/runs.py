@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from thor_bench.compare import is_pending
 from thor_bench.errors import BenchError, RunDivergedError, RunInterruptedError
 from thor_bench.optimizers.recipes import RunOptions, find_recipe, plan_run
 from thor_bench.records.config import DataSource, RunConfig
@@ -43,13 +44,11 @@ class PaperRuns:
     """Every run of a paper.
 
     Attributes:
-        seeds: Runs of each optimizer of Table 2 and of the ablations.
         compared: The runs of Table 2 and of the ablations, seed by seed.
         effects: The runs of Figure 9.
         command: Command line that makes them.
     """
 
-    seeds: int
     compared: tuple[Job, ...]
     effects: tuple[Job, ...]
     command: str
@@ -76,12 +75,12 @@ def plan_paper(
     """
     if seeds < 1:
         raise BenchError(f"--seeds {seeds} must be at least 1; try --seeds 3")
-    compared = [
-        Job(name, config, Path("runs") / config.name)
+    configs = [
+        plan_run(workload, name, seed=seed, options=options)
         for seed in range(seeds)
         for name in (*TABLE_2, *ABLATIONS)
-        for config in [plan_run(workload, name, seed=seed, options=options)]
     ]
+    compared = tuple(Job(one.optimizer, one, Path("runs") / one.name) for one in configs)
     command = ["thor", "paper", workload.name, "--seeds", str(seeds)]
     if target is not None:
         command += ["--target", f"{target:g}"]
@@ -91,31 +90,20 @@ def plan_paper(
         command += ["--evals-per-epoch", str(options.evals_per_epoch)]
     if options.device != "cpu":
         command += ["--device", options.device]
-    effects = tuple(_effects(workload, options))
-    return PaperRuns(seeds, tuple(compared), effects, shlex.join(command))
+    return PaperRuns(compared, _effects(workload, options), shlex.join(command))
 
 
-def _effects(workload: Workload, options: RunOptions) -> list[Job]:
+def _effects(workload: Workload, options: RunOptions) -> tuple[Job, ...]:
     """Returns the runs of Figure 9: the paper's schedule at several α_target and p."""
     usual = find_recipe(workload, "paper-thor").settings.lr
     jobs = []
-    for scale in _SCALES:
+    for lr in (usual * scale for scale in _SCALES):
         for power in _POWERS:
-            lr = usual * scale
             changes = [f"lr={lr:g}", "schedule=polynomial", f"lr_power={power}"]
             config = plan_run(workload, "paper-thor", seed=0, changes=changes, options=options)
             folder = Path("effects") / f"alpha-{lr:g}-p-{power}"
             jobs.append(Job(f"α = {lr:g}, p = {power}", config, folder))
-    return jobs
-
-
-def _is_pending(job: Job, directory: Path) -> bool:
-    folder = directory / job.folder
-    if not rundir.has_records(folder):
-        return True
-    run = read_run(folder)
-    rundir.refuse_other(folder, job.config, run.config)
-    return run.end is None
+    return tuple(jobs)
 
 
 def make_runs(
@@ -141,18 +129,17 @@ def make_runs(
     Raises:
         BenchError: A folder holds another run, or a run cannot be made.
     """
-    pending = [job for job in plan.jobs if _is_pending(job, directory)]
-    begun = time.monotonic()
+    pending = [job for job in plan.jobs if is_pending(job.config, directory / job.folder)]
+    made, begun = len(plan.jobs) - len(pending), time.monotonic()
     for number, job in enumerate(pending):
-        told = _progress(len(plan.jobs) - len(pending), number, len(pending), begun)
+        told = f"[{made + number + 1}/{len(plan.jobs)}]"
+        if number:  # the others at the pace so far
+            left = (time.monotonic() - begun) / number * (len(pending) - number)
+            told += f" ~{math.ceil(left / 60)} min left"
+        folder, watching = directory / job.folder, observe(job, told)
         try:
-            train(
-                job.config,
-                directory / job.folder,
-                source=source,
-                observers=observe(job, told),
-                resume=rundir.has_run(directory / job.folder),
-            )
+            resume = rundir.has_run(folder)
+            train(job.config, folder, source=source, observers=watching, resume=resume)
         except RunInterruptedError as stopped:
             again = source.again(plan.command, directory)
             message = f"stopped and saved in run {number + 1} of {len(pending)}"
@@ -168,17 +155,10 @@ def ended_runs(plan: PaperRuns, directory: Path) -> dict[Path, Run]:
     Raises:
         BenchError: None has, or a folder holds another run.
     """
-    ended = [job.folder for job in plan.jobs if not _is_pending(job, directory)]
-    if not ended:
+    folders = [
+        job.folder for job in plan.jobs if not is_pending(job.config, directory / job.folder)
+    ]
+    if not folders:
         message = f"--out {directory} holds no run that has ended"
         raise BenchError(f"{message}; make them with: {plan.command} --out {directory}")
-    return {folder: read_run(directory / folder) for folder in ended}
-
-
-def _progress(made: int, number: int, pending: int, begun: float) -> str:
-    """Returns which run this is, and how long the others will take at the pace so far."""
-    text = f"[{made + number + 1}/{made + pending}]"
-    if not number:
-        return text
-    left = (time.monotonic() - begun) / number * (pending - number)
-    return f"{text} ~{math.ceil(left / 60)} min left"
+    return {folder: read_run(directory / folder) for folder in folders}
