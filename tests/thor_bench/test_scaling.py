@@ -33,7 +33,7 @@ from thor_bench.scaling.networks import NETWORKS, find_network, parse_ranks
 from thor_bench.scaling.report import like_ascend, parts_table, predict, step_table
 from thor_bench.scaling.tasks import TASKS, Task, build_optimizer, find_task
 from thor_bench.scaling.worker import Measured
-from torch_thor import Distributed, Intervals
+from torch_thor import Intervals
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -190,7 +190,7 @@ SMALL = Task(
 def test_messages_are_counted_from_what_the_optimizer_keeps() -> None:
     def count(name: str) -> Messages:
         model = _small()
-        optimizer = build_optimizer(name, model, SMALL, Intervals(1, 1), Distributed())
+        optimizer = build_optimizer(name, model, SMALL, Intervals(1, 1))
         inputs, targets = SMALL.draw(8)
         SMALL.loss(model(inputs), targets).backward()
         optimizer.step()

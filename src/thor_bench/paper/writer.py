@@ -195,13 +195,14 @@ class PaperWriter:
             title=f"Schedules on {self._workload.name}",
         )
         imagenet = {
-            name: preset.settings["paper-thor"]
+            name: settings
             for (of, name), preset in PRESETS.items()
             if of == "imagenet-resnet50"
+            and isinstance(settings := preset.settings["paper-thor"], THORSettings)
         }
         there = partial(
             draw_schedules,
-            settings={name: one for name, one in imagenet.items() if isinstance(one, THORSettings)},
+            settings=imagenet,
             epochs=PRESETS["imagenet-resnet50", "paper-256"].epochs,
             steps=_IMAGENET_STEPS,
             title="Schedules of the paper on ImageNet (eq. 13, 14, 15)",

@@ -14,11 +14,10 @@ from thor_bench.records.machine import describe_machine
 from thor_bench.scaling.model import Messages, Profile, Rule
 from thor_bench.scaling.tasks import RULES, Task, build_optimizer
 from thor_bench.training.precision import autocast, forward_type
-from torch_thor import KFAC, THOR, Distributed, Intervals
+from torch_thor import KFAC, THOR, Intervals
 
 # Of four steps one updates factors and inverses, one factors alone, two neither.
 _CYCLE = Intervals(2, 4)
-_USUAL = Distributed()
 
 
 @dataclass(frozen=True)
@@ -45,21 +44,14 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        task: Task,
-        name: str,
-        intervals: Intervals,
-        device: torch.device,
-        *,
-        distributed: Distributed = _USUAL,
-        many: bool = False,
+        self, task: Task, name: str, intervals: Intervals, device: torch.device, *, many: bool
     ) -> None:
         torch.manual_seed(0)
         self._task, self._device = task, device
         self.model = task.build_model().to(device).to(memory_format=task.memory_format)
         self._called: nn.Module = DistributedDataParallel(self.model) if many else self.model
-        self.optimizer = build_optimizer(name, self.model, task, intervals, distributed)
-        self.curved = _curved(self.optimizer)
+        self.optimizer = build_optimizer(name, self.model, task, intervals)
+        self.curved = self.optimizer if isinstance(self.optimizer, THOR | KFAC) else None
         inputs, targets = task.draw(task.batch)
         if inputs.dim() == 4:
             inputs = inputs.to(memory_format=task.memory_format)
@@ -87,27 +79,22 @@ class Trainer:
         return time.perf_counter()
 
 
-def _curved(optimizer: Optimizer) -> THOR | KFAC | None:
-    return optimizer if isinstance(optimizer, THOR | KFAC) else None
-
-
 def count_messages(model: nn.Module, optimizer: Optimizer) -> Messages:
     """Counts what a rank sends, from gradients and blocks, once the optimizer has refreshed."""
     trained = [p for p in model.parameters() if p.requires_grad]
     gradients = sum(p.numel() * p.element_size() for p in trained)
-    curved = _curved(optimizer)
-    if curved is None:
+    if not isinstance(optimizer, THOR | KFAC):
         return Messages(gradients=gradients)
     triangles = inverses = work = largest = 0
     entries = 2  # the check that all ranks are at one step
-    for stack in curved.engine.stacks:
+    for stack in optimizer.engine.stacks:
         entries += len(stack.layers) * 3 * (stack.geometry.matrices + 1)
         for factor in (stack.a, stack.g):
             *counts, size, _ = factor.blocks.shape
-            blocks = torch.Size(counts).numel()
+            blocks, width = torch.Size(counts).numel(), factor.blocks.element_size()
             triangle = size * (size + 1) // 2
-            triangles += blocks * triangle * factor.blocks.element_size()
-            inverses += blocks * (triangle + 1) * factor.blocks.element_size()
+            triangles += blocks * triangle * width
+            inverses += blocks * (triangle + 1) * width
             work += blocks * size**3
             largest = max(largest, size**3)
     return Messages(
@@ -123,7 +110,7 @@ def _measure_rule(
     task: Task, name: str, device: torch.device, cycles: int
 ) -> tuple[Rule, list[_Step]]:
     """Measures an optimizer over whole cycles, but for the first step; returns plain steps too."""
-    trainer = Trainer(task, name, _CYCLE, device)
+    trainer = Trainer(task, name, _CYCLE, device, many=False)
     trainer.step()
     refreshes = trainer.curved is not None
     steps = [trainer.step() for _ in range((4 if refreshes else 2) * cycles)]
@@ -154,8 +141,7 @@ def measure_profile(
     What other processes take away only ever makes a step longer, so the minimum is what is meant.
     Each optimizer trains for some cycles, of two plain steps and a refresh of each kind.
     """
-    rules: list[Rule] = []
-    steps: list[_Step] = []
+    rules, steps = [], []
     for name in RULES:
         tell(f"{task.name}: forward, backward, {name}")
         rule, plain = _measure_rule(task, name, device, cycles)

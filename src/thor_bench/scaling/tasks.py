@@ -37,16 +37,15 @@ class Task:
     memory_format: torch.memory_format = torch.contiguous_format
 
 
-def build_optimizer(
-    name: str, model: nn.Module, task: Task, intervals: Intervals, distributed: Distributed
-) -> Optimizer:
+def build_optimizer(name: str, model: nn.Module, task: Task, intervals: Intervals) -> Optimizer:
     """Builds one of ``RULES``: K-FAC with whole factors and all rows, THOR as it is by default.
 
     Layers refresh together, so that a step either refreshes all of them or none.
     """
     if name == "sgd":
         return torch.optim.SGD(model.parameters(), lr=_LR, momentum=0.9, nesterov=True)
-    shared: dict[str, Any] = {"lr": _LR, "exclude": task.exclude, "distributed": distributed}
+    everywhere = Distributed(inversion="replicate")  # no owners: each rank inverts all blocks
+    shared: dict[str, Any] = {"lr": _LR, "exclude": task.exclude, "distributed": everywhere}
     if name == "kfac":
         return KFAC(
             model,

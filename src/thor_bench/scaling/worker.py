@@ -17,7 +17,7 @@ from thor_bench.scaling.measure import Trainer, measure_profile
 from thor_bench.scaling.model import Profile
 from thor_bench.scaling.tasks import CHECK, RULES
 from thor_bench.training.ranks import open_ranks
-from torch_thor import Distributed, Intervals
+from torch_thor import Intervals
 
 INTERVAL = 4
 _PROBES = (1 << 10, 1 << 23)
@@ -50,14 +50,8 @@ def _seconds_of_sum(size: int) -> float:
 
 def _train(name: str, cycles: int, *, many: bool) -> tuple[float, float]:
     """Returns mean seconds of a step over whole cycles, and bytes sent in a refresh."""
-    trainer = Trainer(
-        CHECK,
-        name,
-        Intervals(INTERVAL, INTERVAL),
-        torch.device("cpu"),
-        distributed=Distributed(inversion="replicate"),
-        many=many,
-    )
+    intervals = Intervals(INTERVAL, INTERVAL)
+    trainer = Trainer(CHECK, name, intervals, torch.device("cpu"), many=many)
     sent, times = [], []
     for _ in range(1 + cycles):  # the first one warms up
         if many:
