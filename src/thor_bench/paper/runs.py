@@ -26,32 +26,20 @@ _SCALES = (0.5, 1.0, 2.0)
 
 @dataclass(frozen=True)
 class Job:
-    """A run that the paper needs.
+    """A run that the paper needs."""
 
-    Attributes:
-        label: Its name in a figure.
-        config: What it does.
-        folder: Where it is kept, below the paper's folder.
-    """
-
-    label: str
+    label: str  # in a figure
     config: RunConfig
-    folder: Path
+    folder: Path  # below the paper's folder
 
 
 @dataclass(frozen=True)
 class PaperRuns:
-    """Every run of a paper.
+    """Every run of a paper."""
 
-    Attributes:
-        compared: The runs of Table 2 and of the ablations, seed by seed.
-        effects: The runs of Figure 9.
-        command: Command line that makes them.
-    """
-
-    compared: tuple[Job, ...]
-    effects: tuple[Job, ...]
-    command: str
+    compared: tuple[Job, ...]  # of Table 2 and of the ablations, seed by seed
+    effects: tuple[Job, ...]  # of Figure 9
+    command: str  # makes them
 
     @property
     def jobs(self) -> tuple[Job, ...]:
@@ -62,13 +50,7 @@ class PaperRuns:
 def plan_paper(
     workload: Workload, *, seeds: int, options: RunOptions, target: float | None = None
 ) -> PaperRuns:
-    """Settles every run.
-
-    Args:
-        workload: What is trained.
-        seeds: Seeds of each optimizer.
-        options: What differs from the recipes.
-        target: What was asked for in the place of the workload's own target.
+    """Settles every run; a target is one that was asked for in the place of the workload's own.
 
     Raises:
         BenchError: A value is not allowed.
@@ -115,16 +97,13 @@ def make_runs(
 ) -> dict[Path, Run]:
     """Makes every run that is not on disk yet and reads them all.
 
-    A run that diverges counts as a miss; the others go on.
+    A run that diverges counts as a miss; the others go on. See ``ended_runs``.
 
     Args:
         plan: What is asked for.
         directory: Folder of the paper.
         source: Where data may be found.
         observe: ``(run, its number and the time left) -> observers``.
-
-    Returns:
-        The runs by their folder below ``directory``.
 
     Raises:
         BenchError: A folder holds another run, or a run cannot be made.

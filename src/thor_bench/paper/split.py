@@ -23,19 +23,12 @@ SPLIT_FILE = "split.json"
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What is written about a measurement.
+    """What is written about a measurement."""
 
-    Attributes:
-        table: Table 1 for this workload and device.
-        layers: What each layer loses, and the size that suits it.
-        figure: Figure 5.
-        conclusion: Crossing and choice, in words.
-    """
-
-    table: TextTable
-    layers: TextTable
-    figure: FigureFile
-    conclusion: str
+    table: TextTable  # Table 1 for this workload and device
+    layers: TextTable  # what each layer loses, and the size that suits it
+    figure: FigureFile  # Figure 5
+    conclusion: str  # crossing and choice, in words
 
 
 def measure(workload: Workload, source: DataSource, *, device: str, seed: int) -> SplitMeasurement:
@@ -67,13 +60,7 @@ def measured(
 
 
 def report_split(measurement: SplitMeasurement, title: str, directory: Path) -> SplitReport:
-    """Writes tables and figure of a measurement.
-
-    Args:
-        measurement: What was measured.
-        title: What it was measured on.
-        directory: Where the files go; must exist.
-    """
+    """Writes tables and figure of a measurement; the title says on what it was made."""
     table, layers = table_1(measurement), layer_table(measurement)
     write_table(directory, "table-1", table)
     write_table(directory, "split-layers", layers)

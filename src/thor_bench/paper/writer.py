@@ -68,17 +68,11 @@ class PaperWriter:
         split: SplitMeasurement,
         directory: Path,
     ) -> None:
-        self._workload = workload
-        self._plan = plan
-        self._runs = runs
-        self._split = split
-        self._directory = directory
+        self._workload, self._directory = workload, directory
+        self._plan, self._runs, self._split = plan, runs, split
 
     def write(self) -> Path:
-        """Writes tables (Markdown, CSV), figures (PNG, PDF) and one HTML page.
-
-        Returns:
-            The page.
+        """Writes tables (Markdown, CSV), figures (PNG, PDF) and one HTML page, and returns that.
 
         Raises:
             BenchError: The folder cannot be written.
