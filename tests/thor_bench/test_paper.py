@@ -18,10 +18,11 @@ from typer.testing import CliRunner
 
 from dying import dies_at
 from thor_bench.cli.commands import app
-from thor_bench.paper.paper_figures import small_factors
-from thor_bench.paper.splitting import PAPER_CURVES
+from thor_bench.paper import published
+from thor_bench.paper.figures import small_factors
 from thor_bench.records.reading import read_run
 from thor_bench.records.records import RECORDS_FILE
+from thor_bench.report.rows import table_of, write_table
 from thor_bench.training.train import train as train_run
 
 if TYPE_CHECKING:
@@ -45,10 +46,27 @@ def run(*words: object) -> Any:
 
 
 def test_the_papers_own_rows_choose_128() -> None:
-    size, height = PAPER_CURVES.crossing()
+    curves = published.split_curves()
+    size, height = curves.crossing()
     # The figure is annotated (106, 0.21); straight lines between candidates cross here.
     assert (size, height) == (pytest.approx(104.5, abs=0.1), pytest.approx(0.2135, abs=1e-3))
-    assert PAPER_CURVES.choice() == 128
+    assert curves.choice() == 128
+
+
+def test_the_papers_numbers_are_read_as_printed() -> None:
+    assert published.number(published.TABLE_4, "THOR", "s/epoch") == 102.15
+    assert published.times_of_thor() == [(8, 256, 66.7), (128, 4096, 4.1), (256, 8192, 2.7)]
+
+
+def test_rows_name_their_cells(tmp_path: Path) -> None:
+    table = table_of([{"name": "a", "n": "1"}, {"n": "2", "name": "b"}])
+    assert (table.headings, table.rows) == (("name", "n"), (("a", "1"), ("b", "2")))
+    assert table_of([]).rows == ()
+    write_table(tmp_path, "plain", table)
+    write_table(tmp_path, "precise", table, "n\n1.5\n")
+    assert (tmp_path / "plain.csv").read_text() == "name,n\na,1\nb,2\n"
+    assert (tmp_path / "precise.csv").read_text() == "n\n1.5\n"
+    assert (tmp_path / "plain.md").read_text() == (tmp_path / "precise.md").read_text()
 
 
 def test_small_factors_are_second_moments_of_one_layer() -> None:
@@ -87,7 +105,7 @@ def test_paper_writes_everything_and_goes_on_after_a_stop(
             options["observers"] = [*options["observers"], _StopsAtOnce()]
         return train_run(config, directory, **options)
 
-    monkeypatch.setattr("thor_bench.paper.paper_runs.train", stop_in_the_fourth)
+    monkeypatch.setattr("thor_bench.paper.runs.train", stop_in_the_fourth)
     stopped = run(*words)
     assert stopped.exit_code == 130
     assert (
@@ -177,7 +195,7 @@ def test_paper_writes_what_is_there_and_says_how_much(
             options["observers"] = [*options["observers"], _StopsAtOnce()]
         return train_run(config, directory, **options)
 
-    monkeypatch.setattr("thor_bench.paper.paper_runs.train", stop_in_the_third)
+    monkeypatch.setattr("thor_bench.paper.runs.train", stop_in_the_third)
     run(*words)
     partial = run(*words, "--write-only")
     assert partial.exit_code == 0, partial.output

@@ -9,14 +9,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from torch import nn
 from torch.nn import functional
 
 from thor_bench.cli.commands import app
 from thor_bench.errors import BenchError
+from thor_bench.records.measured import measured_once
 from thor_bench.scaling import check as check_module
-from thor_bench.scaling.check import Check, check_table, fitted_network, predicted
-from thor_bench.scaling.measure import count_messages, measure_profile, save_profile, saved_profile
+from thor_bench.scaling.check import check_table, fitted_network
+from thor_bench.scaling.measure import count_messages, measure_profile
 from thor_bench.scaling.model import (
     TOPOLOGIES,
     Assumptions,
@@ -24,19 +26,18 @@ from thor_bench.scaling.model import (
     Network,
     Profile,
     Rule,
-    efficiency,
     exposed,
     step_time,
 )
-from thor_bench.scaling.networks import NETWORKS, NetworkChanges, find_network, parse_ranks
-from thor_bench.scaling.published import like_ascend
-from thor_bench.scaling.report import parts_table, predict, step_table
+from thor_bench.scaling.networks import NETWORKS, find_network, parse_ranks
+from thor_bench.scaling.report import like_ascend, parts_table, predict, step_table
 from thor_bench.scaling.tasks import TASKS, Task, build_optimizer, find_task
 from thor_bench.scaling.worker import Measured
-from torch_thor import Distributed, Intervals
+from torch_thor import Intervals
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any
 
 SLOW = Network(name="slow", latency=1e-3, bandwidth=1e6)
 LEVELS = replace(SLOW, topology="hierarchical", node_size=4, node_latency=1e-4, node_bandwidth=1e7)
@@ -100,7 +101,7 @@ def test_a_step_adds_up() -> None:
     assert many.inversion == pytest.approx(2.0 + 0.999 + 0.999)
     alone = step_time(PROFILE, "kfac", SLOW, 1, Assumptions(interval=10))
     assert alone.total == pytest.approx(3.2 + 0.1 + 0.8)
-    assert efficiency(alone, step) == pytest.approx(alone.total / step.total)
+    assert (alone.efficiency, step.efficiency) == (1.0, pytest.approx(alone.total / step.total))
 
 
 networks = st.builds(
@@ -149,19 +150,19 @@ def test_owners_and_rarer_refreshes_never_make_a_step_longer(network: Network, n
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        (NetworkChanges(topology="star"), r"--topology 'star' is unknown; allowed: hierarchical"),
-        (NetworkChanges(latency_us=-1), r"latency=-1e-06 must be >= 0 seconds"),
-        (NetworkChanges(gbit=0), r"bandwidth=0 must be > 0 bytes/s"),
-        (NetworkChanges(ranks_per_node=0), r"ranks per node=0 must be >= 1"),
+        ({"topology": "star"}, r"--topology 'star' is unknown; allowed: hierarchical"),
+        ({"latency_us": -1}, r"latency=-1e-06 must be >= 0 seconds"),
+        ({"gbit": 0}, r"bandwidth=0 must be > 0 bytes/s"),
+        ({"node_size": 0}, r"ranks per node=0 must be >= 1"),
     ],
 )
-def test_impossible_networks_are_refused(changes: NetworkChanges, told: str) -> None:
+def test_impossible_networks_are_refused(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(BenchError, match=told):
-        find_network("10GbE", changes)
+        find_network("10GbE", **changes)
 
 
 def test_a_changed_network_says_so() -> None:
-    network = find_network("10GbE", NetworkChanges(gbit=8, latency_us=7, topology="tree"))
+    network = find_network("10GbE", gbit=8, latency_us=7, topology="tree")
     assert (network.bandwidth, network.latency, network.topology) == (
         1e9,
         pytest.approx(7e-6),
@@ -189,7 +190,7 @@ SMALL = Task(
 def test_messages_are_counted_from_what_the_optimizer_keeps() -> None:
     def count(name: str) -> Messages:
         model = _small()
-        optimizer = build_optimizer(name, model, SMALL, Intervals(1, 1), Distributed())
+        optimizer = build_optimizer(name, model, SMALL, Intervals(1, 1))
         inputs, targets = SMALL.draw(8)
         SMALL.loss(model(inputs), targets).backward()
         optimizer.step()
@@ -217,12 +218,16 @@ def test_a_profile_is_measured_saved_and_read(tmp_path: Path) -> None:
     assert all(rule.update > 0 for rule in profile.rules)
     assert len(told) == 3
     path = tmp_path / "profile.json"
-    assert saved_profile(path) is None
-    save_profile(profile, path)
-    assert saved_profile(path) == profile
+
+    def kept(found: Profile, *, again: bool = False) -> Profile:
+        return measured_once(path, Profile, lambda: found, again=again, remedy="try --measure")
+
+    other = profile.times(2.0)
+    assert kept(profile) == kept(other) == profile
+    assert kept(other, again=True) == kept(profile) == other
     path.write_text("{")
-    with pytest.raises(BenchError, match=r"no readable profile .*--measure"):
-        saved_profile(path)
+    with pytest.raises(BenchError, match=r"profile.json cannot be read .*; try --measure"):
+        kept(profile)
 
 
 def test_the_tasks_have_the_published_sizes() -> None:
@@ -254,11 +259,9 @@ def test_the_paper_s_device_takes_90_seconds_for_an_epoch_of_sgd() -> None:
 
 def test_a_check_fits_its_network_and_compares() -> None:
     ring = Network(name="real", latency=1e-4, bandwidth=1e9)
-    sizes = (1000, 10**6)
     run = Measured(
         ranks=4,
-        sizes=sizes,
-        messages=tuple(ring.all_reduce(size, 4) for size in sizes),
+        messages={size: ring.all_reduce(size, 4) for size in (1000, 10**6)},
         steps={"sgd": 6.2, "kfac": 20.0},
         sent={"sgd": 0.0, "kfac": 2_001_000.0},
         profile=None,
@@ -266,10 +269,9 @@ def test_a_check_fits_its_network_and_compares() -> None:
     fitted = fitted_network(run)
     assert fitted.latency == pytest.approx(1e-4)
     assert fitted.bandwidth == pytest.approx(1e9)
-    check = Check(PROFILE, cores=2, runs=(run,))
+    sgd, row = check_table(PROFILE, [run], cores=2).rows
     # four processes take turns on two cores: all of 3.1 s twice, and the gradients' message
-    assert predicted(check, run, "sgd") == pytest.approx(6.2 + ring.all_reduce(10**6, 4))
-    row = check_table(check).rows[1]
+    assert sgd[1] == f"{1e3 * (6.2 + ring.all_reduce(10**6, 4)):.1f}"
     assert row[0] == "4 ranks, kfac"
     assert row[4:] == ("2001000", "2001000")
 
@@ -277,7 +279,7 @@ def test_a_check_fits_its_network_and_compares() -> None:
 def test_two_real_ranks_send_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_module, "CHECKED", (2,))
     monkeypatch.setattr(check_module, "CYCLES", 1)
-    rows = check_table(check_module.run_check()).rows
+    rows = check_table(*check_module.run_check()).rows
     assert [row[0] for row in rows] == ["2 ranks, sgd", "2 ranks, kfac", "2 ranks, thor"]
     assert all(row[4] == row[5] for row in rows)
     assert all(float(row[1]) > 0 < float(row[2]) for row in rows)
@@ -296,7 +298,7 @@ def test_the_command_writes_tables_and_figures_from_a_saved_profile(
     name = "imagenet-resnet50"
     thor = replace(KFAC, name="thor", statistics=0.01, inversion=0.01)
     profile = replace(PROFILE, workload=name, batch=32, rules=(SGD, KFAC, thor))
-    save_profile(profile, tmp_path / f"profile-{name}.json")
+    (tmp_path / f"profile-{name}.json").write_bytes(TypeAdapter(Profile).dump_json(profile))
     words = (name, "--network", "25GbE", "--ranks", "8,256", "--step-ms", "30")
     code, out, _ = run(capsys, *words, "--out", str(tmp_path))
     assert code == 0

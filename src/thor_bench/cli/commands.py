@@ -39,8 +39,8 @@ from thor_bench.compare import (
     run_comparison,
 )
 from thor_bench.optimizers.recipes import RunOptions
-from thor_bench.paper.paper_runs import Job, ended_runs, make_runs, plan_paper
-from thor_bench.paper.splitting import measure, measured, report_split
+from thor_bench.paper.runs import Job, ended_runs, make_runs, plan_paper
+from thor_bench.paper.split import measure, measured, report_split
 from thor_bench.paper.writer import PaperWriter
 from thor_bench.records.config import DataSource, RunConfig
 from thor_bench.records.machine import package_version

@@ -1,6 +1,7 @@
 """What the paper reports, as printed: beside it stands what was measured here."""
 
 from thor_bench.report.tables import TextTable
+from torch_thor import SplitCurves
 
 TABLE_1 = TextTable(
     ("size", "1", "16", "32", "64", "128", "256", "512", "1024", "2048"),
@@ -49,3 +50,24 @@ TABLE_5 = TextTable(
         ("SP-NGD", "256 V100", "8192", "16.9"),
     ),
 )
+
+
+def number(table: TextTable, row: str, column: str) -> float:
+    """Returns a printed number; the first column names the row."""
+    cells = next(cells for cells in table.rows if cells[0] == row)
+    return float(cells[table.headings.index(column)])
+
+
+def split_curves() -> SplitCurves:
+    """Returns the curves of Table 1: ResNet-50 on an Ascend 910."""
+    *_, kept, speed = ([float(cell) for cell in row[1:]] for row in TABLE_1.rows)
+    return SplitCurves(tuple(int(size) for size in TABLE_1.headings[1:]), tuple(kept), tuple(speed))
+
+
+def times_of_thor() -> list[tuple[int, int, float]]:
+    """Returns devices, batch and minutes of THOR's rows of Table 5."""
+    return [
+        (int(hardware.split()[0]), int(batch), float(minutes))
+        for name, hardware, batch, minutes in TABLE_5.rows
+        if name == "THOR"
+    ]

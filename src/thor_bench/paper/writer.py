@@ -1,6 +1,6 @@
 """The paper's tables and figures for one workload, from runs made here."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,46 +12,41 @@ from thor_bench.optimizers.presets import PRESETS
 from thor_bench.optimizers.settings import THORSettings, from_values
 from thor_bench.paper import published
 from thor_bench.paper.claims import ablation_table, claims_table
-from thor_bench.paper.paper_figures import draw_effects, draw_factors, draw_schedules
-from thor_bench.paper.paper_runs import ABLATIONS, TABLE_2, PaperRuns
-from thor_bench.paper.splitting import report_split
+from thor_bench.paper.figures import draw_effects, draw_factors, draw_schedules
+from thor_bench.paper.runs import ABLATIONS, TABLE_2, Job, PaperRuns
+from thor_bench.paper.split import report_split
 from thor_bench.records.reading import Run
 from thor_bench.report.curves import curves, draw_curve
 from thor_bench.report.figures import FigureFile, write_figure
 from thor_bench.report.layer_figures import draw_changes, draw_norms
 from thor_bench.report.page import render, run_list
+from thor_bench.report.rows import write_table
 from thor_bench.report.style import Theme
-from thor_bench.report.summary import summarize
+from thor_bench.report.summary import Summary, summarize
 from thor_bench.report.tables import TextTable, comparison_csv, comparison_table
 from thor_bench.tasks import Workload
 from torch_thor import SplitMeasurement
 
 PAGE = "paper.html"
 
-_IMAGENET_STEPS = {"paper-256": 5004, "paper-4096": 312, "paper-8192": 156}
-
-
-_CROSSING = (
-    "The paper's own rows cross at (104.5, 0.21) between candidates by straight lines, where its "
-    "figure says (106, 0.21); both choose 128."
-)
+_IMAGENET_STEPS = 5004  # in an epoch, at the paper's batch of 256
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page.
-
-    Attributes:
-        title: Heading.
-        texts: Paragraphs.
-        tables: Tables, the paper's own after those made here.
-        figures: Figures.
-    """
+    """A part of the page; the paper's own tables stand after those made here."""
 
     title: str
-    texts: tuple[str, ...] = ()
-    tables: tuple[TextTable, ...] = ()
-    figures: tuple[FigureFile, ...] = ()
+    texts: Sequence[str] = ()
+    tables: Sequence[TextTable] = ()
+    figures: Sequence[FigureFile] = ()
+
+    def to_markdown(self) -> str:
+        """Returns the part for a Markdown file beside its figures."""
+        parts = [f"## {self.title}\n", *(f"{text}\n" for text in self.texts)]
+        parts += [table.to_markdown() for table in self.tables]
+        parts += [f"![{figure.title}]({figure.light.name})\n" for figure in self.figures]
+        return "\n".join(parts)
 
 
 class PaperWriter:
@@ -73,220 +68,180 @@ class PaperWriter:
         split: SplitMeasurement,
         directory: Path,
     ) -> None:
-        self._workload = workload
-        self._plan = plan
-        self._runs = runs
-        self._split = split
-        self._directory = directory
+        self._workload, self._directory = workload, directory
+        self._plan, self._runs, self._split = plan, runs, split
 
     def write(self) -> Path:
-        """Writes tables (Markdown, CSV), figures (PNG, PDF) and one HTML page.
-
-        Returns:
-            The page.
+        """Writes tables (Markdown, CSV), figures (PNG, PDF) and one HTML page, and returns that.
 
         Raises:
             BenchError: The folder cannot be written.
         """
-        page = self._directory / PAGE
-        everything = [self._runs[job.folder] for job in self._plan.jobs if job.folder in self._runs]
+        page, runs = self._directory / PAGE, self._made(self._plan.jobs)
         try:
-            sections = tuple(self._sections())
+            sections = list(self._sections())
             html = render(
                 "paper.html.j2",
                 workload=self._workload,
-                parameters=everything[0].started.parameters,
+                parameters=runs[0].started.parameters,
                 lead=self._lead(),
                 sections=sections,
                 command=f"{self._plan.command} --out {self._directory}",
-                runs=run_list(everything),
-                machines=sorted({str(run.started.machine) for run in everything}),
+                runs=run_list(runs),
+                machines=sorted({str(run.started.machine) for run in runs}),
             )
             page.write_text(html, encoding="utf-8")
-            text = "\n".join(_markdown(section) for section in sections)
             title = f"# THOR on {self._workload.name}: the paper's tables and figures\n"
-            (self._directory / "paper.md").write_text(
-                f"{title}\n{self._lead()}\n\n{text}", encoding="utf-8"
-            )
+            text = "\n".join(section.to_markdown() for section in sections)
+            whole = f"{title}\n{self._lead()}\n\n{text}"
+            (self._directory / "paper.md").write_text(whole, encoding="utf-8")
         except OSError as error:
             message = f"--out {self._directory} cannot be written ({reason(error)})"
             raise BenchError(f"{message}; name a folder of yours") from error
         return page
 
-    def _compared(self, names: Sequence[str]) -> list[Run]:
-        jobs = [job for name in names for job in self._plan.compared if job.label == name]
+    def _made(self, jobs: Iterable[Job]) -> list[Run]:
         return [self._runs[job.folder] for job in jobs if job.folder in self._runs]
 
-    def _first(self, name: str) -> Run | None:
-        return next(iter(self._compared([name])), None)
+    def _compared(self, *names: str) -> list[Run]:
+        """Returns the runs of some optimizers, in the order of their names."""
+        jobs = self._plan.compared
+        return self._made(job for name in names for job in jobs if job.label == name)
+
+    def _summaries(self, *names: str) -> list[Summary]:
+        runs = self._compared(*names)
+        return summarize(runs, self._workload.target) if runs else []
+
+    def _figure(self, stem: str, title: str, draw: Callable[[Theme], Figure]) -> FigureFile:
+        return write_figure(self._directory, stem, title, draw, pdf=True)
 
     def _sections(self) -> Iterator[Section]:
         yield self._table_1()
         yield from self._answers()
         yield Section(
             "Tables 4 and 5: ImageNet, as the paper reports them",
-            ("Not run here: thor compare imagenet-resnet50 --preset paper-256 makes them.",),
-            (published.TABLE_4, published.TABLE_5),
+            ["Not run here: thor compare imagenet-resnet50 --preset paper-256 makes them."],
+            [published.TABLE_4, published.TABLE_5],
         )
         yield self._curvature()
         yield self._schedules()
-        if self._compared(TABLE_2):
+        if self._compared(*TABLE_2):
             yield self._training()
 
     def _table_1(self) -> Section:
         split = report_split(self._split, self._workload.name, self._directory)
+        size, height = published.split_curves().crossing()
+        crossing = (
+            f"The paper's own rows cross at ({size:.1f}, {height:.2f}) between candidates by "
+            "straight lines, where its figure says (106, 0.21); both choose 128."
+        )
+        drawn = self._figure("figure-4", "One layer's block, whole and split", draw_factors)
         return Section(
             "Table 1, Figures 4 and 5: the split",
-            (
-                split.conclusion,
-                _CROSSING,
-            ),
-            (split.table, split.layers, published.TABLE_1),
-            (
-                split.figure,
-                self._figure("figure-4", "One layer's block, whole and split", draw_factors),
-            ),
+            [split.conclusion, crossing],
+            [split.table, split.layers, published.TABLE_1],
+            [split.figure, drawn],
         )
 
     def _answers(self) -> Iterator[Section]:
         """Yields the tables that compare optimizers, as far as there are runs of them."""
-        if self._compared(TABLE_2):
-            yield self._table_2()
-        if self._compared(["paper-kfac"]):
-            yield self._ablation()
-        rows = summarize(self._compared((*TABLE_2, *ABLATIONS)), self._workload.target)
+        target = self._workload.target
+        if rows := self._summaries(*TABLE_2):
+            table = comparison_table(rows, self._workload.metric, target)
+            write_table(self._directory, "table-2", table, comparison_csv(rows, target))
+            yield Section("Table 2: time to target", tables=[table, published.TABLE_2])
+        if self._compared("paper-kfac"):
+            table = ablation_table(self._summaries("paper-kfac", *ABLATIONS))
+            write_table(self._directory, "ablation", table)
+            yield Section("Ablation: each idea against K-FAC", tables=[table, published.ABLATION])
+        rows = self._summaries(*TABLE_2, *ABLATIONS)
         table = claims_table({row.optimizer: row for row in rows})
         if table.rows:
-            self._save_table("claims", table, table.to_csv())
-            yield Section("The paper's claims, answered here", (), (table,))
-
-    def _table_2(self) -> Section:
-        rows = summarize(self._compared(TABLE_2), self._workload.target)
-        table = comparison_table(rows, self._workload.metric, self._workload.target)
-        self._save_table("table-2", table, comparison_csv(rows, self._workload.target))
-        return Section("Table 2: time to target", (), (table, published.TABLE_2))
-
-    def _ablation(self) -> Section:
-        names = ("paper-kfac", *ABLATIONS)
-        rows = summarize(self._compared(names), self._workload.target)
-        table = ablation_table(rows)
-        self._save_table("ablation", table, table.to_csv())
-        return Section("Ablation: each idea against K-FAC", (), (table, published.ABLATION))
+            write_table(self._directory, "claims", table)
+            yield Section("The paper's claims, answered here", tables=[table])
 
     def _curvature(self) -> Section:
-        quiet, rule = self._first("paper-thor-nt"), self._first("paper-thor")
-        stop = self._first("paper-thor-stop")
-        figures = (
+        quiet, rule, stop = (
+            next(iter(self._compared(name)), None)
+            for name in ("paper-thor-nt", "paper-thor", "paper-thor-stop")
+        )
+        drawings = (
             ("figure-1", "Frobenius norm per layer", draw_norms, quiet),
             ("figure-2", "Δ per layer", draw_changes, rule),
             ("figure-3", "Δ per layer, with freezing", draw_changes, stop),
         )
-        made = [_decisions(run) for run in (rule, stop) if run is not None]
-        return Section(
-            "Figures 1, 2 and 3: how the curvature changes",
-            (f"Decisions of the trace rule, all layers: {'; '.join(made)}.",) if made else (),
-            (),
-            tuple(
-                self._figure(stem, title, partial(draw, run=run))
-                for stem, title, draw, run in figures
-                if run is not None and _changed(run)
-            ),
-        )
+        figures = [
+            self._figure(stem, title, partial(draw, run=run))
+            for stem, title, draw, run in drawings
+            if run is not None and any(record.change for record in run.decisions)
+        ]
+        made = "; ".join(_decisions(run) for run in (rule, stop) if run is not None)
+        texts = [f"Decisions of the trace rule, all layers: {made}."] if made else []
+        return Section("Figures 1, 2 and 3: how the curvature changes", texts, figures=figures)
 
     def _schedules(self) -> Section:
-        steps = next(iter(self._runs.values())).started.steps_per_epoch
         job = next(job for job in self._plan.compared if job.label == "paper-thor")
-        mine = from_values(THORSettings, dict(job.config.settings))
         here = partial(
             draw_schedules,
-            settings={"paper-thor": mine},
+            settings={"paper-thor": from_values(THORSettings, dict(job.config.settings))},
             epochs=job.config.epochs,
-            steps=steps,
+            steps=next(iter(self._runs.values())).started.steps_per_epoch,
             title=f"Schedules on {self._workload.name}",
         )
         imagenet = {
-            name: preset.settings["paper-thor"]
+            name: settings
             for (of, name), preset in PRESETS.items()
             if of == "imagenet-resnet50"
+            and isinstance(settings := preset.settings["paper-thor"], THORSettings)
         }
-        there = {name: one for name, one in imagenet.items() if isinstance(one, THORSettings)}
-        published_ones = partial(
+        there = partial(
             draw_schedules,
-            settings=there,
+            settings=imagenet,
             epochs=PRESETS["imagenet-resnet50", "paper-256"].epochs,
-            steps=_IMAGENET_STEPS["paper-256"],
+            steps=_IMAGENET_STEPS,
             title="Schedules of the paper on ImageNet (eq. 13, 14, 15)",
         )
-        effects = {
-            job.label: self._runs[job.folder]
-            for job in self._plan.effects
-            if job.folder in self._runs
-        }
         figures = [
             self._figure("figure-6", "Schedules here", here),
-            self._figure("figure-8", "The paper's schedules", published_ones),
+            self._figure("figure-8", "The paper's schedules", there),
         ]
+        effects = {
+            job.label: run for job in self._plan.effects if (run := self._runs.get(job.folder))
+        }
         if effects:
             draw = partial(draw_effects, runs=effects, metric=self._workload.metric)
             figures.append(self._figure("figure-9", "Effect of α_target and p", draw))
-        return Section(
-            "Figures 6, 8 and 9: schedules and their effect",
-            (),
-            (),
-            tuple(figures),
-        )
+        return Section("Figures 6, 8 and 9: schedules and their effect", figures=figures)
 
     def _training(self) -> Section:
-        figures = []
-        for number, names in (("7", TABLE_2), ("10", ("sgd", "thor"))):
-            runs = self._compared(names)
-            for curve in curves(self._workload.metric, self._workload.target):
-                draw = partial(draw_curve, curve=curve, runs=runs)
-                figures.append(self._figure(f"figure-{number}-{curve.stem}", curve.title, draw))
+        figures = [
+            self._figure(
+                f"figure-{number}-{curve.stem}",
+                curve.title,
+                partial(draw_curve, curve=curve, runs=self._compared(*names)),
+            )
+            for number, names in ((7, TABLE_2), (10, ("sgd", "thor")))
+            for curve in curves(self._workload.metric, self._workload.target)
+        ]
         return Section(
             "Figures 7 and 10: training loss and test metric",
-            ("Figure 7 shows all of Table 2, Figure 10 SGD and thor's own recipe.",),
-            (),
-            tuple(figures),
+            ["Figure 7 shows all of Table 2, Figure 10 SGD and thor's own recipe."],
+            figures=figures,
         )
 
-    def _figure(self, stem: str, title: str, draw: Callable[[Theme], Figure]) -> FigureFile:
-        return write_figure(self._directory, stem, title, draw, pdf=True)
-
-    def _save_table(self, stem: str, table: TextTable, numbers: str) -> None:
-        (self._directory / f"{stem}.md").write_text(table.to_markdown(), encoding="utf-8")
-        (self._directory / f"{stem}.csv").write_text(numbers, encoding="utf-8")
-
     def _lead(self) -> str:
-        compared = self._compared(TABLE_2)
-        found = summarize(compared, self._workload.target) if compared else []
-        rows = {row.optimizer: row for row in found}
-        goal = f"{self._workload.metric.name} {self._workload.metric.goal(self._workload.target)}"
-        parts = [
-            f"{name} {rows[name].seconds.median:.1f} s ({rows[name].misses} of "
-            f"{rows[name].runs} missed)"
-            for name in ("sgd", "paper-kfac", "paper-thor", "thor")
-            if name in rows
-        ]
+        metric = self._workload.metric
+        found = ", ".join(
+            f"{row.optimizer} {row.seconds.median:.1f} s ({row.misses} of {row.runs} missed)"
+            for row in self._summaries("sgd", "paper-kfac", "paper-thor", "thor")
+        )
+        goal = f"{metric.name} {metric.goal(self._workload.target)}"
         made, asked = len(self._runs), len(self._plan.jobs)
         partly = f" {made} of {asked} runs are made so far." if made < asked else ""
-        return f"To {goal}, median over seeds: {', '.join(parts) or 'no run yet'}.{partly}"
-
-
-def _changed(run: Run) -> bool:
-    """Tells whether a run was long enough for a second refresh."""
-    return any(record.change for record in run.decisions)
+        return f"To {goal}, median over seeds: {found or 'no run yet'}.{partly}"
 
 
 def _decisions(run: Run) -> str:
-    kinds = ("update", "keep", "freeze")
     made = [record.decision for record in run.decisions]
-    counts = ", ".join(f"{made.count(kind)} {kind}" for kind in kinds)
-    return f"{run.config.optimizer} {counts}"
-
-
-def _markdown(section: Section) -> str:
-    parts = [f"## {section.title}\n", *(f"{text}\n" for text in section.texts)]
-    parts += [table.to_markdown() for table in section.tables]
-    parts += [f"![{figure.title}]({figure.light.name})\n" for figure in section.figures]
-    return "\n".join(parts)
+    counts = (f"{made.count(kind)} {kind}" for kind in ("update", "keep", "freeze"))
+    return f"{run.config.optimizer} {', '.join(counts)}"

@@ -4,11 +4,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from thor_bench.errors import BenchError
+from thor_bench.report.rows import table_of
 from thor_bench.report.tables import TextTable
 from thor_bench.scaling.model import Assumptions, Network, Profile, step_time
 from thor_bench.scaling.worker import ADAPTER, INTERVAL, Measured
@@ -17,34 +17,12 @@ CHECKED = (2, 4)
 CYCLES = 8
 
 
-@dataclass(frozen=True)
-class Check:
-    """What was measured, on one process and on several.
-
-    Attributes:
-        profile: What one process needs.
-        cores: Cores that the processes share.
-        runs: Measurements, by the number of ranks.
-    """
-
-    profile: Profile
-    cores: int
-    runs: tuple[Measured, ...]
-
-
-def run_check(tell: Callable[[str], None] = lambda _: None) -> Check:
-    """Trains the small model on 1, 2 and 4 processes of one thread each.
-
-    Args:
-        tell: Receives what is being measured.
-
-    Raises:
-        BenchError: A process failed.
-    """
+def run_check(tell: Callable[[str], None] = lambda _: None) -> tuple[Profile, list[Measured]]:
+    """Trains a small model on 1, 2 and 4 processes: what one needs, and what several did."""
     alone, *runs = (_measure(ranks, tell) for ranks in (1, *CHECKED))
     if alone.profile is None:
         raise BenchError("--check: the measurement of one process is empty; try again")
-    return Check(alone.profile, len(os.sched_getaffinity(0)), tuple(runs))
+    return alone.profile, runs
 
 
 def _measure(ranks: int, tell: Callable[[str], None]) -> Measured:
@@ -68,7 +46,7 @@ def _measure(ranks: int, tell: Callable[[str], None]) -> Measured:
 
 def fitted_network(run: Measured) -> Network:
     """Returns the ring whose α and β give the two messages that a run measured."""
-    (small, large), (quick, slow) = run.sizes, run.messages
+    (small, quick), (large, slow) = run.messages.items()
     per_byte = max(slow - quick, 1e-12) / (large - small)
     hops = 2 * (run.ranks - 1)
     return Network(
@@ -78,43 +56,34 @@ def fitted_network(run: Measured) -> Network:
     )
 
 
-def predicted(check: Check, run: Measured, name: str) -> float:
-    """Predicts a step: processes beyond the cores take turns, and messages need a core too."""
-    turns = max(1.0, run.ranks / check.cores)
+def check_table(profile: Profile, runs: Sequence[Measured], cores: int | None = None) -> TextTable:
+    """Returns predicted beside measured steps, and counted beside sent bytes.
+
+    Processes beyond the cores take turns, and messages need a core too, so nothing hides them.
+    """
+    cores = cores or len(os.sched_getaffinity(0))
     assumptions = Assumptions(interval=INTERVAL, overlap=0.0, owners=False)
-    profile = check.profile.times(turns)
-    return step_time(profile, name, fitted_network(run), run.ranks, assumptions).total
-
-
-def check_table(check: Check) -> TextTable:
-    """Returns predicted beside measured steps, and counted beside sent bytes."""
     rows = []
-    for run in check.runs:
-        for rule in check.profile.rules:
-            guess, real = predicted(check, run, rule.name), run.steps[rule.name]
-            sent = rule.messages
+    for run in runs:
+        shared, network = profile.times(max(1.0, run.ranks / cores)), fitted_network(run)
+        for rule in profile.rules:
+            guess = step_time(shared, rule.name, network, run.ranks, assumptions).total
+            real, sent = run.steps[rule.name], rule.messages
             rows.append(
-                (
-                    f"{run.ranks} ranks, {rule.name}",
-                    f"{1e3 * guess:.1f}",
-                    f"{1e3 * real:.1f}",
-                    f"{100 * (guess / real - 1):+.0f}",
-                    str(sent.statistics + sent.traces),
-                    f"{run.sent[rule.name]:.0f}",
-                )
+                {
+                    "run": f"{run.ranks} ranks, {rule.name}",
+                    "predicted, ms": f"{1e3 * guess:.1f}",
+                    "measured, ms": f"{1e3 * real:.1f}",
+                    "error, %": f"{100 * (guess / real - 1):+.0f}",
+                    "counted, bytes a refresh": str(sent.statistics + sent.traces),
+                    "sent, bytes a refresh": f"{run.sent[rule.name]:.0f}",
+                }
             )
-    headings = (
-        "run", "predicted, ms", "measured, ms", "error, %", "counted, bytes a refresh",
-        "sent, bytes a refresh",
-    )  # fmt: skip
-    return TextTable(headings, tuple(rows))
+    return table_of(rows)
 
 
-def network_lines(check: Check) -> Sequence[str]:
-    """Returns what was fitted, one line per number of ranks."""
-    networks = [fitted_network(run) for run in check.runs]
-    return [
-        f"{network.name}: latency {1e6 * network.latency:.0f} µs a hop, "
-        f"{network.bandwidth / 1e9:.2f} GB/s"
-        for network in networks
-    ]
+def network_line(run: Measured) -> str:
+    """Returns the network that was fitted to a run."""
+    network = fitted_network(run)
+    speed = f"latency {1e6 * network.latency:.0f} µs a hop, {network.bandwidth / 1e9:.2f} GB/s"
+    return f"{network.name}: {speed}"

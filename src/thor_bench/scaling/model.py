@@ -6,9 +6,11 @@ docs/scaling.md derives each formula and states each assumption.
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from thor_bench.errors import BenchError
+
+T = TypeVar("T", bound="Rule | Profile")
 
 Topology = Literal["ring", "tree", "hierarchical"]
 TOPOLOGIES: tuple[Topology, ...] = get_args(Topology)
@@ -26,24 +28,16 @@ def _require(name: str, value: float, *, ok: bool, allowed: str) -> None:
 class Network:
     """How long a message takes: α + size / β for each hop (Hockney 1994).
 
-    Attributes:
-        name: Name in tables.
-        latency: α of a hop between ranks (between nodes, where it is hierarchical).
-        bandwidth: β of each rank's own link, in each direction.
-        topology: Which algorithm the ranks use.
-        node_size: Ranks in a node; used by ``hierarchical`` alone.
-        node_latency: α inside a node.
-        node_bandwidth: β inside a node.
-
-    Raises:
-        BenchError: A value is out of range.
+    A ``ring`` of n ranks has n - 1 hops; a ``tree`` ⌈log2 n⌉, by recursive halving and doubling
+    (Thakur et al. 2005); ``hierarchical`` is a ring in each node and a tree between nodes, in
+    which each rank has its share of the message.
     """
 
     name: str
-    latency: float
-    bandwidth: float
+    latency: float  # α of a hop between ranks (between nodes, where it is hierarchical)
+    bandwidth: float  # β of each rank's own link, in each direction
     topology: Topology = "ring"
-    node_size: int = 1
+    node_size: int = 1  # ranks in a node; it and what follows is of ``hierarchical`` alone
     node_latency: float = 0.0
     node_bandwidth: float = math.inf
 
@@ -55,143 +49,80 @@ class Network:
         inside = self.node_bandwidth
         _require("bandwidth in a node", inside, ok=inside > 0, allowed="> 0 bytes/s")
 
+    def all_gather(self, size: float, ranks: int) -> float:
+        """Seconds until every rank has all parts, ``size`` bytes together."""
+        inside = min(self.node_size, ranks) if self.topology == "hierarchical" else 1
+        nodes = -(-ranks // inside)
+        hops = nodes - 1 if self.topology == "ring" else math.ceil(math.log2(nodes))
+        within = _gather(inside, inside - 1, self.node_latency, size / self.node_bandwidth)
+        return within + _gather(nodes, hops, self.latency, size / inside / self.bandwidth)
+
     def all_reduce(self, size: float, ranks: int) -> float:
         """Seconds until every rank has the sum of one message of each.
 
-        ``ring``: 2 (n - 1) α + 2 (n - 1)/n · size/β. ``tree``: recursive halving and doubling,
-        2 ⌈log2 n⌉ α + the same (Thakur et al. 2005). ``hierarchical``: a ring's reduce-scatter
-        and all-gather inside each node; between nodes a tree, each rank with its share.
+        A reduce-scatter, which takes as long as an all-gather, and an all-gather.
         """
-        if self.topology == "hierarchical":
-            inside, nodes = self._levels(ranks)
-            inner = _ring(inside, self.node_latency, size / self.node_bandwidth)
-            return 2 * inner + 2 * _tree(nodes, self.latency, size / inside / self.bandwidth)
-        half = _ring if self.topology == "ring" else _tree
-        return 2 * half(ranks, self.latency, size / self.bandwidth)
-
-    def all_gather(self, size: float, ranks: int) -> float:
-        """Seconds until every rank has all parts, ``size`` bytes together."""
-        if self.topology == "hierarchical":
-            inside, nodes = self._levels(ranks)
-            inner = _ring(inside, self.node_latency, size / self.node_bandwidth)
-            return inner + _tree(nodes, self.latency, size / inside / self.bandwidth)
-        half = _ring if self.topology == "ring" else _tree
-        return half(ranks, self.latency, size / self.bandwidth)
-
-    def _levels(self, ranks: int) -> tuple[int, int]:
-        """Returns ranks in a node, and nodes."""
-        inside = min(self.node_size, ranks)
-        return inside, -(-ranks // inside)
+        return 2 * self.all_gather(size, ranks)
 
 
-def _ring(ranks: int, latency: float, transfer: float) -> float:
-    """Half an all-reduce on a ring; ``transfer`` is size/β."""
-    return (ranks - 1) * latency + (ranks - 1) / ranks * transfer
-
-
-def _tree(ranks: int, latency: float, transfer: float) -> float:
-    """Half an all-reduce by recursive halving, or doubling."""
-    return math.ceil(math.log2(ranks)) * latency + (ranks - 1) / ranks * transfer
+def _gather(members: int, hops: int, latency: float, transfer: float) -> float:
+    """Seconds until all members have all parts of a message that takes ``transfer`` (size/β)."""
+    return hops * latency + (members - 1) / members * transfer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Messages:
-    """What a rank sends, counted from the model.
+    """What a rank sends, counted from the model: bytes in a step, and in each refresh."""
 
-    Attributes:
-        gradients: Bytes of all gradients, in every step.
-        statistics: Bytes of the packed triangles of all factors' blocks, in each refresh.
-        traces: Bytes of the small message that is sent first, in each refresh.
-        inverses: Bytes of all inverses, sent where blocks are inverted by owners.
-        largest_block: Share of the inversion's work that the largest block has.
-    """
-
-    gradients: int
-    statistics: int = 0
-    traces: int = 0
-    inverses: int = 0
-    largest_block: float = 1.0
+    gradients: int  # in every step
+    statistics: int = 0  # packed triangles of all factors' blocks
+    traces: int = 0  # the small message that is sent first
+    inverses: int = 0  # where blocks are inverted by owners
+    largest_block: float = 1.0  # its share of the inversion's work
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What one optimizer costs on one device.
-
-    Attributes:
-        name: Name of the optimizer.
-        update: Seconds of the optimizer in a step without refresh.
-        statistics: Further seconds of a step that updates the factors.
-        inversion: Further seconds of a step that inverts them.
-        messages: What it sends.
-    """
+    """What one optimizer costs on one device."""
 
     name: str
-    update: float
-    statistics: float
-    inversion: float
+    update: float  # of a step without refresh
+    statistics: float  # further seconds of a step that updates the factors
+    inversion: float  # further seconds of a step that inverts them
     messages: Messages
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """What one device was measured to need.
-
-    Attributes:
-        workload: What is trained.
-        device: Where it was measured.
-        batch: Samples per step and device.
-        parameters: Trained values.
-        forward: Seconds of forward and loss.
-        backward: Seconds of backward.
-        rules: The optimizers.
-        note: How it was measured.
-    """
+    """What one device was measured to need."""
 
     workload: str
     device: str
-    batch: int
+    batch: int  # samples per step and device
     parameters: int
-    forward: float
+    forward: float  # loss included
     backward: float
     rules: tuple[Rule, ...]
-    note: str
-
-    def rule(self, name: str) -> Rule:
-        """Returns an optimizer by its name."""
-        return next(rule for rule in self.rules if rule.name == name)
+    note: str  # how it was measured
 
     def times(self, factor: float) -> "Profile":
         """Returns the profile of a device that needs ``factor`` times as long for everything."""
-        rules = tuple(
-            replace(
-                rule,
-                update=rule.update * factor,
-                statistics=rule.statistics * factor,
-                inversion=rule.inversion * factor,
-            )
-            for rule in self.rules
-        )
-        return replace(
-            self, forward=self.forward * factor, backward=self.backward * factor, rules=rules
-        )
+        rules = [_times(rule, factor, "update", "statistics", "inversion") for rule in self.rules]
+        return replace(_times(self, factor, "forward", "backward"), rules=tuple(rules))
+
+
+def _times(one: T, factor: float, *names: str) -> T:
+    slower: dict[str, Any] = {name: factor * getattr(one, name) for name in names}
+    return replace(one, **slower)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Assumptions:
-    """What is not measured.
+    """What is not measured."""
 
-    Attributes:
-        interval: Steps between two refreshes of a layer.
-        overlap: Share of a computation under which the messages that it makes ready can travel.
-        owners: Whether blocks may be inverted by one rank each, where that is faster.
-
-    Raises:
-        BenchError: A value is out of range.
-    """
-
-    interval: float = 20.0
-    overlap: float = 1.0
-    owners: bool = True
+    interval: float = 20.0  # steps between two refreshes of a layer
+    overlap: float = 1.0  # share of a computation that hides the messages that it makes ready
+    owners: bool = True  # whether a block may be inverted by one rank, where that is faster
 
     def __post_init__(self) -> None:
         """Validates the values."""
@@ -201,28 +132,25 @@ class Assumptions:
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """Where the seconds of a mean step go, on each of n ranks.
-
-    Attributes:
-        ranks: n.
-        compute: Forward, backward and update.
-        gradients: What the gradients' messages add.
-        statistics: Statistics and their messages, per step.
-        inversion: Inversion, and its messages where blocks have owners, per step.
-        owners: Whether blocks have owners, because that is faster.
-    """
+    """Where the seconds of a mean step go, on each of n ranks."""
 
     ranks: int
-    compute: float
-    gradients: float
-    statistics: float
-    inversion: float
-    owners: bool
+    compute: float  # forward, backward and update
+    gradients: float  # what the gradients' messages add
+    statistics: float  # with their messages
+    inversion: float  # with its messages, where blocks have owners
+    owners: bool  # whether they have
+    alone: float  # the whole step on one rank
 
     @property
     def total(self) -> float:
         """Seconds of a mean step."""
         return self.compute + self.gradients + self.statistics + self.inversion
+
+    @property
+    def efficiency(self) -> float:
+        """Weak scaling: the same batch on each rank, so the ratio of step times."""
+        return self.alone / self.total
 
 
 def exposed(network: Network, size: float, ranks: int, *, bucket: float, hidden_by: float) -> float:
@@ -242,37 +170,24 @@ def step_time(
     profile: Profile, name: str, network: Network, ranks: int, assumptions: Assumptions
 ) -> StepTime:
     """Predicts the mean step of an optimizer on ``ranks`` ranks, each with the profile's batch."""
-    rule, interval = profile.rule(name), assumptions.interval
-    messages = rule.messages
-    gradients = exposed(
-        network,
-        messages.gradients,
-        ranks,
-        bucket=GRADIENT_BUCKET,
-        hidden_by=assumptions.overlap * profile.backward,
-    )
+    rule = next(rule for rule in profile.rules if rule.name == name)
+    sent, interval, overlap = rule.messages, assumptions.interval, assumptions.overlap
+    hidden = overlap * profile.backward
+    gradients = exposed(network, sent.gradients, ranks, bucket=GRADIENT_BUCKET, hidden_by=hidden)
     # Buckets of statistics leave after backward, each while the next one is computed.
-    statistics = exposed(
-        network,
-        messages.statistics,
-        ranks,
-        bucket=STATISTICS_BUCKET,
-        hidden_by=assumptions.overlap * rule.statistics,
-    )
-    traces = network.all_reduce(messages.traces, ranks) if messages.traces else 0.0
-    shared = rule.inversion * max(messages.largest_block, 1 / ranks)
-    shared += network.all_gather(messages.inverses, ranks)
+    hidden = overlap * rule.statistics
+    triangles = exposed(network, sent.statistics, ranks, bucket=STATISTICS_BUCKET, hidden_by=hidden)
+    traces = network.all_reduce(sent.traces, ranks) if sent.traces else 0.0
+    shared = rule.inversion * max(sent.largest_block, 1 / ranks)
+    shared += network.all_gather(sent.inverses, ranks)
     owners = assumptions.owners and ranks > 1 and shared < rule.inversion
+    compute = profile.forward + profile.backward + rule.update
     return StepTime(
         ranks=ranks,
-        compute=profile.forward + profile.backward + rule.update,
+        compute=compute,
         gradients=gradients,
-        statistics=(rule.statistics + statistics + traces) / interval,
+        statistics=(rule.statistics + triangles + traces) / interval,
         inversion=(shared if owners else rule.inversion) / interval,
         owners=owners,
+        alone=compute + rule.statistics / interval + rule.inversion / interval,
     )
-
-
-def efficiency(alone: StepTime, many: StepTime) -> float:
-    """Weak scaling: the same batch on each rank, so the ratio of step times."""
-    return alone.total / many.total

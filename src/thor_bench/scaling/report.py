@@ -1,140 +1,139 @@
-"""Tables and figure of a prediction."""
+"""Tables and figure of a prediction, and the paper's own times beside it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from thor_bench.paper import published
 from thor_bench.report.figures import FigureFile, write_figure
+from thor_bench.report.rows import table_of, write_table
 from thor_bench.report.style import Theme, colours, legend, new_figure
 from thor_bench.report.tables import TextTable
-from thor_bench.scaling.model import Assumptions, Network, Profile, StepTime, efficiency, step_time
+from thor_bench.scaling.model import Assumptions, Network, Profile, StepTime, step_time
 
+StepTimes = Mapping[str, Sequence[StepTime]]  # of each optimizer, over some numbers of ranks
 
-@dataclass(frozen=True)
-class Prediction:
-    """Step times of all optimizers of a profile over some numbers of ranks.
-
-    Attributes:
-        profile: What one device needs.
-        network: What connects them.
-        steps: For each optimizer, in the profile's order, one step time per number of ranks.
-    """
-
-    profile: Profile
-    network: Network
-    steps: tuple[tuple[StepTime, ...], ...]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the optimizers."""
-        return tuple(rule.name for rule in self.profile.rules)
-
-    @property
-    def title(self) -> str:
-        """What is predicted, in a line."""
-        batch = f"{self.profile.batch} samples a rank"
-        return f"{self.profile.workload}, {batch}, {self.network.name}"
+_IMAGES = 1_281_167  # ImageNet's training set
+_DEVICES = 8  # of the paper's Table 4
 
 
 def predict(
     profile: Profile, network: Network, ranks: Sequence[int], assumptions: Assumptions
-) -> Prediction:
-    """Predicts every optimizer of a profile; the first number of ranks is what is compared with."""
-    steps = tuple(
-        tuple(step_time(profile, rule.name, network, n, assumptions) for n in ranks)
+) -> StepTimes:
+    """Predicts every optimizer of a profile."""
+    return {
+        rule.name: [step_time(profile, rule.name, network, n, assumptions) for n in ranks]
         for rule in profile.rules
-    )
-    return Prediction(profile, network, steps)
+    }
 
 
-def step_table(prediction: Prediction) -> TextTable:
+def step_table(steps: StepTimes) -> TextTable:
     """Returns step time and efficiency of each optimizer, one row per number of ranks."""
-    headings = ["ranks"]
-    for name in prediction.names:
-        headings += [f"{name}, ms", "efficiency, %"]
+    headings = [[f"{name}, ms", "efficiency, %"] for name in steps]
     rows = []
-    for steps in zip(*prediction.steps, strict=True):
-        row = [str(steps[0].ranks)]
-        for step, own in zip(steps, prediction.steps, strict=True):
-            row += [f"{1e3 * step.total:.1f}", f"{100 * efficiency(own[0], step):.1f}"]
-        rows.append(tuple(row))
-    return TextTable(tuple(headings), tuple(rows))
+    for at in zip(*steps.values(), strict=True):
+        cells = [(f"{1e3 * one.total:.1f}", f"{100 * one.efficiency:.1f}") for one in at]
+        rows.append((str(at[0].ranks), *chain(*cells)))
+    return TextTable(("ranks", *chain(*headings)), tuple(rows))
 
 
-def parts_table(prediction: Prediction) -> TextTable:
-    """Returns every part of every step time, in milliseconds at full precision, for CSV."""
-    rows = []
-    for name, steps in zip(prediction.names, prediction.steps, strict=True):
-        for step in steps:
-            parts = (step.compute, step.gradients, step.statistics, step.inversion, step.total)
-            cells = [f"{1e3 * part:.6g}" for part in parts]
-            ratio = f"{efficiency(steps[0], step):.6g}"
-            inverted = "owners" if step.owners else "everywhere"
-            rows.append((name, str(step.ranks), *cells, ratio, inverted))
-    headings = (
-        "optimizer", "ranks", "compute_ms", "gradients_ms", "statistics_ms", "inversion_ms",
-        "total_ms", "efficiency", "inverted",
-    )  # fmt: skip
-    return TextTable(headings, tuple(rows))
+def parts_table(steps: StepTimes) -> TextTable:
+    """Returns every part of every step time, in milliseconds at six digits, for CSV."""
+    parts = ("compute", "gradients", "statistics", "inversion", "total")
+    return table_of(
+        {
+            "optimizer": name,
+            "ranks": str(step.ranks),
+            **{f"{part}_ms": f"{1e3 * getattr(step, part):.6g}" for part in parts},
+            "efficiency": f"{step.efficiency:.6g}",
+            "inverted": "owners" if step.owners else "everywhere",
+        }
+        for name, over in steps.items()
+        for step in over
+    )
 
 
 def profile_table(profiles: Sequence[Profile]) -> TextTable:
     """Returns what was measured and counted, one row per workload and optimizer."""
+    return table_of(
+        {
+            "model, optimizer": f"{profile.workload}, {rule.name}",
+            "batch": str(profile.batch),
+            "forward + backward, ms": f"{1e3 * (profile.forward + profile.backward):.0f}",
+            "update, ms": f"{1e3 * rule.update:.1f}",
+            "statistics, ms": f"{1e3 * rule.statistics:.0f}",
+            "inversion, ms": f"{1e3 * rule.inversion:.0f}",
+            "gradients, MB": f"{rule.messages.gradients / 1e6:.1f}",
+            "statistics, MB": f"{rule.messages.statistics / 1e6:.1f}",
+        }
+        for profile in profiles
+        for rule in profile.rules
+    )
+
+
+def like_ascend(profile: Profile, network: Network, assumptions: Assumptions) -> Profile:
+    """Scales the profile of ResNet-50 so that SGD on 8 devices takes the paper's 90 s an epoch."""
+    epoch = published.number(published.TABLE_4, "SGD", "s/epoch")
+    aim = epoch / (_IMAGES // (_DEVICES * profile.batch))
+    low, high = 0.0, aim / (profile.forward + profile.backward)
+    for _ in range(60):  # halving: the step grows with the factor
+        middle = (low + high) / 2
+        step = step_time(profile.times(middle), "sgd", network, _DEVICES, assumptions)
+        low, high = (middle, high) if step.total < aim else (low, middle)
+    return profile.times(high)
+
+
+def paper_table(profile: Profile, network: Network, assumptions: Assumptions) -> TextTable:
+    """Returns the paper's Table 5 beside the model's times.
+
+    The paper gives no epochs for its large batches: the table says how many its minutes would be
+    at the model's step, and what its own THOR at batch 256 needed (Table 4) would take.
+    """
+    scaled = like_ascend(profile, network, assumptions)
+    seconds, per_epoch = (
+        published.number(published.TABLE_4, "THOR", name) for name in ("s to 75.9 %", "s/epoch")
+    )
+    epochs = seconds / per_epoch
     rows = []
-    for profile in profiles:
-        training = 1e3 * (profile.forward + profile.backward)
-        for rule in profile.rules:
-            sent = rule.messages
-            rows.append(
-                (
-                    f"{profile.workload}, {rule.name}",
-                    str(profile.batch),
-                    f"{training:.0f}",
-                    f"{1e3 * rule.update:.1f}",
-                    f"{1e3 * rule.statistics:.0f}",
-                    f"{1e3 * rule.inversion:.0f}",
-                    f"{sent.gradients / 1e6:.1f}",
-                    f"{sent.statistics / 1e6:.1f}",
-                )
-            )
-    headings = (
-        "model, optimizer", "batch", "forward + backward, ms", "update, ms", "statistics, ms",
-        "inversion, ms", "gradients, MB", "statistics, MB",
-    )  # fmt: skip
-    return TextTable(headings, tuple(rows))
+    for devices, batch, minutes in published.times_of_thor():
+        step = step_time(scaled, "thor", network, devices, assumptions).total
+        epoch = step * (_IMAGES // batch)
+        rows.append(
+            {
+                "devices": str(devices),
+                "batch": str(batch),
+                "THOR step, ms": f"{1e3 * step:.2f}",
+                "epoch, s": f"{epoch:.2f}",
+                f"{epochs:.0f} epochs, min": f"{epochs * epoch / 60:.1f}",
+                "the paper, min": f"{minutes:.1f}",
+                "epochs in the paper's time": f"{60 * minutes / epoch:.1f}",
+            }
+        )
+    return table_of(rows)
 
 
-def draw_efficiency(_theme: Theme, *, prediction: Prediction) -> Figure:
+def draw_efficiency(_theme: Theme, *, steps: StepTimes, title: str) -> Figure:
     """Draws efficiency over ranks, one curve per optimizer."""
-    figure, axes = new_figure(prediction.title)
-    palette = colours(prediction.names)
-    for name, steps in zip(prediction.names, prediction.steps, strict=True):
-        ranks = [step.ranks for step in steps]
-        shares = [100 * efficiency(steps[0], step) for step in steps]
+    figure, axes = new_figure(title)
+    palette = colours(list(steps))
+    ranks: list[int] = []
+    for name, over in steps.items():
+        ranks = [step.ranks for step in over]
+        shares = [100 * step.efficiency for step in over]
         axes.plot(ranks, shares, marker="o", markersize=3, color=palette[name], label=name)
     axes.set_xscale("log", base=2)
-    axes.set_xticks([step.ranks for step in prediction.steps[0]])
-    axes.set_xticklabels([str(step.ranks) for step in prediction.steps[0]], fontsize=7.5)
+    axes.set_xticks(ranks, [str(n) for n in ranks], fontsize=7.5)
     axes.set(xlabel="ranks", ylabel="weak scaling efficiency, %")
     axes.set_ylim(bottom=0)
     legend(figure)
     return figure
 
 
-def write_prediction(prediction: Prediction, directory: Path, stem: str) -> FigureFile:
-    """Writes ``stem.md``, ``stem.csv`` and the figure.
-
-    Args:
-        prediction: What to write.
-        directory: Where the files go; must exist.
-        stem: Their name.
-    """
-    table = step_table(prediction).to_markdown()
-    (directory / f"{stem}.md").write_text(table, encoding="utf-8")
-    parts = parts_table(prediction).to_csv()
-    (directory / f"{stem}.csv").write_text(parts, encoding="utf-8")
-    draw = partial(draw_efficiency, prediction=prediction)
-    return write_figure(directory, stem, prediction.title, draw)
+def write_steps(steps: StepTimes, title: str, stem: Path) -> FigureFile:
+    """Writes ``stem.md``, ``stem.csv`` and the figure."""
+    write_table(stem.parent, stem.name, step_table(steps), parts_table(steps).to_csv())
+    draw = partial(draw_efficiency, steps=steps, title=title)
+    return write_figure(stem.parent, stem.name, title, draw)

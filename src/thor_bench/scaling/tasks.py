@@ -1,8 +1,8 @@
 """The models whose scaling is predicted, on random data of the real shapes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,9 @@ from thor_bench.errors import unknown_choice
 from thor_bench.tasks import find_workload
 from thor_bench.tasks.data import Batch
 from thor_bench.tasks.gpt import GPT
-from torch_thor import KFAC, THOR, Damping, Distributed, Intervals, Refresh, Statistics
+from torch_thor import KFAC, THOR, Distributed, Intervals, Refresh, Statistics
 
-CURVED = ("kfac", "thor")
-RULES = ("sgd", *CURVED)
+RULES = ("sgd", "kfac", "thor")
 
 _LR = 1e-4  # random data teach nothing; the weights must only stay finite
 _SYMBOLS, _CONTEXT = 50_257, 1024
@@ -24,86 +23,67 @@ _SYMBOLS, _CONTEXT = 50_257, 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A model with batches of random data.
+    """A model with batches of random data."""
 
-    Attributes:
-        name: Name on the command line.
-        build_model: Returns the model.
-        draw: ``samples -> batch`` of random data.
-        loss: ``(outputs, targets) -> scalar``.
-        batch: Samples per step and rank.
-        split: THOR's block size; K-FAC takes whole factors.
-        loss_reduction: What ``loss`` is a mean over.
-        exclude: Modules that train by the base rule.
-        autocast: Type of the forward pass, or None for float32.
-        memory_format: Layout of images and convolution weights.
-    """
-
-    name: str
+    name: str  # on the command line
     build_model: Callable[[], nn.Module]
-    draw: Callable[[int], Batch]
-    loss: Callable[[Tensor, Tensor], Tensor]
-    batch: int
-    split: int
+    draw: Callable[[int], Batch]  # samples -> batch
+    loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
+    batch: int  # samples per step and rank
+    split: int  # of THOR; K-FAC takes whole factors
     loss_reduction: Literal["mean", "positions_mean"] = "mean"
-    exclude: Sequence[str] = ()
+    exclude: tuple[str, ...] = ()  # modules that train by the base rule
     autocast: torch.dtype | None = None
     memory_format: torch.memory_format = torch.contiguous_format
 
 
-def build_optimizer(
-    name: str, model: nn.Module, task: Task, intervals: Intervals, distributed: Distributed
-) -> Optimizer:
-    """Builds SGD, K-FAC (whole factors, all rows) or THOR (split factors, sampled rows).
+def build_optimizer(name: str, model: nn.Module, task: Task, intervals: Intervals) -> Optimizer:
+    """Builds one of ``RULES``: K-FAC with whole factors and all rows, THOR as it is by default.
 
     Layers refresh together, so that a step either refreshes all of them or none.
-
-    Args:
-        name: One of ``RULES``.
-        model: Model to train.
-        task: What it is.
-        intervals: Steps between updates of factors and of inverses.
-        distributed: How ranks share the curvature.
     """
-    refresh = Refresh(stagger=False, inverse_dtype="auto" if name == "thor" else None)
     if name == "sgd":
         return torch.optim.SGD(model.parameters(), lr=_LR, momentum=0.9, nesterov=True)
+    everywhere = Distributed(inversion="replicate")  # no owners: each rank inverts all blocks
+    shared: dict[str, Any] = {"lr": _LR, "exclude": task.exclude, "distributed": everywhere}
     if name == "kfac":
         return KFAC(
             model,
-            lr=_LR,
-            damping=Damping(0.03, "both"),
             factor_interval=intervals.factors,
             inverse_interval=intervals.inverses,
             statistics=Statistics(rows=None, loss_reduction=task.loss_reduction),
-            refresh=refresh,
-            exclude=task.exclude,
-            distributed=distributed,
+            refresh=Refresh(stagger=False),
+            **shared,
         )
     return THOR(
         model,
-        lr=_LR,
         split=task.split,
-        power=0.5,
         interval=intervals,
-        norm_control="graft",
         statistics=Statistics(loss_reduction=task.loss_reduction),
-        refresh=refresh,
-        exclude=task.exclude,
-        distributed=distributed,
+        refresh=Refresh(stagger=False, inverse_dtype="auto"),
+        **shared,
     )
 
 
-def _images(side: int, classes: int) -> Callable[[int], Batch]:
-    def draw(samples: int) -> Batch:
-        return torch.randn(samples, 3, side, side), torch.randint(classes, (samples,))
+def find_task(name: str) -> Task:
+    """Returns a task by its name."""
+    if name not in TASKS:
+        raise unknown_choice("WORKLOAD", name, TASKS)
+    return TASKS[name]
 
-    return draw
+
+def _classified(classes: int, *shape: int) -> Callable[[int], Batch]:
+    """Draws inputs of a shape, each of one of some classes."""
+    return lambda samples: (torch.randn(samples, *shape), torch.randint(classes, (samples,)))
 
 
 def _text(samples: int) -> Batch:
     symbols = torch.randint(_SYMBOLS, (samples, _CONTEXT + 1))
     return symbols[:, :-1], symbols[:, 1:]
+
+
+def _position_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    return functional.cross_entropy(outputs.flatten(0, 1), targets.flatten())
 
 
 def _gpt2_small() -> nn.Module:
@@ -113,26 +93,19 @@ def _gpt2_small() -> nn.Module:
     return model
 
 
-def _position_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    return functional.cross_entropy(outputs.flatten(0, 1), targets.flatten())
-
-
 def _mlp() -> nn.Module:
     return nn.Sequential(
         nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)
     )
 
 
-def _vectors(samples: int) -> Batch:
-    return torch.randn(samples, 784), torch.randint(10, (samples,))
-
-
-def _of_workload(name: str, *, side: int, classes: int, batch: int, split: int) -> Task:
+def _images(name: str, *, side: int, classes: int, batch: int, split: int) -> Task:
+    """Returns the task of a workload on images."""
     workload = find_workload(name)
     return Task(
         name=name,
         build_model=workload.build_model,
-        draw=_images(side, classes),
+        draw=_classified(classes, 3, side, side),
         loss=workload.loss,
         batch=batch,
         split=split,
@@ -141,42 +114,26 @@ def _of_workload(name: str, *, side: int, classes: int, batch: int, split: int) 
     )
 
 
-CHECK = Task(
-    name="mlp",
-    build_model=_mlp,
-    draw=_vectors,
-    loss=functional.cross_entropy,
-    batch=128,
+CHECK = Task(name="mlp", build_model=_mlp, draw=_classified(10, 784), batch=128, split=128)
+
+_GPT2_SMALL = Task(
+    name="gpt2-small",
+    build_model=_gpt2_small,
+    draw=_text,
+    loss=_position_loss,
+    batch=1,
     split=128,
+    loss_reduction="positions_mean",
+    exclude=("head",),
+    autocast=torch.bfloat16,
 )
 
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        _of_workload("cifar10-resnet18", side=32, classes=10, batch=128, split=72),
+        _images("cifar10-resnet18", side=32, classes=10, batch=128, split=72),
         # 32 images a device in each of the paper's rows: 256 on 8, 4096 on 128, 8192 on 256
-        _of_workload("imagenet-resnet50", side=224, classes=1000, batch=32, split=128),
-        Task(
-            name="gpt2-small",
-            build_model=_gpt2_small,
-            draw=_text,
-            loss=_position_loss,
-            batch=1,
-            split=128,
-            loss_reduction="positions_mean",
-            exclude=("head",),
-            autocast=torch.bfloat16,
-        ),
+        _images("imagenet-resnet50", side=224, classes=1000, batch=32, split=128),
+        _GPT2_SMALL,
     )
 }
-
-
-def find_task(name: str) -> Task:
-    """Returns a task by its name.
-
-    Raises:
-        BenchError: There is none of that name.
-    """
-    if name not in TASKS:
-        raise unknown_choice("WORKLOAD", name, TASKS)
-    return TASKS[name]

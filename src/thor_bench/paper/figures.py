@@ -25,29 +25,19 @@ def small_factors() -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
     train = load(DataSource()).train
     middle = nn.Linear(_WIDTH, _WIDTH, bias=False)
-    model = nn.Sequential(
-        nn.Flatten(), nn.Linear(64, _WIDTH), nn.Tanh(), middle, nn.Tanh(), nn.Linear(_WIDTH, 10)
-    )
+    model = nn.ModuleList([nn.Linear(64, _WIDTH), middle, nn.Linear(_WIDTH, 10)])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
-    seen: dict[str, Tensor] = {}
-    middle.register_forward_hook(lambda _, inputs, output: _watch(seen, inputs[0], output))
     for _ in range(_STEPS):
         optimizer.zero_grad()
-        loss = functional.cross_entropy(model(train.inputs), train.targets)
+        inputs = model[0](train.inputs.flatten(1)).tanh()
+        outputs = middle(inputs)
+        loss = functional.cross_entropy(model[2](outputs.tanh()), train.targets)
+        (gradients,) = torch.autograd.grad(loss, outputs, retain_graph=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     samples = len(train.targets)
-    inputs, gradients = seen["inputs"], seen["gradients"] * samples
+    inputs, gradients = inputs.detach(), gradients * samples
     return inputs.T @ inputs / samples, gradients.T @ gradients / samples
-
-
-def _watch(seen: dict[str, Tensor], inputs: Tensor, output: Tensor) -> None:
-    seen["inputs"] = inputs.detach()
-
-    def keep(gradient: Tensor) -> None:
-        seen["gradients"] = gradient.detach()
-
-    output.register_hook(keep)  # type: ignore[no-untyped-call]
 
 
 def draw_factors(theme: Theme) -> Figure:
@@ -57,10 +47,8 @@ def draw_factors(theme: Theme) -> Figure:
     whole, cut = torch.kron(a, g), torch.kron(a * mask, g * mask)
     figure = Figure(figsize=(8.4, 3.3), layout="constrained")
     top = float(whole.abs().quantile(0.995))
-    for number, (title, block) in enumerate(
-        (("KFAC", whole), (f"split {_BLOCK}", cut), ("difference", whole - cut)), start=1
-    ):
-        axes = figure.add_subplot(1, 3, number)
+    blocks = {"KFAC": whole, f"split {_BLOCK}": cut, "difference": whole - cut}
+    for axes, (title, block) in zip(figure.subplots(1, 3), blocks.items(), strict=True):
         axes.imshow(block.abs().numpy(), cmap="magma", vmax=top)
         axes.set(title=title, xticks=[], yticks=[])
         axes.grid(visible=False)
@@ -76,25 +64,17 @@ def draw_factors(theme: Theme) -> Figure:
 def draw_schedules(
     _theme: Theme, *, settings: Mapping[str, THORSettings], epochs: float, steps: int, title: str
 ) -> Figure:
-    """Draws learning rate, damping and interval over the epochs (Figures 6 and 8).
-
-    Args:
-        settings: Settings by their label.
-        epochs: Horizon.
-        steps: Steps in one epoch.
-        title: Heading.
-    """
+    """Draws learning rate, damping and interval over the epochs, each of some steps (6 and 8)."""
     figure = Figure(figsize=(9.2, 3.3), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
-    panels = [figure.add_subplot(1, 3, number) for number in (1, 2, 3)]
+    rates, dampings, intervals = panels = figure.subplots(1, 3)
     at = np.linspace(0, epochs * steps, _POINTS, endpoint=False).astype(int)
     for label, one in settings.items():
         rate = factor(one, steps_per_epoch=steps, epochs=epochs)
         interval = GrowingInterval(one.interval, one.growth)
-        panels[0].plot(at / steps, [one.lr * rate(int(step)) for step in at], label=label)
-        damping = one.damping * one.damping_rate ** (at / steps / 10)
-        panels[1].plot(at / steps, damping, label=label)
-        panels[2].plot(at / steps, _intervals(interval, at.tolist()), label=label)
+        rates.plot(at / steps, [one.lr * rate(int(step)) for step in at], label=label)
+        dampings.plot(at / steps, one.damping * one.damping_rate ** (at / steps / 10), label=label)
+        intervals.plot(at / steps, _intervals(interval, at.tolist()), label=label)
     for axes, name in zip(panels, ("learning rate α", "damping λ", "interval, steps"), strict=True):
         axes.set(xlabel="epoch", title=name)
         axes.set_ylim(bottom=0)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from thor_bench.compare import is_pending
 from thor_bench.errors import BenchError, RunDivergedError, RunInterruptedError
 from thor_bench.optimizers.recipes import RunOptions, find_recipe, plan_run
 from thor_bench.records.config import DataSource, RunConfig
@@ -25,34 +26,20 @@ _SCALES = (0.5, 1.0, 2.0)
 
 @dataclass(frozen=True)
 class Job:
-    """A run that the paper needs.
+    """A run that the paper needs."""
 
-    Attributes:
-        label: Its name in a figure.
-        config: What it does.
-        folder: Where it is kept, below the paper's folder.
-    """
-
-    label: str
+    label: str  # in a figure
     config: RunConfig
-    folder: Path
+    folder: Path  # below the paper's folder
 
 
 @dataclass(frozen=True)
 class PaperRuns:
-    """Every run of a paper.
+    """Every run of a paper."""
 
-    Attributes:
-        seeds: Runs of each optimizer of Table 2 and of the ablations.
-        compared: The runs of Table 2 and of the ablations, seed by seed.
-        effects: The runs of Figure 9.
-        command: Command line that makes them.
-    """
-
-    seeds: int
-    compared: tuple[Job, ...]
-    effects: tuple[Job, ...]
-    command: str
+    compared: tuple[Job, ...]  # of Table 2 and of the ablations, seed by seed
+    effects: tuple[Job, ...]  # of Figure 9
+    command: str  # makes them
 
     @property
     def jobs(self) -> tuple[Job, ...]:
@@ -63,25 +50,19 @@ class PaperRuns:
 def plan_paper(
     workload: Workload, *, seeds: int, options: RunOptions, target: float | None = None
 ) -> PaperRuns:
-    """Settles every run.
-
-    Args:
-        workload: What is trained.
-        seeds: Seeds of each optimizer.
-        options: What differs from the recipes.
-        target: What was asked for in the place of the workload's own target.
+    """Settles every run; a target is one that was asked for in the place of the workload's own.
 
     Raises:
         BenchError: A value is not allowed.
     """
     if seeds < 1:
         raise BenchError(f"--seeds {seeds} must be at least 1; try --seeds 3")
-    compared = [
-        Job(name, config, Path("runs") / config.name)
+    configs = [
+        plan_run(workload, name, seed=seed, options=options)
         for seed in range(seeds)
         for name in (*TABLE_2, *ABLATIONS)
-        for config in [plan_run(workload, name, seed=seed, options=options)]
     ]
+    compared = tuple(Job(one.optimizer, one, Path("runs") / one.name) for one in configs)
     command = ["thor", "paper", workload.name, "--seeds", str(seeds)]
     if target is not None:
         command += ["--target", f"{target:g}"]
@@ -91,31 +72,20 @@ def plan_paper(
         command += ["--evals-per-epoch", str(options.evals_per_epoch)]
     if options.device != "cpu":
         command += ["--device", options.device]
-    effects = tuple(_effects(workload, options))
-    return PaperRuns(seeds, tuple(compared), effects, shlex.join(command))
+    return PaperRuns(compared, _effects(workload, options), shlex.join(command))
 
 
-def _effects(workload: Workload, options: RunOptions) -> list[Job]:
+def _effects(workload: Workload, options: RunOptions) -> tuple[Job, ...]:
     """Returns the runs of Figure 9: the paper's schedule at several α_target and p."""
     usual = find_recipe(workload, "paper-thor").settings.lr
     jobs = []
-    for scale in _SCALES:
+    for lr in (usual * scale for scale in _SCALES):
         for power in _POWERS:
-            lr = usual * scale
             changes = [f"lr={lr:g}", "schedule=polynomial", f"lr_power={power}"]
             config = plan_run(workload, "paper-thor", seed=0, changes=changes, options=options)
             folder = Path("effects") / f"alpha-{lr:g}-p-{power}"
             jobs.append(Job(f"α = {lr:g}, p = {power}", config, folder))
-    return jobs
-
-
-def _is_pending(job: Job, directory: Path) -> bool:
-    folder = directory / job.folder
-    if not rundir.has_records(folder):
-        return True
-    run = read_run(folder)
-    rundir.refuse_other(folder, job.config, run.config)
-    return run.end is None
+    return tuple(jobs)
 
 
 def make_runs(
@@ -127,7 +97,7 @@ def make_runs(
 ) -> dict[Path, Run]:
     """Makes every run that is not on disk yet and reads them all.
 
-    A run that diverges counts as a miss; the others go on.
+    A run that diverges counts as a miss; the others go on. See ``ended_runs``.
 
     Args:
         plan: What is asked for.
@@ -135,24 +105,20 @@ def make_runs(
         source: Where data may be found.
         observe: ``(run, its number and the time left) -> observers``.
 
-    Returns:
-        The runs by their folder below ``directory``.
-
     Raises:
         BenchError: A folder holds another run, or a run cannot be made.
     """
-    pending = [job for job in plan.jobs if _is_pending(job, directory)]
-    begun = time.monotonic()
+    pending = [job for job in plan.jobs if is_pending(job.config, directory / job.folder)]
+    made, begun = len(plan.jobs) - len(pending), time.monotonic()
     for number, job in enumerate(pending):
-        told = _progress(len(plan.jobs) - len(pending), number, len(pending), begun)
+        told = f"[{made + number + 1}/{len(plan.jobs)}]"
+        if number:  # the others at the pace so far
+            left = (time.monotonic() - begun) / number * (len(pending) - number)
+            told += f" ~{math.ceil(left / 60)} min left"
+        folder, watching = directory / job.folder, observe(job, told)
         try:
-            train(
-                job.config,
-                directory / job.folder,
-                source=source,
-                observers=observe(job, told),
-                resume=rundir.has_run(directory / job.folder),
-            )
+            resume = rundir.has_run(folder)
+            train(job.config, folder, source=source, observers=watching, resume=resume)
         except RunInterruptedError as stopped:
             again = source.again(plan.command, directory)
             message = f"stopped and saved in run {number + 1} of {len(pending)}"
@@ -168,17 +134,10 @@ def ended_runs(plan: PaperRuns, directory: Path) -> dict[Path, Run]:
     Raises:
         BenchError: None has, or a folder holds another run.
     """
-    ended = [job.folder for job in plan.jobs if not _is_pending(job, directory)]
-    if not ended:
+    folders = [
+        job.folder for job in plan.jobs if not is_pending(job.config, directory / job.folder)
+    ]
+    if not folders:
         message = f"--out {directory} holds no run that has ended"
         raise BenchError(f"{message}; make them with: {plan.command} --out {directory}")
-    return {folder: read_run(directory / folder) for folder in ended}
-
-
-def _progress(made: int, number: int, pending: int, begun: float) -> str:
-    """Returns which run this is, and how long the others will take at the pace so far."""
-    text = f"[{made + number + 1}/{made + pending}]"
-    if not number:
-        return text
-    left = (time.monotonic() - begun) / number * (pending - number)
-    return f"{text} ~{math.ceil(left / 60)} min left"
+    return {folder: read_run(directory / folder) for folder in folders}
