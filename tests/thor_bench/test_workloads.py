@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import struct
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -56,7 +57,7 @@ def test_fashion_looks_in_the_system_folder_without_data_dir(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_fashion(tmp_path)
-    monkeypatch.setattr(fashion_module, "SYSTEM_DIRECTORY", tmp_path)
+    monkeypatch.setattr(fashion_module, "FILES", replace(fashion_module.FILES, system=tmp_path))
     assert len(fashion_module.load(DataSource()).train.targets) == 6
 
 

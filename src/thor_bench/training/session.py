@@ -9,8 +9,7 @@ from thor_bench.errors import BenchError, reason
 from thor_bench.optimizers.registry import build_rule
 from thor_bench.records.config import DataSource, RunConfig, steps_until
 from thor_bench.tasks import Workload
-from thor_bench.tasks.data import Batch, Data, InMemoryData, Share
-from thor_bench.tasks.loading import LazyTrainTest, LoaderData
+from thor_bench.tasks.data import Batch, Data
 from thor_bench.training.checkpoint import Checkpoint, Progress
 from thor_bench.training.precision import autocast
 from thor_bench.training.ranks import Ranks
@@ -51,27 +50,15 @@ class Session:
         ranks.draw_apart(config.seed)
 
     def _load(self, source: DataSource) -> Data:
-        splits = self.workload.load(source)
-        share = Share(self.ranks.rank, self.ranks.size)
         try:
-            if isinstance(splits, LazyTrainTest):
-                return LoaderData(
-                    splits,
-                    batch_size=self.config.batch_size,
-                    seed=self.config.seed,
-                    device=self.device,
-                    memory_format=self.workload.memory_format,
-                    workers=source.workers,
-                    share=share,
-                )
-            return InMemoryData(
-                splits,
+            return Data(
+                self.workload.load(source),
                 batch_size=self.config.batch_size,
                 seed=self.config.seed,
-                augment=self.workload.augment,
                 device=self.device,
                 memory_format=self.workload.memory_format,
-                share=share,
+                rank=self.ranks.rank,
+                ranks=self.ranks.size,
             )
         except ValueError as error:
             raise BenchError(f"--batch-size: {reason(error)}; choose one in that range") from error
