@@ -12,9 +12,9 @@ from thor_bench.optimizers.recipes import RunOptions, find_recipe, plan_run
 from thor_bench.records.config import DataSource, RunConfig
 from thor_bench.records.reading import Run, read_run
 from thor_bench.tasks import Workload
-from thor_bench.training import rundir
 from thor_bench.training.observers import Observer
-from thor_bench.training.train import train
+from thor_bench.training.rundir import is_pending
+from thor_bench.training.train import train_or_resume
 
 TABLE_2 = ("sgd", "paper-kfac", "ekfac", "paper-thor", "paper-thor-stop", "paper-thor-nt", "thor")
 ABLATIONS = ("paper-thor-tr", "paper-thor-fre", "paper-thor-sp")
@@ -109,15 +109,6 @@ def _effects(workload: Workload, options: RunOptions) -> list[Job]:
     return jobs
 
 
-def _is_pending(job: Job, directory: Path) -> bool:
-    folder = directory / job.folder
-    if not rundir.has_records(folder):
-        return True
-    run = read_run(folder)
-    rundir.refuse_other(folder, job.config, run.config)
-    return run.end is None
-
-
 def make_runs(
     plan: PaperRuns,
     directory: Path,
@@ -141,17 +132,16 @@ def make_runs(
     Raises:
         BenchError: A folder holds another run, or a run cannot be made.
     """
-    pending = [job for job in plan.jobs if _is_pending(job, directory)]
+    pending = [job for job in plan.jobs if is_pending(job.config, directory / job.folder)]
     begun = time.monotonic()
     for number, job in enumerate(pending):
         told = _progress(len(plan.jobs) - len(pending), number, len(pending), begun)
         try:
-            train(
+            train_or_resume(
                 job.config,
                 directory / job.folder,
                 source=source,
                 observers=observe(job, told),
-                resume=rundir.has_run(directory / job.folder),
             )
         except RunInterruptedError as stopped:
             again = source.again(plan.command, directory)
@@ -168,7 +158,7 @@ def ended_runs(plan: PaperRuns, directory: Path) -> dict[Path, Run]:
     Raises:
         BenchError: None has, or a folder holds another run.
     """
-    ended = [job.folder for job in plan.jobs if not _is_pending(job, directory)]
+    ended = [job.folder for job in plan.jobs if not is_pending(job.config, directory / job.folder)]
     if not ended:
         message = f"--out {directory} holds no run that has ended"
         raise BenchError(f"{message}; make them with: {plan.command} --out {directory}")

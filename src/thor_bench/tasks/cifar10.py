@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from thor_bench.errors import readable
 from thor_bench.records.config import DataSource
 from thor_bench.tasks.data import FlipAndCrop, TensorSplit, TrainTest
-from thor_bench.tasks.files import FileSet, normalized, readable
+from thor_bench.tasks.files import FileSet, normalized
 from thor_bench.tasks.models import small_resnet
 from thor_bench.tasks.workload import ACCURACY, Workload
 
@@ -42,7 +43,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 def _read_batch(path: Path) -> tuple[Tensor, Tensor]:
     """Reads one pickle: bytes ``[N, 3, 32, 32]`` and classes ``[N]``."""
-    with readable(path, "CIFAR-10 batch"), path.open("rb") as file:
+    with readable(path, "CIFAR-10 batch", "fetch it again"), path.open("rb") as file:
         content = _ArraysOnly(file, encoding="latin1").load()
         images = torch.from_numpy(np.array(content["data"], dtype=np.uint8))
         labels = torch.tensor(content["labels"], dtype=torch.int64)

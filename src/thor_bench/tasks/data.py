@@ -165,7 +165,7 @@ class Data:
     def test_batches(self) -> Iterator[Batch]:
         """Yields this rank's part of the test set, in a fixed order."""
         test = self._splits.test
-        picks = torch.arange(len(test)).split(test.test_batch)[self._rank :: self._ranks]
+        picks = torch.split(torch.arange(len(test)), test.test_batch)[self._rank :: self._ranks]
         return self._placed(test, dict(enumerate(picks)), slice(None), 0)
 
     def _placed(

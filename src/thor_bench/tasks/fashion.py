@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from thor_bench.errors import BenchError
+from thor_bench.errors import BenchError, readable
 from thor_bench.records.config import DataSource
 from thor_bench.tasks.data import FlipAndCrop, TensorSplit, TrainTest
-from thor_bench.tasks.files import FileSet, normalized, readable
+from thor_bench.tasks.files import FileSet, normalized
 from thor_bench.tasks.models import small_resnet
 from thor_bench.tasks.workload import ACCURACY, Workload
 
@@ -36,7 +36,7 @@ _IDX_OF_BYTES = b"\0\0\x08"
 
 def _read_idx(path: Path) -> Tensor:
     """Reads an IDX file: three magic bytes, the number of dimensions, their sizes, the values."""
-    with readable(path, "IDX file"):
+    with readable(path, "IDX file", "fetch it again"):
         content = path.read_bytes()
         if path.suffix == ".gz":
             content = gzip.decompress(content)

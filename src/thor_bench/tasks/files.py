@@ -1,7 +1,5 @@
 """Files of data sets: where they stand, their download, and what is told where they are broken."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -26,20 +24,6 @@ def torchvision(part: str) -> Any:
     except ImportError as error:
         message = "this workload needs torchvision; pip install 'torch-thor[vision]'"
         raise BenchError(message) from error
-
-
-@contextmanager
-def readable(path: Path, what: str, *, remedy: str = "fetch it again") -> Iterator[None]:
-    """Tells in one line of whatever a broken file makes its reader raise.
-
-    Raises:
-        BenchError: The block raised.
-    """
-    try:
-        yield
-    except Exception as error:
-        message = f"{path} is no readable {what} ({reason(error)[:120]})"
-        raise BenchError(f"{message}; {remedy}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from thor_bench.errors import BenchError, reason
+from thor_bench.errors import BenchError, readable, reason
 from thor_bench.tasks.data import Batch, random_stream
-from thor_bench.tasks.files import readable, torchvision
+from thor_bench.tasks.files import torchvision
 
 _MOST_WORKERS = 12
 _REMEDY = "replace the file or remove it"
@@ -60,7 +60,7 @@ class FolderSplit(Dataset[tuple[Tensor, int]]):
         index = key[-1]
         path = Path(self._images.samples[index][0])
         draw = int(torch.randint(2**62, (), generator=random_stream(*key)))
-        with torch.random.fork_rng(devices=[]), readable(path, "image", remedy=_REMEDY):
+        with torch.random.fork_rng(devices=[]), readable(path, "image", _REMEDY):
             torch.manual_seed(draw)
             image, label = self._images[index]
         return image, int(label)
@@ -72,7 +72,7 @@ class FolderSplit(Dataset[tuple[Tensor, int]]):
         keys = [[(*seed, index) for index in pick[part].tolist()] for pick in picks.values()]
         loader: DataLoader[tuple[Tensor, int]] = DataLoader(
             self,
-            batch_sampler=keys,  # type: ignore[arg-type] # a key is what __getitem__ takes
+            batch_sampler=keys,
             num_workers=min(self._workers, len(keys)),
             pin_memory=pin,
             # The default draws its base seed from torch's global generator, which training uses.

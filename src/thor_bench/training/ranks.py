@@ -6,9 +6,9 @@ Everything that involves other ranks is a method here, so that nobody else asks 
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -43,8 +43,8 @@ def open_device(name: str) -> torch.device:
     return device
 
 
-class WordStore(Protocol):
-    """What ranks can leave word for each other in while their group is broken (a TCPStore)."""
+class Counts(Protocol):
+    """What ranks can still count in together while their group is broken (a TCPStore)."""
 
     def add(self, key: str, amount: int) -> int:
         """Adds to a number and returns the sum."""
@@ -110,16 +110,13 @@ class Ranks:
         return command
 
 
+ALONE = Ranks()
+
+
 class TorchrunRanks(Ranks):
-    """One of several processes in a group of torch.distributed.
+    """One of several processes in a group of torch.distributed, joined by a store."""
 
-    Args:
-        store: See ``WordStore``.
-        rank: This process's number.
-        size: Number of processes.
-    """
-
-    def __init__(self, store: WordStore, rank: int, size: int) -> None:
+    def __init__(self, store: Counts, rank: int, size: int) -> None:
         self._store = store
         self.rank, self.size = rank, size
         self.restarted = _attempt() > 0
@@ -127,11 +124,7 @@ class TorchrunRanks(Ranks):
         self._local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
 
     def device(self, name: str) -> torch.device:
-        """Returns this process's device: with ``cuda``, the GPU of its number on this machine.
-
-        Raises:
-            BenchError: It is not there, or all ranks would share one.
-        """
+        """Returns this process's device: with ``cuda``, the GPU of its number on this machine."""
         if name.startswith("cuda:") and self._local_size > 1:
             message = f"--device {name} would put {self._local_size} ranks on one GPU"
             raise BenchError(f"{message}; write --device cuda")
@@ -157,10 +150,9 @@ class TorchrunRanks(Ranks):
 
     def from_first(self, find: Callable[[], T]) -> T:
         """Sends the first rank's finding, pickled."""
-        parcel = [find() if self.is_first else None]
+        parcel: list[Any] = [find() if self.is_first else None]
         dist.broadcast_object_list(parcel)
-        found: T = parcel[0]  # type: ignore[assignment] # what the first rank put in
-        return found
+        return cast("T", parcel[0])
 
     def collect(self, random: Tensor) -> Tensor:
         """Gathers the states of all ranks."""
@@ -225,13 +217,11 @@ class TorchrunRanks(Ranks):
     def _told_elsewhere(self) -> bool:
         """Whether another rank reports a fault, now or soon."""
         until = time.monotonic() + _TOLD_WITHIN
-        while time.monotonic() < until:
-            try:
+        with suppress(RuntimeError):
+            while time.monotonic() < until:
                 if self._store.add(_FAILED, 0):
                     return True
-            except RuntimeError:
-                return False
-            time.sleep(0.05)
+                time.sleep(0.05)
         return False
 
 
@@ -258,16 +248,13 @@ def speaks() -> bool:
 
 @contextmanager
 def open_ranks(device: str) -> Iterator[Ranks]:
-    """Joins the processes that torchrun started, as its environment variables say.
-
-    Args:
-        device: torch device that trains: gloo connects CPUs, nccl GPUs.
+    """Joins the processes that torchrun started: gloo connects CPUs, nccl GPUs.
 
     Raises:
         BenchError: The other ranks cannot be reached, or one of them has failed.
     """
     if world_size() == 1:
-        yield Ranks()
+        yield ALONE
         return
     backend = _BACKENDS[torch.device(open_device(device).type).type]
     try:
