@@ -17,8 +17,8 @@ from thor_bench.records.reading import Run, read_run
 from thor_bench.tasks import Workload, find_workload
 from thor_bench.training.early_stop import EarlyStop
 from thor_bench.training.observers import Observer
-from thor_bench.training.rundir import is_pending, make_directory
-from thor_bench.training.train import train_or_resume
+from thor_bench.training.rundir import has_run, is_pending, make_directory
+from thor_bench.training.train import train
 
 COMPARISON_FILE = "comparison.json"
 
@@ -234,19 +234,16 @@ def run_comparison(
     left_out = [config for config in pending if config.optimizer in absent]
     pending = [config for config in pending if config not in left_out]
     make_directory(directory)
-    early_stop = None
-    if comparison.to_target:
-        early_stop = EarlyStop(find_workload(comparison.workload).metric, comparison.target)
+    metric = find_workload(comparison.workload).metric
+    stop = EarlyStop(metric, comparison.target) if comparison.to_target else None
     with written_whole(directory / COMPARISON_FILE) as file:
         file.write(_ADAPTER.dump_json(comparison, indent=1) + b"\n")
     for config in pending:
         folder = directory / config.name
         number = comparison.runs.index(config) + 1
         try:
-            watching = observe(config, folder, number)
-            train_or_resume(
-                config, folder, source=source, observers=watching, early_stop=early_stop
-            )
+            watching, begun = observe(config, folder, number), has_run(folder)
+            train(config, folder, source=source, observers=watching, early_stop=stop, resume=begun)
         except RunInterruptedError as stopped:
             message = f"stopped and saved in run {number} of {len(comparison.runs)}"
             again = source.again(comparison.command, directory)

@@ -81,9 +81,7 @@ app.command(epilog=RECIPES_ARE_TUNED)(train)
 def compare(
     workload: options.WorkloadName = "digits",
     *,
-    optimizers: Annotated[
-        str, typer.Option(help="Names of recipes, separated by commas.")
-    ] = "thor,sgd,adamw",
+    optimizers: options.Optimizers = "thor,sgd,adamw",
     seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 3,
     target: options.Target = None,
     to_target: options.ToTarget = False,

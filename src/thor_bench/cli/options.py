@@ -27,11 +27,20 @@ SetOf = Annotated[
     list[str] | None,
     Option("--set", metavar="OPTIMIZER.KEY=VALUE", help="Change one setting."),
 ]
+Resume = Annotated[
+    bool,
+    Option("--resume", help="Go on with the stopped run in --out; what is left out is as it was."),
+]
+Overwrite = Annotated[bool, Option("--overwrite", help="Replace the run in the folder.")]
 Target = Annotated[float | None, Option(help="Value of the metric to time, such as 91.5.")]
 ToTarget = Annotated[bool, Option("--to-target", help="End each run at the target.")]
 Epochs = Annotated[
     float | None, Option(help="Horizon in epochs instead of the recipe's; fractions too.")
 ]
+Finalists = Annotated[
+    int, Option(help="Best trials of each that run with two more seeds before one wins.")
+]
+Optimizers = Annotated[str, Option(help="Names of recipes, separated by commas.")]
 Horizons = Annotated[str | None, Option(help="Horizons by optimizer, such as thor=3,sgd=6.")]
 Evaluations = Annotated[int, Option(help="Evaluations of the test set per epoch.")]
 BatchSize = Annotated[int | None, Option(help="Samples per step.")]

@@ -32,15 +32,8 @@ def train(
     epochs: options.Epochs = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, order, augmentation.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume", help="Go on with the stopped run in --out; what is left out is as it was."
-        ),
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the run in the folder.")
-    ] = False,
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
     evals_per_epoch: options.Evaluations = 1,
     batch_size: options.BatchSize = None,
     device: options.Device = "cpu",
@@ -64,12 +57,19 @@ def train(
         config = plan_run(task, optimizer, seed=seed, changes=changes or (), options=run)
     else:
         config = _resumed(stored, _said(context), changes or (), preset)
+    source = DataSource(data_dir, download, workers)
+    _run(config, directory, source, resume=resume, overwrite=overwrite)
+
+
+def _run(
+    config: RunConfig, directory: Path, source: DataSource, *, resume: bool, overwrite: bool
+) -> None:
     with open_ranks(config.device) as ranks:
         config = ranks.from_first(lambda: config)  # others may not see the folder
         train_run(
             config,
             directory,
-            source=DataSource(data_dir, download, workers),
+            source=source,
             observers=options.observers_of(find_workload(config.workload), directory, config.name),
             resume=resume,
             overwrite=overwrite,

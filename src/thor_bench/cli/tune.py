@@ -13,21 +13,16 @@ from thor_bench.tasks import find_workload
 from thor_bench.training.claim import claimed
 from thor_bench.training.observers import Observer
 from thor_bench.tune.study import StudyOptions, plan_study
-from thor_bench.tune.study_report import write_study
+from thor_bench.tune.study_report import StudyReport, write_study
 from thor_bench.tune.tuning import StudyRunner
-
-DEFAULT_TUNED = "thor,sgd,adamw,muon"
 
 
 def tune(
     workload: options.WorkloadName = "digits",
     *,
-    optimizers: Annotated[str, typer.Option(help="Names, separated by commas.")] = DEFAULT_TUNED,
+    optimizers: options.Optimizers = "thor,sgd,adamw,muon",
     trials: Annotated[int, typer.Option(help="Trials of each optimizer.")] = 16,
-    finalists: Annotated[
-        int,
-        typer.Option(help="Best trials of each that run with two more seeds before one wins."),
-    ] = 1,
+    finalists: options.Finalists = 1,
     seeds: Annotated[int, typer.Option(help="Fresh seeds of each winner.")] = 5,
     target: Annotated[
         float | None,
@@ -68,6 +63,10 @@ def tune(
     runner = StudyRunner(study, out / workload, source=source, observe=observe, tell=typer.echo)
     with claimed(out / workload):
         written = write_study(runner.run())
+    _show(written)
+
+
+def _show(written: StudyReport) -> None:
     options.console.print(written.table.to_rich(written.title, options.console))
     typer.echo(f"report: {written.page}")
     typer.echo(f"figure: {written.figure.light}")

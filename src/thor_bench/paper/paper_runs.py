@@ -13,8 +13,8 @@ from thor_bench.records.config import DataSource, RunConfig
 from thor_bench.records.reading import Run, read_run
 from thor_bench.tasks import Workload
 from thor_bench.training.observers import Observer
-from thor_bench.training.rundir import is_pending
-from thor_bench.training.train import train_or_resume
+from thor_bench.training.rundir import has_run, is_pending
+from thor_bench.training.train import train
 
 TABLE_2 = ("sgd", "paper-kfac", "ekfac", "paper-thor", "paper-thor-stop", "paper-thor-nt", "thor")
 ABLATIONS = ("paper-thor-tr", "paper-thor-fre", "paper-thor-sp")
@@ -137,11 +137,12 @@ def make_runs(
     for number, job in enumerate(pending):
         told = _progress(len(plan.jobs) - len(pending), number, len(pending), begun)
         try:
-            train_or_resume(
+            train(
                 job.config,
                 directory / job.folder,
                 source=source,
                 observers=observe(job, told),
+                resume=has_run(directory / job.folder),
             )
         except RunInterruptedError as stopped:
             again = source.again(plan.command, directory)

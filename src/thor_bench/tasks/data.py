@@ -25,8 +25,17 @@ def random_stream(*parts: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-class Augmentation(Protocol):
-    """Changes this rank's part of a training batch at random."""
+@dataclass(frozen=True)
+class FlipAndCrop:
+    """Flips half of the images left to right and moves each by up to ``padding`` pixels.
+
+    Attributes:
+        padding: Largest shift in each direction, in pixels.
+        background: Value of the pixels that come in from outside, as normalized.
+    """
+
+    padding: int
+    background: float
 
     def __call__(
         self, images: Tensor, generator: torch.Generator, *, whole: int, part: slice
@@ -34,11 +43,22 @@ class Augmentation(Protocol):
         """Returns changed copies of images.
 
         Args:
-            images: This rank's part of a batch.
+            images: This rank's part of a batch, ``[N, C, H, W]``.
             generator: Source of the draws, in the same state on all ranks.
             whole: Samples of the batch, for each of which there are draws.
             part: Which of them are this rank's.
         """
+        count, _, height, width = images.shape
+        pad = self.padding
+        padded = functional.pad(images, (pad, pad, pad, pad), value=self.background)
+        shifts = torch.randint(0, 2 * pad + 1, (2, whole, 1), generator=generator)[:, part]
+        flipped = torch.rand(whole, 1, generator=generator)[part] < 0.5
+        across = torch.arange(width)
+        rows = shifts[0] + torch.arange(height)
+        columns = shifts[1] + torch.where(flipped, across.flip(0), across)
+        # Indices around a slice put the indexed dimensions first: [N, H, W, C], moved back here.
+        sample = torch.arange(count)[:, None, None]
+        return padded[sample, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
 
 
 class Split(Protocol):
@@ -87,7 +107,7 @@ class TensorSplit:
 
     inputs: Tensor
     targets: Tensor
-    augment: Augmentation | None = None
+    augment: FlipAndCrop | None = None
 
     test_batch: ClassVar[int] = 250
 
@@ -177,32 +197,3 @@ class Data:
             layout = self._memory_format if inputs.dim() == 4 else torch.preserve_format
             placed = inputs.to(self._device, memory_format=layout, non_blocking=on_gpu)
             yield placed, targets.to(self._device, non_blocking=on_gpu)
-
-
-@dataclass(frozen=True)
-class FlipAndCrop:
-    """Flips half of the images left to right and moves each by up to ``padding`` pixels.
-
-    Attributes:
-        padding: Largest shift in each direction, in pixels.
-        background: Value of the pixels that come in from outside, as normalized.
-    """
-
-    padding: int
-    background: float
-
-    def __call__(
-        self, images: Tensor, generator: torch.Generator, *, whole: int, part: slice
-    ) -> Tensor:
-        """Returns changed copies of images ``[N, C, H, W]``, see ``Augmentation``."""
-        count, _, height, width = images.shape
-        pad = self.padding
-        padded = functional.pad(images, (pad, pad, pad, pad), value=self.background)
-        shifts = torch.randint(0, 2 * pad + 1, (2, whole, 1), generator=generator)[:, part]
-        flipped = torch.rand(whole, 1, generator=generator)[part] < 0.5
-        across = torch.arange(width)
-        rows = shifts[0] + torch.arange(height)
-        columns = shifts[1] + torch.where(flipped, across.flip(0), across)
-        # Indices around a slice put the indexed dimensions first: [N, H, W, C], moved back here.
-        sample = torch.arange(count)[:, None, None]
-        return padded[sample, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)

@@ -23,8 +23,8 @@ class Metric:
         unit: Unit after a value, such as ``%``; may be empty.
         higher_is_better: Direction of improvement.
         score: ``(outputs, targets) -> [samples]``: score of each sample; the metric is their mean.
-        low: Smallest possible value.
-        high: Largest value that a target may have.
+        low: Smallest value that a target may have.
+        high: Largest one.
         digits: Digits after the point in tables.
     """
 

@@ -123,11 +123,12 @@ class Loop:
                 self._step(batch, stop)
                 with self._clock.paused():
                     self._after_step()
-                    if self._ended is not None:
-                        return
-                    if self._stopping and progress.step_in_epoch < steps:
-                        self._stop()
-        self._close_epoch()
+                if self._ended is not None or self._stopping:
+                    break
+        if self._ended is not None:
+            return
+        if progress.step_in_epoch == steps:
+            self._close_epoch()
         if self._stopping and not self._at_horizon:
             self._stop()
 

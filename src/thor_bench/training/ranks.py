@@ -1,7 +1,4 @@
-"""The processes that train one run together, as torchrun starts them; alone, a world of one.
-
-Everything that involves other ranks is a method here, so that nobody else asks how many there are.
-"""
+"""The processes that train one run together, as torchrun starts them; alone, a world of one."""
 
 import os
 import time
@@ -51,7 +48,7 @@ class Counts(Protocol):
 
 
 class Ranks:
-    """A process that trains alone: every answer is its own.
+    """A process that trains alone: every answer is its own, and nobody else asks for their number.
 
     Attributes:
         rank: This process's number.
@@ -82,6 +79,8 @@ class Ranks:
 
     def draw_apart(self, seed: int) -> None:
         """Gives each process a random stream of its own, once equal weights are drawn."""
+        if self.rank:
+            torch.manual_seed(seed + _STREAM * self.rank)
 
     def total(self, values: Sequence[float]) -> list[float]:
         """Returns the sums of some numbers over the ranks."""
@@ -97,13 +96,16 @@ class Ranks:
 
     def pick(self, random: Tensor) -> Tensor | None:
         """Returns this rank's part of what ``collect`` gave; None where it has none."""
-        return random if random.dim() == 1 else random[0]
+        states = random.reshape(-1, random.shape[-1])
+        # A generator reads its state from the beginning of the storage, so a view will not do.
+        return states[self.rank].clone() if self.rank < len(states) else None
 
     def align(self, model: nn.Module) -> None:
         """Gives the buffers of the first rank, such as BatchNorm's averages, to all."""
 
     def meet(self) -> None:
         """Waits until all ranks are here."""
+        self.total([0.0])
 
     def launch(self, command: str) -> str:
         """Returns the command line that starts ``thor …`` on as many processes."""
@@ -137,11 +139,6 @@ class TorchrunRanks(Ranks):
         """Wraps the model in DistributedDataParallel."""
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
-    def draw_apart(self, seed: int) -> None:
-        """Seeds every process but the first anew."""
-        if self.rank:
-            torch.manual_seed(seed + _STREAM * self.rank)
-
     def total(self, values: Sequence[float]) -> list[float]:
         """Sums in float64, in one message."""
         message = torch.tensor(values, dtype=torch.float64)
@@ -160,20 +157,10 @@ class TorchrunRanks(Ranks):
         dist.all_gather(states, random)
         return torch.stack(states)
 
-    def pick(self, random: Tensor) -> Tensor | None:
-        """Returns this rank's state; a rank beyond those that were saved keeps its own."""
-        states = random.reshape(-1, random.shape[-1])
-        # A generator reads its state from the beginning of the storage, so a view will not do.
-        return states[self.rank].clone() if self.rank < len(states) else None
-
     def align(self, model: nn.Module) -> None:
         """Broadcasts every buffer."""
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
-
-    def meet(self) -> None:
-        """Sums nothing."""
-        self.total([0.0])
 
     def launch(self, command: str) -> str:
         """Puts torchrun in the place of ``thor``."""

@@ -70,17 +70,6 @@ def begin(directory: Path) -> None:
         events.unlink()
 
 
-def refuse_existing(directory: Path) -> None:
-    """Refuses a folder that holds a run.
-
-    Raises:
-        BenchError: There is one.
-    """
-    if has_run(directory):
-        message = f"--out {directory} holds a run already; go on with --resume"
-        raise BenchError(f"{message}, replace it with --overwrite, or name another --out")
-
-
 def refuse_other(directory: Path, config: RunConfig, stored: RunConfig) -> None:
     """Refuses a folder whose run is not the one that is asked for.
 

@@ -1,7 +1,8 @@
 """One training run: where it begins or goes on, who listens, and how it may fail."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -53,53 +54,38 @@ def train(
             RunInterruptedError after SIGINT or SIGTERM, with all state saved.
     """
     workload = find_workload(config.workload)
-    writing = False
+    with _told_of_the_disk(directory), ExitStack() as stack:
+        if ranks.is_first:
+            stack.enter_context(claimed(directory))
+        for observer in observers:
+            stack.callback(observer.close)
+        resume = resume or (ranks.restarted and rundir.has_run(directory))
+        find = partial(_checkpoint, directory, config, ranks, resume=resume, overwrite=overwrite)
+        checkpoint = ranks.from_first(find)
+        session = Session(config, workload, source or DataSource(), ranks)
+        writer = None
+        if ranks.is_first:
+            if not resume:
+                rundir.begin(directory)  # only now: what failed before spares a run on disk
+            stack.enter_context(_told_of_the_disk(directory, every_error=True))
+            keep = checkpoint.records_bytes if checkpoint else 0
+            writer = stack.enter_context(RecordWriter(directory, keep_bytes=keep))
+        listening = observers if ranks.is_first else ()
+        loop = Loop(session, directory, checkpoint, writer, listening, early_stop)
+        return loop.run(stack.enter_context(StopRequest()))
+
+
+@contextmanager
+def _told_of_the_disk(directory: Path, *, every_error: bool = False) -> Iterator[None]:
+    """Tells of a disk that refuses, or of every error of a file, how to go on."""
     try:
-        with ExitStack() as stack:
-            if ranks.is_first:
-                stack.enter_context(claimed(directory))
-            for observer in observers:
-                stack.callback(observer.close)
-            resume = resume or (ranks.restarted and rundir.has_run(directory))
-            checkpoint = ranks.from_first(
-                lambda: _checkpoint(directory, config, ranks, resume=resume, overwrite=overwrite)
-            )
-            session = Session(config, workload, source or DataSource(), ranks)
-            writer = None
-            if ranks.is_first:
-                if not resume:
-                    rundir.begin(directory)  # only now: what failed before spares a run on disk
-                writing = True
-                keep = checkpoint.records_bytes if checkpoint else 0
-                writer = stack.enter_context(RecordWriter(directory, keep_bytes=keep))
-            listening = observers if ranks.is_first else ()
-            loop = Loop(session, directory, checkpoint, writer, listening, early_stop)
-            return loop.run(stack.enter_context(StopRequest()))
-    except OSError as error:  # of a file that is closed on the way out, too
-        if not (writing or is_refusal(error)):
+        yield
+    except OSError as error:
+        if not (every_error or is_refusal(error)):
             raise
         message = f"{directory} cannot be written ({reason(error)})"
         again = "with --resume (thor train) or by the same command again (all others)"
         raise BenchError(f"{message}; free the disk, then go on {again}") from error
-
-
-def train_or_resume(
-    config: RunConfig,
-    directory: Path,
-    *,
-    source: DataSource,
-    observers: Sequence[Observer],
-    early_stop: EarlyStop | None = None,
-) -> RunFinished:
-    """Trains a run, or goes on with the one in its folder; arguments and errors as ``train``."""
-    return train(
-        config,
-        directory,
-        source=source,
-        observers=observers,
-        early_stop=early_stop,
-        resume=rundir.has_run(directory),
-    )
 
 
 def _checkpoint(
@@ -114,6 +100,7 @@ def _checkpoint(
         # What goes to other processes goes through this one's memory.
         device = ranks.device(config.device) if ranks.size == 1 else torch.device("cpu")
         return rundir.reopen(directory, config, device)
-    if not overwrite:
-        rundir.refuse_existing(directory)
+    if rundir.has_run(directory) and not overwrite:
+        message = f"--out {directory} holds a run already; go on with --resume"
+        raise BenchError(f"{message}, replace it with --overwrite, or name another --out")
     return None

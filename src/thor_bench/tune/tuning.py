@@ -15,8 +15,8 @@ from thor_bench.tasks import find_workload
 from thor_bench.training.checkpoint import CHECKPOINT_FILE
 from thor_bench.training.early_stop import EarlyStop
 from thor_bench.training.observers import Observer
-from thor_bench.training.rundir import is_pending
-from thor_bench.training.train import train_or_resume
+from thor_bench.training.rundir import has_run, is_pending
+from thor_bench.training.train import train
 from thor_bench.tune.study import (
     FIRST_FRESH_SEED,
     REPEATS,
@@ -167,8 +167,13 @@ class StudyRunner:
         early_stop: EarlyStop | None,
     ) -> None:
         try:
-            train_or_resume(
-                config, folder, source=self._source, observers=observers, early_stop=early_stop
+            train(
+                config,
+                folder,
+                source=self._source,
+                observers=observers,
+                early_stop=early_stop,
+                resume=has_run(folder),
             )
         except RunDivergedError:
             pass  # on record as failed: a miss
