@@ -15,9 +15,10 @@ from thor_bench.records.config import DataSource, RunConfig
 from thor_bench.records.disk import written_whole
 from thor_bench.records.reading import Run, read_run
 from thor_bench.tasks import Workload, find_workload
-from thor_bench.training import rundir
+from thor_bench.training.early_stop import EarlyStop
 from thor_bench.training.observers import Observer
-from thor_bench.training.settling import Settling, train_until
+from thor_bench.training.rundir import has_run, is_pending, make_directory
+from thor_bench.training.train import train
 
 COMPARISON_FILE = "comparison.json"
 
@@ -232,18 +233,17 @@ def run_comparison(
     absent = _absent(comparison)
     left_out = [config for config in pending if config.optimizer in absent]
     pending = [config for config in pending if config not in left_out]
-    rundir.make_directory(directory)
-    settling = None
-    if comparison.to_target:
-        settling = Settling(find_workload(comparison.workload).metric, comparison.target)
+    make_directory(directory)
+    metric = find_workload(comparison.workload).metric
+    stop = EarlyStop(metric, comparison.target) if comparison.to_target else None
     with written_whole(directory / COMPARISON_FILE) as file:
         file.write(_ADAPTER.dump_json(comparison, indent=1) + b"\n")
     for config in pending:
         folder = directory / config.name
         number = comparison.runs.index(config) + 1
         try:
-            watching = observe(config, folder, number)
-            train_until(config, folder, source=source, observers=watching, settling=settling)
+            watching, begun = observe(config, folder, number), has_run(folder)
+            train(config, folder, source=source, observers=watching, early_stop=stop, resume=begun)
         except RunInterruptedError as stopped:
             message = f"stopped and saved in run {number} of {len(comparison.runs)}"
             again = source.again(comparison.command, directory)
@@ -261,19 +261,6 @@ def _absent(comparison: Comparison) -> dict[str, str]:
         told = "; ".join(f"{name} {what}" for name, what in absent.items())
         raise BenchError(f"--optimizers names none that runs here ({told}); name another")
     return absent
-
-
-def is_pending(config: RunConfig, folder: Path) -> bool:
-    """Tells whether a run is still to be made in its folder.
-
-    Raises:
-        BenchError: The folder holds another run.
-    """
-    if not rundir.has_records(folder):
-        return True
-    run = read_run(folder)
-    rundir.refuse_other(folder, config, run.config)
-    return run.end is None
 
 
 def read_comparison(directory: Path) -> Comparison | None:

@@ -4,8 +4,10 @@ The command line catches :class:`BenchError` in one place and prints its message
 escapes is a defect of the bench.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -41,15 +43,12 @@ class RankError(BenchError):
 
 
 def unknown_choice(argument: str, value: str, allowed: Iterable[str]) -> BenchError:
-    """Builds the error for a name that is not one of a fixed set.
+    """Builds the error for a name that is not one of a fixed set, with the nearest one that is.
 
     Args:
         argument: How the user spells the argument, such as ``--optimizer``.
         value: What the user gave.
         allowed: Every accepted name.
-
-    Returns:
-        The error, with the nearest accepted name where there is one.
     """
     names = sorted(allowed)
     message = f"{argument} {value!r} is unknown; allowed: {', '.join(names)}"
@@ -62,3 +61,17 @@ def reason(error: BaseException) -> str:
     """Returns the message of any exception on one line."""
     text = " ".join(str(error).split())
     return text or type(error).__name__
+
+
+@contextmanager
+def readable(path: Path, what: str, remedy: str) -> Iterator[None]:
+    """Tells in one line of whatever a broken file makes its reader raise.
+
+    Raises:
+        BenchError: The block raised.
+    """
+    try:
+        yield
+    except Exception as error:
+        message = f"{path} is no readable {what} ({reason(error)[:120]})"
+        raise BenchError(f"{message}; {remedy}") from error

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def _clouds() -> TrainTest:
+def _clouds() -> TrainTest[TensorSplit]:
     generator = torch.Generator().manual_seed(0)
     targets = torch.arange(96) % 2
     inputs = torch.randn(96, 4, generator=generator) + 3.0 * targets[:, None]

@@ -13,12 +13,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from thor_bench.cli import main
 from thor_bench.cli.commands import app
 from thor_bench.errors import RunInterruptedError
 from thor_bench.optimizers.recipes import RunOptions, plan_run
 from thor_bench.records.reading import read_run
 from thor_bench.records.records import RunFinished
-from thor_bench.start import main
 from thor_bench.tasks import find_workload
 from thor_bench.training.train import train
 
@@ -136,7 +136,7 @@ def watch(name, arguments):
         os.kill(os.getpid(), signal.SIGINT)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # the shell may ignore it
 sys.addaudithook(watch)
-from thor_bench.start import main
+from thor_bench.cli import main
 main()
 """
 

@@ -68,7 +68,7 @@ def train_published(data: Path, out: Path, ranks: Ranks) -> None:
             train(config, folder, source=source, ranks=ranks)
 
 
-def _load(_source: DataSource) -> TrainTest:
+def _load(_source: DataSource) -> TrainTest[TensorSplit]:
     generator = torch.Generator().manual_seed(0)
     targets = torch.arange(96) % 2
     inputs = torch.randn(96, 4, generator=generator) + 3.0 * targets[:, None]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from thor_bench.records.config import DataSource
 
 
-def _load(_source: DataSource) -> TrainTest:
+def _load(_source: DataSource) -> TrainTest[TensorSplit]:
     """Two well separated clouds of points."""
     generator = torch.Generator().manual_seed(0)
     targets = torch.arange(96) % 2

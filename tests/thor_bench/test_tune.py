@@ -259,7 +259,7 @@ def test_a_signal_says_how_to_go_on(
     def interrupted(*_args: object, **_options: object) -> None:
         raise RunInterruptedError("stopped")
 
-    monkeypatch.setattr("thor_bench.training.settling.train", interrupted)
+    monkeypatch.setattr("thor_bench.tune.tuning.train", interrupted)
     with pytest.raises(RunInterruptedError) as told:
         make(tmp_path, tiny, StudyOptions(trials=1, seeds=1, target=80.0))
     assert f"--target 80 --evals-per-epoch 1 --out {tmp_path}" in str(told.value)

@@ -1,5 +1,6 @@
-"""The ``thor`` command as a module: tells a user without its dependencies what to install."""
+"""The ``thor`` command: Ctrl-C ends it without a traceback from the first moment on."""
 
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -7,10 +8,26 @@ if TYPE_CHECKING:
     import typer
 
 
-def load() -> "typer.Typer":
+def main() -> None:
+    """Loads the command line and runs it.
+
+    While torch and its like are imported, which takes seconds, there is nothing to save: SIGINT
+    ends the process at once, as it ends any program of the shell. Python's handler is back then.
+    """
+    usual = signal.getsignal(signal.SIGINT)
+    if usual is signal.default_int_handler:  # not where a shell has it ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        app = _load()
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    app(prog_name="thor")
+
+
+def _load() -> "typer.Typer":
     """Imports the command line, or ends with what is missing."""
     try:
-        from thor_bench.cli.commands import app  # noqa: PLC0415 - what may be missing
+        from thor_bench.cli.commands import app  # noqa: PLC0415 - takes time, may be missing
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith(("torch_thor", "thor_bench")):
             raise
@@ -18,8 +35,3 @@ def load() -> "typer.Typer":
         sys.stderr.write(message)
         sys.exit(2)
     return app
-
-
-def main() -> None:
-    """Runs the command line."""
-    load()(prog_name="thor")

@@ -7,30 +7,11 @@ from typing import Annotated
 import torch
 import typer
 
-from thor_bench.cli.arguments import (
-    RECIPES_ARE_TUNED,
-    BatchOption,
-    ChangesOption,
-    DataDirOption,
-    DeviceOption,
-    DownloadOption,
-    EpochsOption,
-    EvaluationsOption,
-    HorizonsOption,
-    PeersOption,
-    PresetOption,
-    SeedsOption,
-    TargetOption,
-    ToTargetOption,
-    WorkersOption,
-    WorkloadArgument,
-    console,
-    names_in,
-    observers_of,
-)
+from thor_bench.cli import options
 from thor_bench.cli.one_line import OneLineErrors
-from thor_bench.cli.train_command import train
-from thor_bench.cli.tune_command import tune
+from thor_bench.cli.options import RECIPES_ARE_TUNED, console
+from thor_bench.cli.train import train
+from thor_bench.cli.tune import tune
 from thor_bench.compare import (
     CompareOptions,
     checked_target,
@@ -50,9 +31,6 @@ from thor_bench.scaling.command import scale
 from thor_bench.tasks import find_workload
 from thor_bench.training.claim import claimed
 from thor_bench.training.observers import Observer
-
-DEFAULT_PEERS = "thor,sgd,adamw"
-
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -91,7 +69,7 @@ def workloads() -> None:
 
 
 @app.command()
-def optimizers(workload: WorkloadArgument = "digits") -> None:
+def optimizers(workload: options.WorkloadName = "digits") -> None:
     """List the optimizers with their tuned settings for a workload."""
     console.print(optimizers_table(find_workload(workload)))
 
@@ -101,23 +79,23 @@ app.command(epilog=RECIPES_ARE_TUNED)(train)
 
 @app.command(epilog=RECIPES_ARE_TUNED)
 def compare(
-    workload: WorkloadArgument = "digits",
+    workload: options.WorkloadName = "digits",
     *,
-    optimizers: PeersOption = DEFAULT_PEERS,
-    seeds: SeedsOption = 3,
-    target: TargetOption = None,
-    to_target: ToTargetOption = False,
+    optimizers: options.Optimizers = "thor,sgd,adamw",
+    seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 3,
+    target: options.Target = None,
+    to_target: options.ToTarget = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the comparison.")] = None,
-    changes: ChangesOption = None,
-    epochs: EpochsOption = None,
-    horizon: HorizonsOption = None,
-    evals_per_epoch: EvaluationsOption = 1,
-    batch_size: BatchOption = None,
-    device: DeviceOption = "cpu",
-    data_dir: DataDirOption = None,
-    download: DownloadOption = False,
-    preset: PresetOption = None,
-    workers: WorkersOption = None,
+    changes: options.SetOf = None,
+    epochs: options.Epochs = None,
+    horizon: options.Horizons = None,
+    evals_per_epoch: options.Evaluations = 1,
+    batch_size: options.BatchSize = None,
+    device: options.Device = "cpu",
+    data_dir: options.DataDir = None,
+    download: options.Download = False,
+    preset: options.Preset = None,
+    workers: options.Workers = None,
 ) -> None:
     """Train several optimizers and seeds, and compare their time to a target.
 
@@ -127,7 +105,7 @@ def compare(
     run = RunOptions(epochs=epochs, batch_size=batch_size, evals_per_epoch=evals_per_epoch)
     comparison = plan_comparison(
         task,
-        names_in(optimizers),
+        options.names_in(optimizers),
         CompareOptions(
             seeds=seeds,
             target=target,
@@ -141,12 +119,12 @@ def compare(
 
     def observe(config: RunConfig, folder: Path, number: int) -> list[Observer]:
         title = f"[{number}/{len(comparison.runs)}] {config.name}"
-        return observers_of(task, folder, title)
+        return options.observers_of(task, folder, title)
 
     source = DataSource(data_dir, download, workers)
     with claimed(directory):
         run_comparison(comparison, directory, source=source, observe=observe)
-        _show(directory)
+        report(directory)
 
 
 app.command()(tune)
@@ -154,13 +132,13 @@ app.command()(tune)
 
 @app.command()
 def split(
-    workload: WorkloadArgument = "digits",
+    workload: options.WorkloadName = "digits",
     *,
     out: Annotated[Path | None, typer.Option(help="Folder of tables and figure.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and order.")] = 0,
-    device: DeviceOption = "cpu",
-    data_dir: DataDirOption = None,
-    download: DownloadOption = False,
+    device: options.Device = "cpu",
+    data_dir: options.DataDir = None,
+    download: options.Download = False,
 ) -> None:
     """Measure what each block size loses and costs here (Table 1, Figure 5).
 
@@ -179,17 +157,17 @@ def split(
 
 @app.command()
 def paper(
-    workload: WorkloadArgument = "digits",
+    workload: options.WorkloadName = "digits",
     *,
     seeds: Annotated[int, typer.Option(help="Seeds of each optimizer.")] = 3,
-    target: TargetOption = None,
+    target: options.Target = None,
     out: Annotated[Path | None, typer.Option(help="Folder of runs, tables and figures.")] = None,
-    epochs: EpochsOption = None,
-    evals_per_epoch: EvaluationsOption = 1,
-    device: DeviceOption = "cpu",
-    data_dir: DataDirOption = None,
-    download: DownloadOption = False,
-    workers: WorkersOption = None,
+    epochs: options.Epochs = None,
+    evals_per_epoch: options.Evaluations = 1,
+    device: options.Device = "cpu",
+    data_dir: options.DataDir = None,
+    download: options.Download = False,
+    workers: options.Workers = None,
     write_only: Annotated[
         bool, typer.Option("--write-only", help="Train nothing: write from the runs on disk.")
     ] = False,
@@ -200,13 +178,13 @@ def paper(
     """
     usual = find_workload(workload)
     task = replace(usual, target=checked_target(usual, target))
-    options = RunOptions(epochs=epochs, evals_per_epoch=evals_per_epoch, device=device)
-    plan = plan_paper(task, seeds=seeds, options=options, target=target)
+    run = RunOptions(epochs=epochs, evals_per_epoch=evals_per_epoch, device=device)
+    plan = plan_paper(task, seeds=seeds, options=run, target=target)
     directory = out or Path("runs") / f"paper-{workload}"
     source = DataSource(data_dir, download, workers)
 
     def observe(job: Job, told: str) -> list[Observer]:
-        return observers_of(task, directory / job.folder, f"{told} {job.folder.name}")
+        return options.observers_of(task, directory / job.folder, f"{told} {job.folder.name}")
 
     with claimed(directory):
         split = measured(task, directory, source, device=device, seed=0)
@@ -223,11 +201,6 @@ def report(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of runs.")],
 ) -> None:
     """Write tables, figures and one HTML page about the runs in a folder."""
-    _show(directory)
-
-
-def _show(directory: Path) -> None:
-    """Writes the report of a folder, prints its table and where the page is."""
     written = write_report(directory)
     console.print(written.table.to_rich(written.title, console))
     typer.echo(f"report: {written.page}")

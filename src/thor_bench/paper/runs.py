@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from thor_bench.compare import is_pending
 from thor_bench.errors import BenchError, RunDivergedError, RunInterruptedError
 from thor_bench.optimizers.recipes import RunOptions, find_recipe, plan_run
 from thor_bench.records.config import DataSource, RunConfig
 from thor_bench.records.reading import Run, read_run
 from thor_bench.tasks import Workload
-from thor_bench.training import rundir
 from thor_bench.training.observers import Observer
+from thor_bench.training.rundir import has_run, is_pending
 from thor_bench.training.train import train
 
 TABLE_2 = ("sgd", "paper-kfac", "ekfac", "paper-thor", "paper-thor-stop", "paper-thor-nt", "thor")
@@ -117,7 +116,7 @@ def make_runs(
             told += f" ~{math.ceil(left / 60)} min left"
         folder, watching = directory / job.folder, observe(job, told)
         try:
-            resume = rundir.has_run(folder)
+            resume = has_run(folder)
             train(job.config, folder, source=source, observers=watching, resume=resume)
         except RunInterruptedError as stopped:
             again = source.again(plan.command, directory)

@@ -2,13 +2,13 @@
 
 from thor_bench.errors import unknown_choice
 from thor_bench.tasks.autoencoder import FASHION_AUTOENCODER
-from thor_bench.tasks.base import ACCURACY, Likelihood, Metric, Workload
 from thor_bench.tasks.cifar10 import CIFAR10_RESNET18
 from thor_bench.tasks.digits import DIGITS
 from thor_bench.tasks.fashion import FASHION
 from thor_bench.tasks.imagenet import IMAGENET_RESNET50
 from thor_bench.tasks.tabular import TABULAR
 from thor_bench.tasks.text import TEXT_GPT
+from thor_bench.tasks.workload import ACCURACY, Likelihood, Metric, Workload
 
 __all__ = ["ACCURACY", "WORKLOADS", "Likelihood", "Metric", "Workload", "find_workload"]
 

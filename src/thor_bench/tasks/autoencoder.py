@@ -9,13 +9,13 @@ from torch.nn import functional
 
 from thor_bench.records.config import DataSource
 from thor_bench.tasks import fashion
-from thor_bench.tasks.base import Metric, Workload
 from thor_bench.tasks.data import TensorSplit, TrainTest
+from thor_bench.tasks.workload import Metric, Workload
 
 WIDTHS = (784, 1000, 500, 250, 30)
 
 
-def load(source: DataSource) -> TrainTest:
+def load(source: DataSource) -> TrainTest[TensorSplit]:
     """Reads Fashion-MNIST; each image, its pixels 0 … 1 in one row, is its own target.
 
     Raises:
@@ -44,23 +44,13 @@ def build_model() -> nn.Module:
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy of the pixels: a sum over each image, a mean over images.
-
-    Args:
-        outputs: Logits ``[N, pixels]``.
-        targets: Pixels ``[N, pixels]``, 0 … 1.
-    """
+    """Binary cross-entropy of pixels ``[N, pixels]``: a sum over an image, a mean of images."""
     total = functional.binary_cross_entropy_with_logits(outputs, targets, reduction="sum")
     return total / len(targets)
 
 
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Returns the squared error of each image, summed over its pixels: ``[N]``.
-
-    Args:
-        outputs: Logits ``[N, pixels]``.
-        targets: Pixels ``[N, pixels]``, 0 … 1.
-    """
+    """Returns the squared error of each image ``[N]``, from logits ``[N, pixels]``."""
     return (torch.sigmoid(outputs) - targets).square().sum(dim=1)
 
 

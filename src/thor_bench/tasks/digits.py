@@ -4,16 +4,16 @@ import torch
 from torch.nn import functional
 
 from thor_bench.records.config import DataSource
-from thor_bench.tasks.base import ACCURACY, Workload
 from thor_bench.tasks.data import TensorSplit, TrainTest
 from thor_bench.tasks.models import digit_convnet
+from thor_bench.tasks.workload import ACCURACY, Workload
 
 _TEST_SHARE = 0.4
 _SPLIT_SEED = 0
 _BRIGHTEST = 16.0
 
 
-def load(_source: DataSource) -> TrainTest:
+def load(_source: DataSource) -> TrainTest[TensorSplit]:
     """Returns the 1,797 digits, divided by class into 60 % training and 40 % test samples."""
     # Imported here: scikit-learn takes a second to load, which other commands need not wait for.
     from sklearn.datasets import load_digits  # noqa: PLC0415

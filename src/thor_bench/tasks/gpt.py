@@ -8,12 +8,7 @@ from torch.nn import functional
 
 
 class Block(nn.Module):
-    """Causal self-attention and a feed-forward layer, each behind a LayerNorm (GPT-2).
-
-    Args:
-        width: Features of a position.
-        heads: Attention heads; divides ``width``.
-    """
+    """Causal self-attention and a feed-forward layer, each behind a LayerNorm (GPT-2)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

@@ -10,10 +10,7 @@ from torch.nn import functional
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions with BatchNorm beside a shortcut (He et al., 2016).
 
-    Args:
-        channels_in: Channels of the input.
-        channels_out: Channels of the output.
-        stride: Stride of the first convolution; the shortcut is projected where shapes change.
+    The first one has the stride; the shortcut is projected where shapes change.
     """
 
     def __init__(self, channels_in: int, channels_out: int, *, stride: int) -> None:
@@ -41,11 +38,7 @@ def small_resnet(
 ) -> nn.Sequential:
     """Returns a ResNet for small images: a 3×3 stem, one stage per width, a linear head.
 
-    Args:
-        channels_in: Channels of the images.
-        widths: Channels of each stage; every stage but the first halves the resolution.
-        blocks: Basic blocks per stage.
-        classes: Outputs of the head.
+    Every stage but the first halves the resolution; each has ``blocks`` basic blocks.
     """
     width = widths[0]
     layers: OrderedDict[str, nn.Module] = OrderedDict(

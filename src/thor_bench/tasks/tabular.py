@@ -6,13 +6,13 @@ from torch.nn import functional
 
 from thor_bench.records.config import DataSource
 from thor_bench.tasks import digits
-from thor_bench.tasks.base import ACCURACY, Workload
 from thor_bench.tasks.data import TensorSplit, TrainTest
+from thor_bench.tasks.workload import ACCURACY, Workload
 
 _WIDTH = 256
 
 
-def load(source: DataSource) -> TrainTest:
+def load(source: DataSource) -> TrainTest[TensorSplit]:
     """Returns the rows of ``digits`` with each column standardized by its training values."""
     parts = digits.load(source)
     train, test = (split.inputs.flatten(1) for split in (parts.train, parts.test))

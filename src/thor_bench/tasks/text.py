@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from thor_bench.records.config import DataSource
-from thor_bench.tasks.base import Metric, Workload
 from thor_bench.tasks.data import TensorSplit, TrainTest
 from thor_bench.tasks.gpt import GPT
+from thor_bench.tasks.workload import Metric, Workload
 
 CONTEXT = 128
 _TRAIN_SHARE = 0.9
@@ -25,7 +25,7 @@ def alphabet(text: str) -> str:
     return "".join(sorted(set(text)))
 
 
-def load(_source: DataSource) -> TrainTest:
+def load(_source: DataSource) -> TrainTest[TensorSplit]:
     """Cuts the text into windows; the targets are the inputs one character later.
 
     The first 90 % of the windows are for training, the last 10 % for the test. They differ with
@@ -38,10 +38,8 @@ def load(_source: DataSource) -> TrainTest:
     inputs = codes[: count * CONTEXT].view(count, CONTEXT)
     targets = codes[1 : count * CONTEXT + 1].view(count, CONTEXT)
     border = int(_TRAIN_SHARE * count)
-    return TrainTest(
-        TensorSplit(inputs[:border], targets[:border]),
-        TensorSplit(inputs[border:], targets[border:]),
-    )
+    parts = (slice(None, border), slice(border, None))
+    return TrainTest(*(TensorSplit(inputs[part], targets[part]) for part in parts))
 
 
 def build_model() -> nn.Module:
@@ -50,17 +48,12 @@ def build_model() -> nn.Module:
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy over samples and positions.
-
-    Args:
-        outputs: Logits ``[N, T, symbols]``.
-        targets: ``[N, T]``.
-    """
+    """Mean cross-entropy over samples and positions, from logits ``[N, T, symbols]``."""
     return functional.cross_entropy(outputs.flatten(0, 1), targets.flatten())
 
 
 def loss_per_window(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Returns the mean cross-entropy of each window: ``[N]``; shapes as ``cross_entropy``."""
+    """Returns the mean cross-entropy of each window: ``[N]``."""
     losses = functional.cross_entropy(outputs.transpose(1, 2), targets, reduction="none")
     return losses.mean(dim=1)
 

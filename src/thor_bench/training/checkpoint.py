@@ -1,16 +1,15 @@
 """Saving the whole state of a run so that a kill at any moment loses at most one epoch."""
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from torch import Tensor
 
-from thor_bench.errors import BenchError, reason
+from thor_bench.errors import BenchError, readable
 from thor_bench.records.config import RunConfig
 from thor_bench.records.disk import Remembering, written_whole
 
@@ -71,21 +70,13 @@ class Checkpoint:
 def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     """Writes the checkpoint of a run; the former one stays whole until the new one is on disk.
 
-    Args:
-        directory: Folder of the run.
-        checkpoint: State to save.
-
     Raises:
         OSError: The disk refuses.
     """
-    payload = {
+    payload = vars(checkpoint) | {
         "version": _VERSION,
         "config": _CONFIG.dump_json(checkpoint.config).decode(),
         "progress": asdict(checkpoint.progress),
-        "model": checkpoint.model,
-        "rule": checkpoint.rule,
-        "random": checkpoint.random,
-        "records_bytes": checkpoint.records_bytes,
     }
     with written_whole(directory / CHECKPOINT_FILE) as file:
         remembering = Remembering(file)
@@ -96,11 +87,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(directory: Path, device: torch.device) -> Checkpoint | None:
-    """Reads the checkpoint of a run, or returns None where it has none yet.
-
-    Args:
-        directory: Folder of the run.
-        device: Where tensors are put.
+    """Reads the checkpoint of a run onto a device, or returns None where it has none yet.
 
     Raises:
         BenchError: The file is broken or from another version.
@@ -108,24 +95,13 @@ def load_checkpoint(directory: Path, device: torch.device) -> Checkpoint | None:
     path = directory / CHECKPOINT_FILE
     if not path.exists():
         return None
-    try:
+    with readable(path, "checkpoint", "start anew with --overwrite, or name another --out"):
         payload = torch.load(path, map_location=device, weights_only=True)
-        if payload["version"] != _VERSION:
-            message = f"{path} has version {payload['version']}, this thor reads {_VERSION}"
-            raise BenchError(f"{message}; start anew with --overwrite")
-        return Checkpoint(
-            config=_CONFIG.validate_json(payload["config"]),
-            progress=Progress(**payload["progress"]),
-            model=payload["model"],
-            rule=payload["rule"],
-            random=payload["random"].cpu(),
-            records_bytes=payload["records_bytes"],
-        )
-    except (
-        OSError, EOFError, RuntimeError, KeyError, TypeError, ValueError, AttributeError,
-        pickle.UnpicklingError, ValidationError,
-    ) as error:  # fmt: skip
-        message = f"{path} is no readable checkpoint ({reason(error)[:120]})"
-        raise BenchError(
-            f"{message}; start anew with --overwrite, or name another --out"
-        ) from error
+        version = payload.pop("version")
+        if version == _VERSION:
+            payload["config"] = _CONFIG.validate_json(payload["config"])
+            payload["progress"] = Progress(**payload["progress"])
+            payload["random"] = payload["random"].cpu()
+            return Checkpoint(**payload)
+    message = f"{path} has version {version}, this thor reads {_VERSION}"
+    raise BenchError(f"{message}; start anew with --overwrite")

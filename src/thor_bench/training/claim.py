@@ -19,9 +19,6 @@ def claimed(directory: Path) -> Iterator[None]:
 
     The folder is made where it is missing, and goes again where the block left nothing in it.
 
-    Args:
-        directory: The folder.
-
     Raises:
         BenchError: Another process is at work there, or the folder cannot be written.
     """

@@ -1,9 +1,9 @@
-"""The loop of one training run, from wherever it stands to its horizon."""
+"""The loop of one training run, from wherever it stands to its end."""
 
 import math
+import shlex
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -24,37 +24,16 @@ from thor_bench.records.records import (
 )
 from thor_bench.tasks.data import Batch
 from thor_bench.training.checkpoint import Checkpoint, Progress, save_checkpoint
+from thor_bench.training.early_stop import EarlyStop
 from thor_bench.training.observers import Observer
-from thor_bench.training.resuming import resume_command
 from thor_bench.training.session import Session
 from thor_bench.training.signals import StopRequest
 from thor_bench.training.timing import Stopwatch, peak_memory_mb, reset_peak_memory
 from torch_thor import CurvatureError, NonFiniteGradientError
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """What a finished run reached.
-
-    Attributes:
-        directory: Folder of the run.
-        seconds: Training time.
-        best_metric: Best value of the workload's metric at any evaluation.
-        final_metric: Its value at the horizon.
-    """
-
-    directory: Path
-    seconds: float
-    best_metric: float
-    final_metric: float
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 class Loop:
-    """Trains a session to its horizon, with clock, records and checkpoints.
+    """Trains a session to its end, with clock, records and checkpoints.
 
     Args:
         session: What is trained.
@@ -62,6 +41,7 @@ class Loop:
         checkpoint: Where the run stands; None at its beginning.
         writer: Writes the records; None on every rank but the first.
         observers: Receive each record too.
+        early_stop: What ends the run before its horizon, or None.
     """
 
     def __init__(
@@ -71,65 +51,71 @@ class Loop:
         checkpoint: Checkpoint | None,
         writer: RecordWriter | None,
         observers: Sequence[Observer],
+        early_stop: EarlyStop | None,
     ) -> None:
-        self._session = session
-        self._config = session.config
+        self._session, self._config, self._ranks = session, session.config, session.ranks
         self._directory = directory
         self._writer = writer
         self._observers = observers if writer is None else (writer, *observers)
-        self._ranks = session.ranks
+        self._early_stop = early_stop
+        self._ended: str | None = None  # why, where it is before the horizon
         self._stopping = False
+        self._resumed = checkpoint is not None
         self._progress = Progress()
         if checkpoint is not None:
             session.restore(checkpoint)
             self._progress = checkpoint.progress
         self._clock = Stopwatch(session.device, self._progress.seconds)
-        self._resumed = checkpoint is not None
         steps = session.data.steps_per_epoch
         count = min(self._config.evals_per_epoch, steps)
         self._evaluation_steps = {round(steps * (k + 1) / count) for k in range(count)}
 
-    def run(self, stop: StopRequest) -> RunResult:
-        """Trains to the horizon."""
+    def run(self, stop: StopRequest) -> RunFinished:
+        """Trains to the end."""
         reset_peak_memory(self._session.device)
         self._announce()
-        while self._progress.step < self._session.total_steps:
+        while self._ended is None and not self._at_horizon:
             self._epoch(stop)
         return self._finish()
+
+    @property
+    def _at_horizon(self) -> bool:
+        return self._progress.step >= self._session.total_steps
+
+    @property
+    def _epochs_done(self) -> float:
+        return self._progress.step / self._session.data.steps_per_epoch
 
     def _emit(self, record: Record) -> None:
         for observer in self._observers:
             observer.observe(record)
 
     def _announce(self) -> None:
-        machine = describe_machine(self._session.device)
+        session = self._session
+        machine, ranks = describe_machine(session.device), self._ranks.size
+        now = datetime.now(UTC).isoformat(timespec="seconds")
         if self._resumed:
+            step, total = self._progress.step, session.total_steps
             self._emit(
-                RunResumed(
-                    step=self._progress.step,
-                    total_steps=self._session.total_steps,
-                    machine=machine,
-                    resumed=_now(),
-                    ranks=self._ranks.size,
-                )
+                RunResumed(step=step, total_steps=total, machine=machine, resumed=now, ranks=ranks)
             )
             return
         self._emit(
             RunStarted(
                 config=self._config,
                 machine=machine,
-                steps_per_epoch=self._session.data.steps_per_epoch,
-                parameters=self._session.parameters,
-                metric=self._session.workload.metric.name,
-                started=_now(),
-                ranks=self._ranks.size,
+                steps_per_epoch=session.data.steps_per_epoch,
+                parameters=session.parameters,
+                metric=session.workload.metric.name,
+                started=now,
+                ranks=ranks,
             )
         )
 
     def _epoch(self, stop: StopRequest) -> None:
         """Trains what is left of the present epoch, then closes it."""
-        progress = self._progress
-        data, left = self._session.data, self._session.total_steps - progress.step
+        progress, data = self._progress, self._session.data
+        left = self._session.total_steps - progress.step
         batches = islice(data.batches(progress.epoch, progress.step_in_epoch), left)
         steps = min(data.steps_per_epoch, progress.step_in_epoch + left)
         with self._clock.running():
@@ -137,10 +123,13 @@ class Loop:
                 self._step(batch, stop)
                 with self._clock.paused():
                     self._after_step()
-                    if self._stopping and progress.step_in_epoch < steps:
-                        self._stop()
-        self._close_epoch()
-        if self._stopping and progress.step < self._session.total_steps:
+                if self._ended is not None or self._stopping:
+                    break
+        if self._ended is not None:
+            return
+        if progress.step_in_epoch == steps:
+            self._close_epoch()
+        if self._stopping and not self._at_horizon:
             self._stop()
 
     def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -171,27 +160,16 @@ class Loop:
         progress.step_in_epoch += 1
         progress.loss_sum += value
         if progress.step % self._config.record_every == 0 or progress.step == 1:
+            epoch, seconds = self._epochs_done, self._clock.seconds
             self._emit(
-                StepRecord(
-                    step=progress.step,
-                    epoch=self._epochs_done,
-                    seconds=self._clock.seconds,
-                    loss=value,
-                    lr=lr,
-                )
+                StepRecord(step=progress.step, epoch=epoch, seconds=seconds, loss=value, lr=lr)
             )
-
-    @property
-    def _epochs_done(self) -> float:
-        return self._progress.step / self._session.data.steps_per_epoch
 
     def _after_step(self) -> None:
         """Writes decisions and evaluates where that is due, outside the clock."""
         for decision in self._session.rule.decisions():
             self._emit(decision)
-        progress = self._progress
-        at_end = progress.step == self._session.total_steps
-        if at_end or progress.step_in_epoch in self._evaluation_steps:
+        if self._at_horizon or self._progress.step_in_epoch in self._evaluation_steps:
             self._evaluate()
 
     def _evaluate(self) -> None:
@@ -203,16 +181,18 @@ class Loop:
         metric = self._session.workload.metric
         progress.best_metric = value if best is None else metric.best([best, value])
         progress.final_metric = value
-        self._emit(
-            EvaluationRecord(
-                step=progress.step,
-                epoch=self._epochs_done,
-                seconds=self._clock.seconds,
-                train_loss=progress.loss_sum / progress.step_in_epoch,
-                test_loss=test_loss,
-                test_metric=value,
-            )
+        progress.seconds = self._clock.seconds
+        record = EvaluationRecord(
+            step=progress.step,
+            epoch=self._epochs_done,
+            seconds=progress.seconds,
+            train_loss=progress.loss_sum / progress.step_in_epoch,
+            test_loss=test_loss,
+            test_metric=value,
         )
+        self._emit(record)
+        if self._early_stop is not None:
+            self._ended = self._early_stop.reason(record)
 
     def _close_epoch(self) -> None:
         progress = self._progress
@@ -230,8 +210,7 @@ class Loop:
         )
         progress.epoch += 1
         progress.step_in_epoch = 0
-        progress.loss_sum = 0.0
-        progress.waited = 0.0
+        progress.loss_sum = progress.waited = 0.0
         progress.epoch_start = seconds
         self._save()
 
@@ -242,13 +221,14 @@ class Loop:
         if self._writer:
             save_checkpoint(self._directory, state)
 
-    def _stop(self) -> None:
+    def _stop(self) -> Never:
         self._save()
         self._ranks.meet()  # no rank ends, and takes all with it, while the first one saves
-        again = resume_command(self._config, self._directory, self._session.source)
-        command = self._ranks.launch(again)
+        # The rest is on record; the device connects ranks that may not see the folder.
+        command = ["thor", "train", self._config.workload, "--device", self._config.device]
+        again = self._session.source.again(shlex.join(command), self._directory)
         message = f"stopped and saved at epoch {self._epochs_done:.2f}, step {self._progress.step}"
-        raise RunInterruptedError(f"{message}; go on with: {command}")
+        raise RunInterruptedError(f"{message}; go on with: {self._ranks.launch(again)} --resume")
 
     def _fail(self, what: str) -> Never:
         self._emit(RunFailed(step=self._progress.step, seconds=self._clock.seconds, reason=what))
@@ -259,14 +239,17 @@ class Loop:
             message += f"; the checkpoint of epoch {self._progress.epoch} is kept"
         raise RunDivergedError(f"{message}; records are in {self._directory}")
 
-    def _finish(self) -> RunResult:
+    def _finish(self) -> RunFinished:
         progress = self._progress
         best, final = progress.best_metric, progress.final_metric
         if best is None or final is None:
             raise BenchError(f"{self._directory}: no evaluation on record; use --overwrite")
-        self._emit(
-            RunFinished(
-                step=progress.step, seconds=progress.seconds, best_metric=best, final_metric=final
-            )
+        finished = RunFinished(
+            step=progress.step,
+            seconds=progress.seconds,
+            best_metric=best,
+            final_metric=final,
+            ended=self._ended,
         )
-        return RunResult(self._directory, progress.seconds, best, final)
+        self._emit(finished)
+        return finished

@@ -5,13 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from thor_bench.records.records import (
@@ -50,12 +44,9 @@ class TerminalObserver:
     """
 
     def __init__(self, console: Console, *, title: str, metric: Metric) -> None:
-        self._console = console
-        self._title = title
-        self._metric = metric
+        self._console, self._title, self._metric = console, title, metric
         self._decisions: Counter[str] = Counter()
-        self._loss = ""
-        self._score = ""
+        self._loss = self._score = ""
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
@@ -76,7 +67,7 @@ class TerminalObserver:
             case RunStarted():
                 self._begin(record.total_steps)
             case RunResumed():
-                self._console.print(f"{self._title}: resumed at step {record.step}", style="dim")
+                self._print(f"{self._title}: resumed at step {record.step}", style="dim")
                 self._begin(record.total_steps, done=record.step)
             case StepRecord():
                 self._loss = f"loss {record.loss:.3g}"
@@ -84,15 +75,22 @@ class TerminalObserver:
             case EvaluationRecord():
                 self._score = f"{self._metric.name} {self._metric.format(record.test_metric)}"
                 self._refresh(record.step)
-                self._evaluation_line(record)
+                self._print(
+                    f"{self._title}  epoch {record.epoch:5.2f}  {record.seconds:7.2f} s"
+                    f"  train loss {record.train_loss:.4g}  test loss {record.test_loss:.4g}"
+                    f"  {self._score}  {self._decision_text()}".rstrip(),
+                    style="dim",
+                )
             case DecisionRecord():
                 self._decisions[record.decision] += 1
             case RunFinished():
-                self._finish_line(record)
+                best, final = map(self._metric.format, (record.best_metric, record.final_metric))
+                self._print(
+                    f"[bold]{self._title}[/]  {record.step} steps in {record.seconds:.2f} s"
+                    f"  {self._metric.name} {final} (best {best})"
+                )
             case RunFailed():
-                self._console.print(f"{self._title}  [bold]failed[/]: {record.reason}")
-            case EpochRecord():
-                pass
+                self._print(f"{self._title}  [bold]failed[/]: {record.reason}")
 
     def close(self) -> None:
         """Takes the progress bar away."""
@@ -110,36 +108,12 @@ class TerminalObserver:
     def _decision_text(self) -> str:
         return " ".join(f"{name} {count}" for name, count in sorted(self._decisions.items()))
 
-    def _evaluation_line(self, record: EvaluationRecord) -> None:
-        decisions = f"  {text}" if (text := self._decision_text()) else ""
-        self._console.print(
-            f"{self._title}  epoch {record.epoch:5.2f}  {record.seconds:7.2f} s"
-            f"  train loss {record.train_loss:.4g}  test loss {record.test_loss:.4g}"
-            f"  {self._score}{decisions}",
-            highlight=False,
-            soft_wrap=True,
-            style="dim",
-        )
-
-    def _finish_line(self, record: RunFinished) -> None:
-        best, final = (
-            self._metric.format(value) for value in (record.best_metric, record.final_metric)
-        )
-        self._console.print(
-            f"[bold]{self._title}[/]  {record.step} steps in {record.seconds:.2f} s"
-            f"  {self._metric.name} {final} (best {best})",
-            highlight=False,
-            soft_wrap=True,
-        )
+    def _print(self, line: str, style: str | None = None) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True, style=style)
 
 
 class TensorBoardObserver:
-    """Writes scalars for TensorBoard into the ``tensorboard`` folder of a run.
-
-    Args:
-        directory: Folder of the run.
-        metric: The workload's metric.
-    """
+    """Writes scalars for TensorBoard into the ``tensorboard`` folder of a run."""
 
     def __init__(self, directory: Path, metric: Metric) -> None:
         self._directory = str(directory / TENSORBOARD_FOLDER)
@@ -164,8 +138,6 @@ class TensorBoardObserver:
                 self._add("cost/peak_memory_mb", record.peak_memory_mb, record.step)
             case DecisionRecord(change=float() as change):
                 self._add(f"curvature/{record.layer}/change", change, record.step)
-            case DecisionRecord() | RunFinished() | RunFailed():
-                pass
 
     def close(self) -> None:
         """Writes what is still buffered."""

@@ -1,14 +1,11 @@
-"""The processes that train one run together, as torchrun starts them; alone, a world of one.
-
-Everything that involves other ranks is a method here, so that nobody else asks how many there are.
-"""
+"""The processes that train one run together, as torchrun starts them; alone, a world of one."""
 
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -43,15 +40,15 @@ def open_device(name: str) -> torch.device:
     return device
 
 
-class WordStore(Protocol):
-    """What ranks can leave word for each other in while their group is broken (a TCPStore)."""
+class Counts(Protocol):
+    """What ranks can still count in together while their group is broken (a TCPStore)."""
 
     def add(self, key: str, amount: int) -> int:
         """Adds to a number and returns the sum."""
 
 
 class Ranks:
-    """A process that trains alone: every answer is its own.
+    """A process that trains alone: every answer is its own, and nobody else asks for their number.
 
     Attributes:
         rank: This process's number.
@@ -82,6 +79,8 @@ class Ranks:
 
     def draw_apart(self, seed: int) -> None:
         """Gives each process a random stream of its own, once equal weights are drawn."""
+        if self.rank:
+            torch.manual_seed(seed + _STREAM * self.rank)
 
     def total(self, values: Sequence[float]) -> list[float]:
         """Returns the sums of some numbers over the ranks."""
@@ -97,29 +96,29 @@ class Ranks:
 
     def pick(self, random: Tensor) -> Tensor | None:
         """Returns this rank's part of what ``collect`` gave; None where it has none."""
-        return random if random.dim() == 1 else random[0]
+        states = random.reshape(-1, random.shape[-1])
+        # A generator reads its state from the beginning of the storage, so a view will not do.
+        return states[self.rank].clone() if self.rank < len(states) else None
 
     def align(self, model: nn.Module) -> None:
         """Gives the buffers of the first rank, such as BatchNorm's averages, to all."""
 
     def meet(self) -> None:
         """Waits until all ranks are here."""
+        self.total([0.0])
 
     def launch(self, command: str) -> str:
         """Returns the command line that starts ``thor …`` on as many processes."""
         return command
 
 
+ALONE = Ranks()
+
+
 class TorchrunRanks(Ranks):
-    """One of several processes in a group of torch.distributed.
+    """One of several processes in a group of torch.distributed, joined by a store."""
 
-    Args:
-        store: See ``WordStore``.
-        rank: This process's number.
-        size: Number of processes.
-    """
-
-    def __init__(self, store: WordStore, rank: int, size: int) -> None:
+    def __init__(self, store: Counts, rank: int, size: int) -> None:
         self._store = store
         self.rank, self.size = rank, size
         self.restarted = _attempt() > 0
@@ -127,11 +126,7 @@ class TorchrunRanks(Ranks):
         self._local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
 
     def device(self, name: str) -> torch.device:
-        """Returns this process's device: with ``cuda``, the GPU of its number on this machine.
-
-        Raises:
-            BenchError: It is not there, or all ranks would share one.
-        """
+        """Returns this process's device: with ``cuda``, the GPU of its number on this machine."""
         if name.startswith("cuda:") and self._local_size > 1:
             message = f"--device {name} would put {self._local_size} ranks on one GPU"
             raise BenchError(f"{message}; write --device cuda")
@@ -144,11 +139,6 @@ class TorchrunRanks(Ranks):
         """Wraps the model in DistributedDataParallel."""
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
-    def draw_apart(self, seed: int) -> None:
-        """Seeds every process but the first anew."""
-        if self.rank:
-            torch.manual_seed(seed + _STREAM * self.rank)
-
     def total(self, values: Sequence[float]) -> list[float]:
         """Sums in float64, in one message."""
         message = torch.tensor(values, dtype=torch.float64)
@@ -157,10 +147,9 @@ class TorchrunRanks(Ranks):
 
     def from_first(self, find: Callable[[], T]) -> T:
         """Sends the first rank's finding, pickled."""
-        parcel = [find() if self.is_first else None]
+        parcel: list[Any] = [find() if self.is_first else None]
         dist.broadcast_object_list(parcel)
-        found: T = parcel[0]  # type: ignore[assignment] # what the first rank put in
-        return found
+        return cast("T", parcel[0])
 
     def collect(self, random: Tensor) -> Tensor:
         """Gathers the states of all ranks."""
@@ -168,20 +157,10 @@ class TorchrunRanks(Ranks):
         dist.all_gather(states, random)
         return torch.stack(states)
 
-    def pick(self, random: Tensor) -> Tensor | None:
-        """Returns this rank's state; a rank beyond those that were saved keeps its own."""
-        states = random.reshape(-1, random.shape[-1])
-        # A generator reads its state from the beginning of the storage, so a view will not do.
-        return states[self.rank].clone() if self.rank < len(states) else None
-
     def align(self, model: nn.Module) -> None:
         """Broadcasts every buffer."""
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
-
-    def meet(self) -> None:
-        """Sums nothing."""
-        self.total([0.0])
 
     def launch(self, command: str) -> str:
         """Puts torchrun in the place of ``thor``."""
@@ -225,13 +204,11 @@ class TorchrunRanks(Ranks):
     def _told_elsewhere(self) -> bool:
         """Whether another rank reports a fault, now or soon."""
         until = time.monotonic() + _TOLD_WITHIN
-        while time.monotonic() < until:
-            try:
+        with suppress(RuntimeError):
+            while time.monotonic() < until:
                 if self._store.add(_FAILED, 0):
                     return True
-            except RuntimeError:
-                return False
-            time.sleep(0.05)
+                time.sleep(0.05)
         return False
 
 
@@ -258,16 +235,13 @@ def speaks() -> bool:
 
 @contextmanager
 def open_ranks(device: str) -> Iterator[Ranks]:
-    """Joins the processes that torchrun started, as its environment variables say.
-
-    Args:
-        device: torch device that trains: gloo connects CPUs, nccl GPUs.
+    """Joins the processes that torchrun started: gloo connects CPUs, nccl GPUs.
 
     Raises:
         BenchError: The other ranks cannot be reached, or one of them has failed.
     """
     if world_size() == 1:
-        yield Ranks()
+        yield ALONE
         return
     backend = _BACKENDS[torch.device(open_device(device).type).type]
     try:

@@ -14,12 +14,12 @@ from thor_bench.training.observers import TENSORBOARD_FOLDER
 
 
 def has_run(directory: Path) -> bool:
-    """Tells whether a folder holds a run, finished or not."""
+    """Whether a folder holds a run, finished or not."""
     return (directory / RECORDS_FILE).exists() or (directory / CHECKPOINT_FILE).exists()
 
 
 def has_records(directory: Path) -> bool:
-    """Tells whether a folder holds a run that has begun to write records."""
+    """Whether a folder holds a run that has begun to write records."""
     path = directory / RECORDS_FILE
     if not path.exists():
         return False
@@ -27,11 +27,24 @@ def has_records(directory: Path) -> bool:
         return file.readline().endswith(b"\n")  # a full disk may have cut the first one off
 
 
+def is_pending(config: RunConfig, directory: Path) -> bool:
+    """Whether a run is still to be made, or gone on with, in its folder.
+
+    Raises:
+        BenchError: The folder holds another run.
+    """
+    if not has_records(directory):
+        return True
+    run = read_run(directory)
+    refuse_other(directory, config, run.config)
+    return run.end is None
+
+
 def make_directory(directory: Path) -> None:
     """Makes a folder and checks that files can be written there.
 
     Raises:
-        BenchError: It cannot be made, or cannot be written.
+        BenchError: They cannot.
     """
     probe = directory / ".thor-probe"
     try:
@@ -43,17 +56,6 @@ def make_directory(directory: Path) -> None:
         raise BenchError(f"{message}; name a folder of yours with --out") from error
 
 
-def refuse_existing(directory: Path) -> None:
-    """Refuses a folder that holds a run.
-
-    Raises:
-        BenchError: There is one.
-    """
-    if has_run(directory):
-        message = f"--out {directory} holds a run already; go on with --resume"
-        raise BenchError(f"{message}, replace it with --overwrite, or name another --out")
-
-
 def begin(directory: Path) -> None:
     """Makes the folder ready for a new run; a former run's own files are removed.
 
@@ -61,16 +63,22 @@ def begin(directory: Path) -> None:
         BenchError: The folder cannot be written.
     """
     make_directory(directory)
-    for path in (*_checkpoints(directory), directory / RECORDS_FILE):
+    checkpoint = directory / CHECKPOINT_FILE
+    for path in (checkpoint, temporary_of(checkpoint), directory / RECORDS_FILE):
         path.unlink(missing_ok=True)
     for events in (directory / TENSORBOARD_FOLDER).glob("events.out.tfevents.*"):
         events.unlink()
 
 
-def _checkpoints(directory: Path) -> tuple[Path, Path]:
-    """Returns the checkpoint, and the beginning of one that a killed process leaves."""
-    checkpoint = directory / CHECKPOINT_FILE
-    return checkpoint, temporary_of(checkpoint)
+def refuse_other(directory: Path, config: RunConfig, stored: RunConfig) -> None:
+    """Refuses a folder whose run is not the one that is asked for.
+
+    Raises:
+        BenchError: They differ; the message says in what.
+    """
+    if differences := config.differences(stored):
+        message = f"--out {directory} holds another run ({'; '.join(differences)})"
+        raise BenchError(f"{message}; ask for the same, or name another --out")
 
 
 def reopen(directory: Path, config: RunConfig, device: torch.device) -> Checkpoint | None:
@@ -90,36 +98,23 @@ def reopen(directory: Path, config: RunConfig, device: torch.device) -> Checkpoi
     if not has_run(directory):
         raise BenchError(f"--resume: {directory} holds no run; leave --resume out to begin one")
     make_directory(directory)
-    _checkpoints(directory)[1].unlink(missing_ok=True)
+    temporary_of(directory / CHECKPOINT_FILE).unlink(missing_ok=True)  # of a killed process
     checkpoint = load_checkpoint(directory, device)
-    if not has_records(directory):
-        return checkpoint if checkpoint is None else _same(directory, config, checkpoint)
-    run = read_run(directory)
-    refuse_other(directory, config, run.config)
-    match run.end:
-        case RunFinished(ended=why):
-            how = "has reached its horizon" if why is None else f"was ended early ({why})"
-            message = f"--resume: the run in {directory} {how}"
-            raise BenchError(f"{message}; see it with thor report {directory}")
-        case RunFailed(reason=why):
-            message = f"--resume: the run in {directory} failed ({why})"
-            raise BenchError(f"{message}; change its settings and begin anew with --overwrite")
-        case None:
-            return checkpoint if checkpoint is None else _same(directory, config, checkpoint)
-
-
-def _same(directory: Path, config: RunConfig, checkpoint: Checkpoint) -> Checkpoint:
-    refuse_other(directory, config, checkpoint.config)
+    if has_records(directory):
+        run = read_run(directory)
+        refuse_other(directory, config, run.config)
+        if run.end is not None:
+            raise _ended(directory, run.end)
+    if checkpoint is not None:
+        refuse_other(directory, config, checkpoint.config)
     return checkpoint
 
 
-def refuse_other(directory: Path, config: RunConfig, stored: RunConfig) -> None:
-    """Refuses a folder whose run is not the one that is asked for.
-
-    Raises:
-        BenchError: They differ; the message says in what.
-    """
-    differences = config.differences(stored)
-    if differences:
-        message = f"--out {directory} holds another run ({'; '.join(differences)})"
-        raise BenchError(f"{message}; ask for the same, or name another --out")
+def _ended(directory: Path, end: RunFinished | RunFailed) -> BenchError:
+    if isinstance(end, RunFailed):
+        how = f"failed ({end.reason})"
+        remedy = "change its settings and begin anew with --overwrite"
+    else:
+        how = "has reached its horizon" if end.ended is None else f"was ended early ({end.ended})"
+        remedy = f"see it with thor report {directory}"
+    return BenchError(f"--resume: the run in {directory} {how}; {remedy}")

@@ -3,17 +3,15 @@
 from dataclasses import replace
 
 import torch
-from torch import nn
 
 from thor_bench.errors import BenchError, reason
 from thor_bench.optimizers.registry import build_rule
 from thor_bench.records.config import DataSource, RunConfig, steps_until
 from thor_bench.tasks import Workload
-from thor_bench.tasks.data import Batch, Data, InMemoryData, Share
-from thor_bench.tasks.loading import LazyTrainTest, LoaderData
+from thor_bench.tasks.data import Batch, Data
 from thor_bench.training.checkpoint import Checkpoint, Progress
 from thor_bench.training.precision import autocast
-from thor_bench.training.ranks import Ranks
+from thor_bench.training.ranks import ALONE, Ranks
 
 
 class Session:
@@ -34,44 +32,33 @@ class Session:
         config: RunConfig,
         workload: Workload,
         source: DataSource,
-        ranks: Ranks = Ranks(),  # noqa: B008 - it has no state
+        ranks: Ranks = ALONE,
     ) -> None:
         self.config = config
         self.workload = workload
         self.ranks = ranks
         self.source = source
         self.device = ranks.device(config.device)
-        self.data: Data = self._load(source)
+        self.data = self._load()
         torch.set_flush_denormal(True)
         torch.manual_seed(config.seed)
         self.model = workload.build_model().to(self.device)
         self.model.to(memory_format=workload.memory_format)
-        self._trained: nn.Module = ranks.wrap(self.model)
+        self._trained = ranks.wrap(self.model)
         self.rule = build_rule(self.model, config, self.data.steps_per_epoch)
         ranks.draw_apart(config.seed)
 
-    def _load(self, source: DataSource) -> Data:
-        splits = self.workload.load(source)
-        share = Share(self.ranks.rank, self.ranks.size)
+    def _load(self) -> Data:
+        splits = self.workload.load(self.source)
         try:
-            if isinstance(splits, LazyTrainTest):
-                return LoaderData(
-                    splits,
-                    batch_size=self.config.batch_size,
-                    seed=self.config.seed,
-                    device=self.device,
-                    memory_format=self.workload.memory_format,
-                    workers=source.workers,
-                    share=share,
-                )
-            return InMemoryData(
+            return Data(
                 splits,
                 batch_size=self.config.batch_size,
                 seed=self.config.seed,
-                augment=self.workload.augment,
                 device=self.device,
                 memory_format=self.workload.memory_format,
-                share=share,
+                rank=self.ranks.rank,
+                ranks=self.ranks.size,
             )
         except ValueError as error:
             raise BenchError(f"--batch-size: {reason(error)}; choose one in that range") from error

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Self
 
 
@@ -10,16 +10,14 @@ class StopRequest:
     """While entered, turns SIGINT and SIGTERM into a flag; a second signal stops at once.
 
     Outside the main thread, where Python cannot handle signals, the flag is never set.
+
+    Attributes:
+        asked: Whether a signal has come.
     """
 
     def __init__(self) -> None:
-        self._asked = False
+        self.asked = False
         self._former: dict[signal.Signals, signal._HANDLER] = {}
-
-    @property
-    def asked(self) -> bool:
-        """Whether a signal has come."""
-        return self._asked
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -27,16 +25,11 @@ class StopRequest:
                 self._former[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._restore()
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
-        self._asked = True
+        self.asked = True
         self._restore()
 
     def _restore(self) -> None:

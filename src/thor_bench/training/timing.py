@@ -36,7 +36,7 @@ class Stopwatch:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Counts the time of the enclosed block."""
-        self._start()
+        self._since = time.perf_counter()
         try:
             yield
         finally:
@@ -44,18 +44,12 @@ class Stopwatch:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves the time of the enclosed block out, where the clock is running."""
-        if self._since is None:
-            yield
-            return
+        """Leaves the time of the enclosed block out of the one that runs around it."""
         self._stop()
         try:
             yield
         finally:
-            self._start()
-
-    def _start(self) -> None:
-        self._since = time.perf_counter()
+            self._since = time.perf_counter()
 
     def _stop(self) -> None:
         if self._device.type == "cuda":

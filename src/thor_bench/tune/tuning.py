@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from thor_bench.compare import Comparison, is_pending, run_comparison
+from thor_bench.compare import Comparison, run_comparison
 from thor_bench.errors import BenchError, RunDivergedError, RunInterruptedError
 from thor_bench.optimizers.registry import find_optimizer
 from thor_bench.records.config import DataSource, RunConfig
@@ -13,8 +13,10 @@ from thor_bench.records.reading import Run, read_run
 from thor_bench.report.summary import reached
 from thor_bench.tasks import find_workload
 from thor_bench.training.checkpoint import CHECKPOINT_FILE
+from thor_bench.training.early_stop import EarlyStop
 from thor_bench.training.observers import Observer
-from thor_bench.training.settling import Settling, train_until
+from thor_bench.training.rundir import has_run, is_pending
+from thor_bench.training.train import train
 from thor_bench.tune.study import (
     FIRST_FRESH_SEED,
     REPEATS,
@@ -128,18 +130,20 @@ class StudyRunner:
         """Makes a trial, or reads it; without a target nothing ends it early."""
         if trial.folder in self._finished:
             return
-        settling = None
+        early_stop = None
         if target is not None:
-            settling = Settling(self._metric, target, self._limit(trial.config.optimizer, target))
-        self._finished[trial.folder] = Finished(trial, self._made(trial, settling))
+            early_stop = EarlyStop(
+                self._metric, target, self._limit(trial.config.optimizer, target)
+            )
+        self._finished[trial.folder] = Finished(trial, self._made(trial, early_stop))
 
-    def _made(self, trial: Trial, settling: Settling | None) -> Run:
+    def _made(self, trial: Trial, early_stop: EarlyStop | None) -> Run:
         """Makes the run of a trial, or reads it."""
         folder = self._directory / trial.folder
         if is_pending(trial.config, folder):
             told = self._pace.start(self._counted)
             observers = self._observe(trial.config, folder, f"{told} {folder.name}")
-            self._train(trial.config, folder, observers, settling)
+            self._train(trial.config, folder, observers, early_stop)
         self._counted += 1
         # A search makes hundreds of runs, and only their records are read again.
         (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
@@ -160,10 +164,17 @@ class StudyRunner:
         config: RunConfig,
         folder: Path,
         observers: Sequence[Observer],
-        settling: Settling | None,
+        early_stop: EarlyStop | None,
     ) -> None:
         try:
-            train_until(config, folder, source=self._source, observers=observers, settling=settling)
+            train(
+                config,
+                folder,
+                source=self._source,
+                observers=observers,
+                early_stop=early_stop,
+                resume=has_run(folder),
+            )
         except RunDivergedError:
             pass  # on record as failed: a miss
         except RunInterruptedError as stopped:
@@ -196,7 +207,7 @@ class StudyRunner:
 
     def _repeat(self, once: Finished, target: float) -> None:
         """Runs a finalist again, to the target or its horizon, and keeps what it did."""
-        to_target = Settling(self._metric, target)
+        to_target = EarlyStop(self._metric, target)
         runs = tuple(self._made(again, to_target) for again in once.trial.repeats())
         self._finished[once.trial.folder] = replace(once, repeats=runs)
 

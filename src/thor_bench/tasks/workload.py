@@ -1,4 +1,4 @@
-"""The parts of a workload: a model, its data, a loss, a metric and a target."""
+"""What a workload is: a model, its data, a loss, a metric and a target."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from thor_bench.records.config import DataSource
-from thor_bench.tasks.data import Augmentation, TrainTest
-from thor_bench.tasks.loading import LazyTrainTest
+from thor_bench.tasks.data import Split, TrainTest
 
 Likelihood = Literal["categorical", "bernoulli"]
 
@@ -24,8 +23,8 @@ class Metric:
         unit: Unit after a value, such as ``%``; may be empty.
         higher_is_better: Direction of improvement.
         score: ``(outputs, targets) -> [samples]``: score of each sample; the metric is their mean.
-        low: Smallest possible value.
-        high: Largest value that a target may have.
+        low: Smallest value that a target may have.
+        high: Largest one.
         digits: Digits after the point in tables.
     """
 
@@ -38,7 +37,7 @@ class Metric:
     digits: int = 2
 
     def reaches(self, value: float, target: float) -> bool:
-        """Tells whether a value is at the target or beyond it."""
+        """Whether a value is at the target or beyond it."""
         return value >= target if self.higher_is_better else value <= target
 
     def best(self, values: Sequence[float]) -> float:
@@ -102,7 +101,6 @@ class Workload:
         loss_reduction: What ``loss`` is a mean over: samples, or samples and positions.
         likelihood: What the outputs are the parameters of: classes in the last dimension, or
             chances of single bits.
-        augment: Changes training batches at random, or None.
         autocast: Type for the forward pass under autocast where the device has instructions for
             it, or None for float32.
         memory_format: Layout of images and convolution weights.
@@ -111,7 +109,7 @@ class Workload:
     name: str
     description: str
     input_summary: str
-    load: Callable[[DataSource], TrainTest | LazyTrainTest]
+    load: Callable[[DataSource], TrainTest[Split]]
     build_model: Callable[[], nn.Module]
     loss: Callable[[Tensor, Tensor], Tensor]
     metric: Metric
@@ -120,6 +118,5 @@ class Workload:
     batch_size: int
     loss_reduction: Literal["mean", "positions_mean"] = "mean"
     likelihood: Likelihood = "categorical"
-    augment: Augmentation | None = None
     autocast: torch.dtype | None = None
     memory_format: torch.memory_format = torch.contiguous_format

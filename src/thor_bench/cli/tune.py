@@ -5,19 +5,7 @@ from typing import Annotated
 
 import typer
 
-from thor_bench.cli.arguments import (
-    BatchOption,
-    DataDirOption,
-    DeviceOption,
-    DownloadOption,
-    EvaluationsOption,
-    FinalistsOption,
-    WorkersOption,
-    WorkloadArgument,
-    console,
-    names_in,
-    observers_of,
-)
+from thor_bench.cli import options
 from thor_bench.optimizers.recipes import RunOptions
 from thor_bench.optimizers.registry import lacking
 from thor_bench.records.config import DataSource, RunConfig
@@ -28,15 +16,13 @@ from thor_bench.tune.study import StudyOptions, plan_study
 from thor_bench.tune.study_report import StudyReport, write_study
 from thor_bench.tune.tuning import StudyRunner
 
-DEFAULT_TUNED = "thor,sgd,adamw,muon"
-
 
 def tune(
-    workload: WorkloadArgument = "digits",
+    workload: options.WorkloadName = "digits",
     *,
-    optimizers: Annotated[str, typer.Option(help="Names, separated by commas.")] = DEFAULT_TUNED,
+    optimizers: options.Optimizers = "thor,sgd,adamw,muon",
     trials: Annotated[int, typer.Option(help="Trials of each optimizer.")] = 16,
-    finalists: FinalistsOption = 1,
+    finalists: options.Finalists = 1,
     seeds: Annotated[int, typer.Option(help="Fresh seeds of each winner.")] = 5,
     target: Annotated[
         float | None,
@@ -44,19 +30,19 @@ def tune(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of all studies.")] = Path("runs/tune"),
     search_seed: Annotated[int, typer.Option(min=0, help="Seed of the points.")] = 0,
-    evals_per_epoch: EvaluationsOption = 2,
-    batch_size: BatchOption = None,
-    device: DeviceOption = "cpu",
-    data_dir: DataDirOption = None,
-    download: DownloadOption = False,
-    workers: WorkersOption = None,
+    evals_per_epoch: options.Evaluations = 2,
+    batch_size: options.BatchSize = None,
+    device: options.Device = "cpu",
+    data_dir: options.DataDir = None,
+    download: options.Download = False,
+    workers: options.Workers = None,
 ) -> None:
     """Tune several optimizers alike, and compare the winners by time to a target.
 
     Runs that are on disk already are not repeated: a stopped study goes on where it was.
     """
     task = find_workload(workload)
-    options = StudyOptions(
+    study_options = StudyOptions(
         trials=trials,
         finalists=finalists,
         seeds=seeds,
@@ -64,14 +50,14 @@ def tune(
         search_seed=search_seed,
         run=RunOptions(batch_size=batch_size, evals_per_epoch=evals_per_epoch, device=device),
     )
-    names = names_in(optimizers)
+    names = options.names_in(optimizers)
     absent = lacking(names)
     for name, what in absent.items():
         typer.echo(f"{name} {what}: left out")
-    study = plan_study(task, [name for name in names if name not in absent], options)
+    study = plan_study(task, [name for name in names if name not in absent], study_options)
 
     def observe(_config: RunConfig, folder: Path, title: str) -> list[Observer]:
-        return observers_of(task, folder, title)
+        return options.observers_of(task, folder, title)
 
     source = DataSource(data_dir, download, workers)
     runner = StudyRunner(study, out / workload, source=source, observe=observe, tell=typer.echo)
@@ -81,7 +67,7 @@ def tune(
 
 
 def _show(written: StudyReport) -> None:
-    console.print(written.table.to_rich(written.title, console))
+    options.console.print(written.table.to_rich(written.title, options.console))
     typer.echo(f"report: {written.page}")
     typer.echo(f"figure: {written.figure.light}")
     if written.profile is not None:

@@ -17,7 +17,7 @@ from thor_bench.records.config import DataSource
 from thor_bench.records.reading import read_run
 from thor_bench.tasks import WORKLOADS, Workload, find_workload
 from thor_bench.tasks import cifar10 as cifar10_module
-from thor_bench.tasks.loading import LoaderData
+from thor_bench.tasks.data import Data
 from thor_bench.tasks.models import small_resnet
 from thor_bench.training.train import train
 
@@ -138,9 +138,9 @@ def imagenet(tmp_path: Path) -> Workload:
     return find_workload("imagenet-resnet50")
 
 
-def loader(workload: Workload, directory: Path, workers: int, seed: int = 0) -> LoaderData:
-    splits = workload.load(DataSource(directory))
-    return LoaderData(splits, batch_size=2, seed=seed, workers=workers)  # type: ignore[arg-type]
+def loader(workload: Workload, directory: Path, workers: int, seed: int = 0) -> Data:
+    splits = workload.load(DataSource(directory, workers=workers))
+    return Data(splits, batch_size=2, seed=seed)
 
 
 def test_batches_do_not_depend_on_workers_and_go_on_anywhere(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from thor_bench.tasks.data import FlipAndCrop, InMemoryData, Share, TensorSplit, TrainTest
+from thor_bench.tasks.data import Data, FlipAndCrop, TensorSplit, TrainTest
 
 
-def splits(samples: int = 10) -> TrainTest:
+def splits(samples: int = 10) -> TrainTest[TensorSplit]:
     inputs = torch.arange(samples, dtype=torch.float32).reshape(-1, 1)
     return TrainTest(
         TensorSplit(inputs, torch.arange(samples)),
@@ -16,26 +16,26 @@ def splits(samples: int = 10) -> TrainTest:
     )
 
 
-def targets(data: InMemoryData, epoch: int, first: int = 0) -> list[list[int]]:
+def targets(data: Data, epoch: int, first: int = 0) -> list[list[int]]:
     return [batch[1].tolist() for batch in data.batches(epoch, first)]
 
 
 def test_an_epoch_shows_each_sample_once_and_leaves_the_rest_out() -> None:
-    data = InMemoryData(splits(), batch_size=3, seed=0)
+    data = Data(splits(), batch_size=3, seed=0)
     shown = [target for batch in targets(data, 0) for target in batch]
     assert data.steps_per_epoch == 3
     assert len(shown) == len(set(shown)) == 9
 
 
 def test_inputs_and_targets_stay_together() -> None:
-    data = InMemoryData(splits(), batch_size=5, seed=0)
+    data = Data(splits(), batch_size=5, seed=0)
     assert all(torch.equal(x[:, 0], y.float()) for x, y in data.batches(0))
 
 
 def test_order_depends_on_seed_and_epoch_and_goes_on_anywhere() -> None:
-    data = InMemoryData(splits(), batch_size=2, seed=0)
-    again = InMemoryData(splits(), batch_size=2, seed=0)
-    other = InMemoryData(splits(), batch_size=2, seed=1)
+    data = Data(splits(), batch_size=2, seed=0)
+    again = Data(splits(), batch_size=2, seed=0)
+    other = Data(splits(), batch_size=2, seed=1)
     assert targets(data, 3) == targets(again, 3)
     assert targets(data, 3) != targets(data, 4)
     assert targets(data, 3) != targets(other, 3)
@@ -44,28 +44,28 @@ def test_order_depends_on_seed_and_epoch_and_goes_on_anywhere() -> None:
 
 def test_augmentation_goes_on_anywhere_too() -> None:
     images = torch.rand(8, 1, 6, 6)
-    both = TrainTest(TensorSplit(images, torch.arange(8)), TensorSplit(images, torch.arange(8)))
-    augment = FlipAndCrop(padding=2, background=0.0)
-    data = InMemoryData(both, batch_size=4, seed=0, augment=augment)
+    split = TensorSplit(images, torch.arange(8), FlipAndCrop(padding=2, background=0.0))
+    data = Data(TrainTest(split, split), batch_size=4, seed=0)
     second = list(data.batches(0))[1][0]
     assert torch.equal(next(data.batches(0, first=1))[0], second)
 
 
 def test_the_test_set_comes_whole_and_in_order() -> None:
-    data = InMemoryData(splits(601), batch_size=2, seed=0)
+    data = Data(splits(601), batch_size=2, seed=0)
     assert torch.equal(torch.cat([y for _, y in data.test_batches()]), torch.arange(601))
 
 
 @pytest.mark.parametrize("size", [0, 11])
 def test_a_batch_size_out_of_range_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match=f"batch_size={size} must be in 1 … 10"):
-        InMemoryData(splits(), batch_size=size, seed=0)
+        Data(splits(), batch_size=size, seed=0)
 
 
 def test_flip_and_crop_gives_one_of_the_possible_views() -> None:
     images = torch.rand(64, 2, 5, 4)
     before = images.clone()
-    changed = FlipAndCrop(padding=1, background=-7.0)(images, torch.Generator().manual_seed(0))
+    augment, stream = FlipAndCrop(padding=1, background=-7.0), torch.Generator().manual_seed(0)
+    changed = augment(images, stream, whole=64, part=slice(None))
     assert torch.equal(images, before)
     assert changed.shape == images.shape
     padded = torch.nn.functional.pad(images, (1, 1, 1, 1), value=-7.0)
@@ -87,13 +87,12 @@ def test_flip_and_crop_gives_one_of_the_possible_views() -> None:
 def test_the_ranks_shares_make_up_the_batch_of_one_process_with_its_augmentation() -> None:
     images = torch.randn(12, 3, 5, 4)
     pair = TrainTest(
-        TensorSplit(images, torch.arange(12)), TensorSplit(torch.randn(600, 3), torch.arange(600))
+        TensorSplit(images, torch.arange(12), FlipAndCrop(padding=1, background=0.0)),
+        TensorSplit(torch.randn(600, 3), torch.arange(600)),
     )
 
-    def data(rank: int, ranks: int) -> InMemoryData:
-        augment = FlipAndCrop(padding=1, background=0.0)
-        share = Share(rank, ranks)
-        return InMemoryData(pair, batch_size=6, seed=0, augment=augment, share=share)
+    def data(rank: int, ranks: int) -> Data:
+        return Data(pair, batch_size=6, seed=0, rank=rank, ranks=ranks)
 
     shares = [list(data(rank, 3).batches(1)) for rank in range(3)]
     for number, (inputs, labels) in enumerate(data(0, 1).batches(1)):
@@ -107,4 +106,4 @@ def test_the_ranks_shares_make_up_the_batch_of_one_process_with_its_augmentation
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused() -> None:
     with pytest.raises(ValueError, match=r"batch_size=5 must be a multiple of 2 \(ranks\)"):
-        InMemoryData(splits(), batch_size=5, seed=0, share=Share(0, 2))
+        Data(splits(), batch_size=5, seed=0, ranks=2)

@@ -23,6 +23,8 @@ from thor_bench.records.reading import read_run
 from thor_bench.records.records import RECORDS_FILE, Record, RunFailed, RunFinished
 from thor_bench.tasks import find_workload
 from thor_bench.training.checkpoint import CHECKPOINT_FILE
+from thor_bench.training.early_stop import EarlyStop
+from thor_bench.training.rundir import is_pending
 from thor_bench.training.train import train
 from torch_thor import CurvatureError, NonFiniteGradientError
 
@@ -220,6 +222,28 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_anew(
     (cut / RECORDS_FILE).write_text(first + "\n")
     train(config, cut, resume=True)
     assert trajectory(read_run(cut)) == trajectory(read_run(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    ("target", "limit", "why"),
+    [(0.0, 60.0, "at the target"), (101.0, 0.0, "slower than an earlier trial")],
+)
+def test_a_run_ends_at_the_evaluation_that_settles_it(
+    target: float, limit: float, why: str, tiny: Workload, tmp_path: Path
+) -> None:
+    config = plan(tiny, evals_per_epoch=2)
+    train(config, tmp_path / "whole")
+    stop = EarlyStop(tiny.metric, target, limit)
+    finished = train(config, tmp_path / "cut", early_stop=stop)
+    run = read_run(tmp_path / "cut")
+    assert run.end == finished
+    assert (finished.ended, finished.step, run.epochs) == (why, 2, ())
+    assert finished.seconds == run.evaluations[0].seconds
+    whole = read_run(tmp_path / "whole").evaluations[0]
+    assert replace(run.evaluations[0], seconds=0.0) == replace(whole, seconds=0.0)
+    assert not is_pending(config, tmp_path / "cut")
+    with pytest.raises(BenchError, match=f"was ended early \\({why}\\)"):
+        train(config, tmp_path / "cut", resume=True)
 
 
 def test_nan_loss_fails_with_the_last_good_checkpoint_kept(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import gzip
 import math
 import struct
+import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,8 +23,6 @@ from thor_bench.tasks.data import TrainTest
 from thor_bench.tasks.gpt import GPT
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from thor_bench.tasks import Workload
 
 CODES = {"images": (2051, 3), "labels": (2049, 1)}  # magic numbers of IDX, and dimensions
@@ -56,8 +57,39 @@ def test_fashion_looks_in_the_system_folder_without_data_dir(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_fashion(tmp_path)
-    monkeypatch.setattr(fashion_module, "SYSTEM_DIRECTORY", tmp_path)
+    monkeypatch.setattr(fashion_module, "FILES", replace(fashion_module.FILES, system=tmp_path))
     assert len(fashion_module.load(DataSource()).train.targets) == 6
+
+
+def test_a_download_goes_where_the_next_search_finds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(root: str, *, download: bool) -> None:
+        assert download
+        raw = Path(root) / "FashionMNIST" / "raw"
+        raw.mkdir(parents=True)
+        write_fashion(raw, ending="")
+
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", fetch)
+    assert len(fashion_module.load(DataSource(tmp_path, download=True)).train) == 6
+    assert len(fashion_module.load(DataSource(tmp_path)).test) == 4
+
+
+@pytest.mark.parametrize(
+    ("modules", "told"),
+    [({"torchvision.datasets": None}, r"torch-thor\[vision\]"), ({}, "--download of FashionMNIST")],
+)
+def test_a_download_that_fails_says_what_to_do(
+    modules: dict[str, None], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", refuse)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    with pytest.raises(BenchError, match=told):
+        fashion_module.load(DataSource(tmp_path, download=True))
 
 
 @pytest.mark.parametrize("missing", ["train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"])
