@@ -35,22 +35,18 @@ def draw_figures(runs: Sequence[Run], target: float, directory: Path) -> list[Fi
         The figures, in reading order.
     """
     metric = find_workload(runs[0].config.workload).metric
-    files = [
-        write_figure(directory, one.stem, one.title, partial(draw_curve, curve=one, runs=runs))
+    drawings: list[tuple[str, str, Callable[[Theme], Figure]]] = [
+        (one.stem, one.title, partial(draw_curve, curve=one, runs=runs))
         for one in curves(metric, target)
     ]
     for run in runs_with_decisions(runs):
         name = run.config.optimizer
-        kinds: list[tuple[str, str, Callable[..., Figure]]] = [
-            ("decisions", "Decisions over time", draw_decisions)
-        ]
         if any(record.change for record in run.decisions):
-            kinds.insert(0, ("change", "Δ per layer", draw_changes))
-        files += [
-            write_figure(directory, f"{stem}-{name}", f"{title}, {name}", partial(draw, run=run))
-            for stem, title, draw in kinds
-        ]
-    return files
+            draw = partial(draw_changes, run=run)
+            drawings.append((f"change-{name}", f"Δ per layer, {name}", draw))
+        draw = partial(draw_decisions, run=run)
+        drawings.append((f"decisions-{name}", f"Decisions over time, {name}", draw))
+    return [write_figure(directory, *drawing) for drawing in drawings]
 
 
 def write_figure(

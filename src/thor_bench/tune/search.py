@@ -6,6 +6,7 @@ first trial of each is its recipe.
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,11 +25,11 @@ from thor_bench.records.config import RunConfig
 HORIZON = "epochs"
 _NO_DECAY = (1e-6, 1e-3)  # searched where the recipe has no weight decay
 _WARMUP = (0.02, 0.4)  # share of the horizon
-_REST = "1 - "  # before a setting near 1 (momentum, averages), whose distance from 1 is searched
 _PARTS = 4  # of an epoch: horizons are whole numbers of them
 _DIGITS = 4  # of a setting: enough, and readable in a command
 
-Space = dict[str, FloatDistribution]
+_NEAR_ONE = ("momentum", "beta", "decay")  # settings whose distance from 1 is searched
+_REST = "1 - "  # before the name of such a setting in the journal
 
 
 def searched(config: RunConfig) -> dict[str, float]:
@@ -38,25 +39,35 @@ def searched(config: RunConfig) -> dict[str, float]:
     return {key: float(values[key] or 0.0) for key in keys}
 
 
-def search_space(recipe: RunConfig) -> Space:
+def _turned(values: Mapping[str, float]) -> dict[str, float]:
+    """Exchanges settings near 1 for their distance from 1, or back."""
+    turned = {}
+    for key, value in values.items():
+        if key.startswith((_REST, *_NEAR_ONE)):
+            turned[key.removeprefix(_REST) if _REST in key else f"{_REST}{key}"] = 1.0 - value
+        else:
+            turned[key] = value
+    return turned
+
+
+def search_space(recipe: RunConfig) -> dict[str, FloatDistribution]:
     """Returns the five dimensions of an optimizer, in the order of what is searched.
 
     The learning rate and the weight decay go up to 4 and 10 times around the recipe's, the horizon
     up to twice, momentum and averages (as 1 - value) up to 3 times, any other setting up to 10.
     """
-    (lr, decay, _, epochs, value), own = searched(recipe).values(), [*searched(recipe)][-1]
-    near_one = own.startswith(("momentum", "beta", "decay"))
-    return {
-        "lr": _around(lr, 4.0),
-        "weight_decay": _around(decay, 10.0) if decay else FloatDistribution(*_NO_DECAY, log=True),
+    values = _turned(searched(recipe))
+    *_, own = values
+    space = {
+        "lr": _around(values["lr"], 4.0),
+        "weight_decay": FloatDistribution(*_NO_DECAY, log=True),
         "warmup": FloatDistribution(*_WARMUP),
-        HORIZON: _around(epochs, 2.0),
-        **(
-            {f"{_REST}{own}": _around(1.0 - value, 3.0)}
-            if near_one
-            else {own: _around(value, 10.0)}
-        ),
+        HORIZON: _around(values[HORIZON], 2.0),
+        own: _around(values[own], 3.0 if own.startswith(_REST) else 10.0),
     }
+    if values["weight_decay"]:
+        space["weight_decay"] = _around(values["weight_decay"], 10.0)
+    return space
 
 
 def _around(value: float, factor: float) -> FloatDistribution:
@@ -73,15 +84,13 @@ def plan_trials(recipe: RunConfig, *, trials: int, seed: int) -> list[FrozenTria
         trials: Number of trials.
         seed: Seed of the points, the same for all optimizers.
     """
-    space = search_space(recipe)
+    space, values = search_space(recipe), _turned(searched(recipe))
     with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
         sampler = QMCSampler(qmc_type="halton", scramble=True, seed=seed)
     study = optuna.create_study(sampler=sampler)
-    first = {
-        name: min(max(1.0 - value if _REST in name else value, one.low), one.high)
-        for (name, one), value in zip(space.items(), searched(recipe).values(), strict=True)
-    }
-    study.enqueue_trial(first)
+    study.enqueue_trial(
+        {name: min(max(values[name], one.low), one.high) for name, one in space.items()}
+    )
     for _ in range(trials):
         study.tell(study.ask(dict(space)), 0.0)
     return [
@@ -94,10 +103,7 @@ def trial_config(recipe: RunConfig, trial: FrozenTrial) -> RunConfig:
     """Returns the run of a trial; the first is the recipe as it is."""
     if trial.number == 0:
         return recipe
-    values = {
-        name.removeprefix(_REST): 1.0 - value if _REST in name else value
-        for name, value in trial.params.items()
-    }
+    values = _turned(trial.params)
     epochs = max(1, round(values.pop(HORIZON) * _PARTS)) / _PARTS
     settings = {key: float(f"{value:.{_DIGITS}g}") for key, value in values.items()}
     return replace(recipe, settings={**recipe.settings, **settings}, epochs=epochs)

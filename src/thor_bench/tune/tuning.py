@@ -213,15 +213,16 @@ class StudyRunner:
     def _winners(self, trials: dict[tuple[str, int], Trial], target: float) -> dict[str, Trial]:
         """Returns the best trial of each optimizer, over further seeds where several are left."""
         names, count = self._study.optimizers, self._study.finalists
-        mine = {n: [one for one in trials.values() if one.optimizer == n] for n in names}
-        finalists = {n: ranked(mine[n], target)[:count] for n in names}
-        if count > 1:
-            for place in range(count):
-                for one in (finalists[name][place] for name in names):
-                    trials[one.optimizer, one.number] = self._repeated(one, target)
+        mine = {name: [one for one in trials.values() if one.optimizer == name] for name in names}
+        finalists = {name: ranked(mine[name], target)[:count] for name in names}
+        if count == 1:
+            return {name: best for name, (best,) in finalists.items()}
+        for rivals in zip(*finalists.values(), strict=True):
+            for one in rivals:
+                trials[one.optimizer, one.number] = self._repeated(one, target)
         return {
-            n: ranked([trials[n, one.number] for one in mine], target)[0]
-            for n, mine in finalists.items()
+            name: ranked([trials[name, one.number] for one in mine], target)[0]
+            for name, mine in finalists.items()
         }
 
     def _repeated(self, once: Trial, target: float) -> Trial:
