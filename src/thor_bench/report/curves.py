@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 
 import numpy as np
 import polars as pl
@@ -21,7 +22,7 @@ _POINTS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Curve:
     """A family of curves: one value of each evaluation against another."""
 
@@ -36,33 +37,18 @@ class Curve:
 
 def curves(metric: Metric, target: float) -> list[Curve]:
     """Returns training loss and test metric, each against epochs and against seconds."""
-    stem, label = metric.name.replace(" ", "-"), f"test {metric.name}, {metric.unit}".rstrip(", ")
-    shape = partial(_shape_metric, metric=metric, target=target)
-    arrives = partial(metric.reaches, target=target)
+    name = metric.name.replace(" ", "-")
+    loss = partial(Curve, y="train_loss", y_label="training loss", shape=_shape_loss)
+    test = partial(
+        Curve,
+        y="test_metric",
+        y_label=f"test {metric.name}, {metric.unit}".rstrip(", "),
+        shape=partial(_shape_metric, metric=metric, target=target),
+        arrives=partial(metric.reaches, target=target),
+    )
     return [
-        *(
-            Curve(
-                f"loss-{x}",
-                f"Training loss against {x}",
-                x,
-                "train_loss",
-                "training loss",
-                _shape_loss,
-            )
-            for x in _ACROSS
-        ),
-        *(
-            Curve(
-                f"{stem}-{x}",
-                f"Test {metric.name} against {x}",
-                x,
-                "test_metric",
-                label,
-                shape,
-                arrives,
-            )
-            for x in _ACROSS
-        ),
+        *(loss(stem=f"loss-{x}", title=f"Training loss against {x}", x=x) for x in _ACROSS),
+        *(test(stem=f"{name}-{x}", title=f"Test {metric.name} against {x}", x=x) for x in _ACROSS),
     ]
 
 
@@ -91,16 +77,9 @@ def draw_curve(_theme: Theme, *, curve: Curve, runs: Sequence[Run]) -> Figure:
 def _points(curve: Curve, runs: Sequence[Run]) -> pl.DataFrame:
     """Returns one row an evaluation: its optimizer, run and number in the run, x, y, arrives."""
     rows = [
-        (
-            run.config.optimizer,
-            n,
-            place,
-            getattr(one, curve.x),
-            y := getattr(one, curve.y),
-            curve.arrives(y),
-        )
+        (run.config.optimizer, n, place, x, y, curve.arrives(y))
         for n, run in enumerate(runs)
-        for place, one in enumerate(run.evaluations)
+        for place, (x, y) in enumerate(map(attrgetter(curve.x, curve.y), run.evaluations))
     ]
     return pl.DataFrame(rows, schema=_POINTS, orient="row")
 
@@ -108,20 +87,18 @@ def _points(curve: Curve, runs: Sequence[Run]) -> pl.DataFrame:
 def _draw_median(axes: Axes, group: pl.DataFrame, name: str, colour: str) -> None:
     """Draws one optimizer's median as far as its shortest run goes, and the range around it."""
     seeds = group["run"].n_unique()
+    y = pl.col("y")
     line = (
         group.group_by("place", maintain_order=True)
-        .agg(
-            pl.col("x", "y").median(), low=pl.col("y").min(), high=pl.col("y").max(), runs=pl.len()
-        )
-        .filter(pl.col("runs") == seeds)
+        .agg(pl.col("x").median(), y.median(), low=y.min(), high=y.max(), runs=pl.len())
+        .filter(runs=seeds)
     )
     (drawn,) = axes.plot(line["x"], line["y"], color=colour, label=name)
     if len(line) <= 12:
         drawn.set(marker="o", markersize=3.5)
     if seeds > 1:
-        axes.fill_between(
-            line["x"], line["low"], line["high"], color=colour, alpha=0.18, linewidth=0
-        )
+        band = line["x"], line["low"], line["high"]
+        axes.fill_between(*band, color=colour, alpha=0.18, linewidth=0)
 
 
 def _shape_loss(axes: Axes, points: pl.DataFrame) -> None:

@@ -53,12 +53,17 @@ def _load(directory: Path) -> tuple[list[Run], Comparison | None]:
 
 def _configurations(runs: Sequence[Run]) -> TextTable:
     """Returns the settings of each optimizer as a table."""
-    rows = []
-    for name, group in group_by_optimizer(runs).items():
-        config = group[0].config
-        settings = ", ".join(f"{key}={value}" for key, value in config.settings.items())
-        rows.append((name, f"{config.epochs:g}", str(config.batch_size), settings))
-    return TextTable(("optimizer", "epochs", "batch", "settings"), tuple(rows))
+    firsts = [group[0].config for group in group_by_optimizer(runs).values()]
+    rows = tuple(
+        (
+            one.optimizer,
+            f"{one.epochs:g}",
+            str(one.batch_size),
+            ", ".join(f"{key}={value}" for key, value in one.settings.items()),
+        )
+        for one in firsts
+    )
+    return TextTable(("optimizer", "epochs", "batch", "settings"), rows)
 
 
 def run_list(runs: Sequence[Run]) -> TextTable:
@@ -87,10 +92,9 @@ def _inline(path: Path) -> str:
 
 def _spread(cell: str) -> Markup:
     """Sets the range of ``median (low–high)`` small, under the median."""
-    middle, _, rest = cell.partition(" (")
-    if not rest:
-        return escape(cell)
-    return Markup("{}<small>{}</small>").format(middle, rest.removesuffix(")"))
+    middle, bracket, rest = cell.partition(" (")
+    small = Markup("<small>{}</small>").format(rest.removesuffix(")")) if bracket else Markup()
+    return escape(middle) + small
 
 
 def render(template: str, **values: object) -> str:
@@ -157,8 +161,7 @@ def write_report(directory: Path, *, command: str | None = None) -> Report:
             parameters=runs[0].started.parameters,
         )
         page.write_text(html, encoding="utf-8")
-        (directory / "table.md").write_text(table.to_markdown(), encoding="utf-8")
-        (directory / "table.csv").write_text(comparison_csv(summaries, target), encoding="utf-8")
+        table.write(directory, "table", numbers=comparison_csv(summaries, target))
     except OSError as error:
         message = f"DIR {directory} cannot be written ({reason(error)})"
         raise BenchError(f"{message}; copy the runs to a folder of yours") from error

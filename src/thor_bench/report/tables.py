@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -41,6 +42,18 @@ class TextTable:
     def to_csv(self) -> str:
         """Returns the cells as comma-separated values."""
         return pl.DataFrame(self.rows, schema=self.headings, orient="row").write_csv()
+
+    def write(self, directory: Path, stem: str, *, numbers: str | None = None) -> None:
+        """Writes the table as Markdown and CSV.
+
+        Args:
+            directory: Where the files go; must exist.
+            stem: File name without ending.
+            numbers: The CSV, where it tells more than the cells.
+        """
+        (directory / f"{stem}.md").write_text(self.to_markdown(), encoding="utf-8")
+        csv = self.to_csv() if numbers is None else numbers
+        (directory / f"{stem}.csv").write_text(csv, encoding="utf-8")
 
     def _transposed(self) -> "TextTable":
         headings, *rows = zip(self.headings, *self.rows, strict=True)

@@ -45,11 +45,11 @@ def write_study(result: StudyResult) -> StudyReport:
     goal = f"{metric.name} {metric.goal(result.target)}"
     rows = tuned(result)
     directory = result.directory
-    table, trials = tuned_table(result, rows, metric), trials_table(result, metric)
+    table = tuned_table(result, rows, metric)
     command = f"{result.study.command} --out {directory.parent}"
     try:
-        _write(directory, "tuned", table, tuned_csv(rows, result.target))
-        _write(directory, "trials", trials, trials.to_csv())
+        table.write(directory, "tuned", numbers=tuned_csv(rows, result.target))
+        trials_table(result, metric).write(directory, "trials")
         draw = partial(draw_times, result=result, rows=rows, goal=goal)
         figure = write_figure(directory, "times", f"Seconds to {goal}", draw)
         page = write_report(directory / WINNERS_FOLDER, command=command).page
@@ -58,11 +58,6 @@ def write_study(result: StudyResult) -> StudyReport:
         message = f"{directory} cannot be written ({reason(error)})"
         raise BenchError(f"{message}; repeat the command when it can") from error
     return StudyReport(f"{result.study.workload}, tuned: {goal}", table, page, figure, profile)
-
-
-def _write(directory: Path, stem: str, table: TextTable, numbers: str) -> None:
-    (directory / f"{stem}.md").write_text(table.to_markdown(), encoding="utf-8")
-    (directory / f"{stem}.csv").write_text(numbers, encoding="utf-8")
 
 
 def tuned_table(result: StudyResult, rows: Sequence[Tuned], metric: Metric) -> TextTable:
@@ -158,7 +153,7 @@ def write_profile(directory: Path) -> FigureFile | None:
         (name, *(number_text(x, 2) for x in values)) for name, *values in rows.iter_rows()
     )
     table = TextTable(("÷ the best", *workloads), cells)
-    _write(directory, "profile", table, table.to_csv())
+    table.write(directory, "profile")
     draw = partial(draw_profile, times=times, workloads=len(workloads))
     return write_figure(directory, "profile", "Performance profile", draw)
 
