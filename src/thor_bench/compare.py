@@ -1,7 +1,6 @@
 """Comparing optimizers: several seeds each, by time, steps and epochs to a target."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -204,27 +203,16 @@ def run_comparison(
             if config.optimizer in absent:
                 continue
             try:
-                observers = observe(config, folder, number)
-                make_run(config, folder, source=source, observers=observers, settling=settling)
+                watching = observe(config, folder, number)
+                train_until(config, folder, source=source, observers=watching, settling=settling)
+            except RunDivergedError:
+                pass  # on record as failed; the table counts the miss
             except RunInterruptedError as stopped:
                 message = f"stopped and saved in run {number} of {len(runs)}"
                 again = source.again(comparison.command, directory)
                 raise RunInterruptedError(f"{message}; go on with: {again}") from stopped
         made.append(read_run(folder))
     return made
-
-
-def make_run(
-    config: RunConfig,
-    folder: Path,
-    *,
-    source: DataSource,
-    observers: Sequence[Observer],
-    settling: Settling | None,
-) -> None:
-    """Makes a run, or what is left of it; one that diverges is on record as failed: a miss."""
-    with suppress(RunDivergedError):
-        train_until(config, folder, source=source, observers=observers, settling=settling)
 
 
 def is_pending(config: RunConfig, folder: Path) -> bool:

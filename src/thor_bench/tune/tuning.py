@@ -7,8 +7,8 @@ from pathlib import Path
 
 import polars as pl
 
-from thor_bench.compare import Comparison, is_pending, make_run, run_comparison
-from thor_bench.errors import BenchError, RunInterruptedError
+from thor_bench.compare import Comparison, is_pending, run_comparison
+from thor_bench.errors import BenchError, RunDivergedError, RunInterruptedError
 from thor_bench.optimizers.recipes import plan_run
 from thor_bench.records.config import DataSource, RunConfig
 from thor_bench.records.reading import Run, read_run
@@ -16,7 +16,7 @@ from thor_bench.report.summary import measured
 from thor_bench.tasks import find_workload
 from thor_bench.training.checkpoint import CHECKPOINT_FILE
 from thor_bench.training.observers import Observer
-from thor_bench.training.settling import Settling
+from thor_bench.training.settling import Settling, train_until
 from thor_bench.tune.search import Search, open_journal
 from thor_bench.tune.study import Study, open_study
 
@@ -193,11 +193,12 @@ class StudyRunner:
         if folder in self._runs:
             return self._runs[folder]
         if is_pending(config, folder):
-            observers = self._observe(config, folder, f"{self._pace.start(self._counted)} {name}")
+            watching = self._observe(config, folder, f"{self._pace.start(self._counted)} {name}")
+            source = self._source
             try:
-                make_run(
-                    config, folder, source=self._source, observers=observers, settling=settling
-                )
+                train_until(config, folder, source=source, observers=watching, settling=settling)
+            except RunDivergedError:
+                pass  # on record as failed: a miss
             except RunInterruptedError as stopped:
                 raise self._interrupted(folder) from stopped
         self._counted += 1
