@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thor_bench.errors import BenchError
-from thor_bench.records.config import RunConfig
+from thor_bench.records.config import RunConfig, command_line
+from thor_bench.records.disk import keep, kept
 from thor_bench.records.machine import Machine
 from thor_bench.records.reading import read_run
 from thor_bench.records.records import (
@@ -97,6 +99,35 @@ STARTED = RunStarted(
     metric="accuracy",
     started="2026-01-01T00:00:00+00:00",
 )
+
+
+def test_a_command_line_has_what_was_asked_for() -> None:
+    options = {"batch_size": 3, "seed": 0, "lr": 1e-5, "quiet": True, "loud": False, "out": None}
+    assert command_line("thor", "x y", **options) == (
+        "thor 'x y' --batch-size 3 --seed 0 --lr 1e-05 --quiet"
+    )
+    lists = command_line("thor", set=["a=1", "b=2"], names=("p", "q"), horizon={"p": 2.0}, no=())
+    assert lists == "thor --set a=1 --set b=2 --names p,q --horizon p=2"
+
+
+def test_runs_are_told_apart_by_what_differs() -> None:
+    here = STARTED.config
+    there = replace(here, settings={"lr": 0.1, "momentum": 0.9}, epochs=2.5)
+    assert here.differences(here) == []
+    assert here.differences(there) == [
+        "epochs: 1 here, 2.5 there",
+        "momentum: None here, 0.9 there",
+    ]
+
+
+def test_what_is_kept_comes_back_and_a_broken_file_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    assert kept(RunConfig, path, advice="try again") is None
+    keep(STARTED.config, path)
+    assert kept(RunConfig, path, advice="try again") == STARTED.config
+    path.write_text(path.read_text()[:20])
+    with pytest.raises(BenchError, match=r"config.json cannot be read \(.*\); try again$"):
+        kept(RunConfig, path, advice="try again")
 
 
 def test_writer_cuts_what_the_checkpoint_does_not_know(tmp_path: Path) -> None:

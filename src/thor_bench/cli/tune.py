@@ -6,13 +6,14 @@ from typing import Annotated
 import typer
 
 from thor_bench.cli import options
+from thor_bench.compare import checked_names
 from thor_bench.optimizers.recipes import RunOptions
 from thor_bench.optimizers.registry import lacking
 from thor_bench.records.config import DataSource, RunConfig
 from thor_bench.tasks import find_workload
 from thor_bench.training.claim import claimed
 from thor_bench.training.observers import Observer
-from thor_bench.tune.study import StudyOptions, plan_study
+from thor_bench.tune.study import Study
 from thor_bench.tune.study_report import StudyReport, write_study
 from thor_bench.tune.tuning import StudyRunner
 
@@ -42,7 +43,13 @@ def tune(
     Runs that are on disk already are not repeated: a stopped study goes on where it was.
     """
     task = find_workload(workload)
-    study_options = StudyOptions(
+    names = checked_names(options.names_in(optimizers))
+    absent = lacking(names)
+    for name, what in absent.items():
+        typer.echo(f"{name} {what}: left out")
+    study = Study(
+        workload=workload,
+        optimizers=tuple(name for name in names if name not in absent),
         trials=trials,
         finalists=finalists,
         seeds=seeds,
@@ -50,11 +57,6 @@ def tune(
         search_seed=search_seed,
         run=RunOptions(batch_size=batch_size, evals_per_epoch=evals_per_epoch, device=device),
     )
-    names = options.names_in(optimizers)
-    absent = lacking(names)
-    for name, what in absent.items():
-        typer.echo(f"{name} {what}: left out")
-    study = plan_study(task, [name for name in names if name not in absent], study_options)
 
     def observe(_config: RunConfig, folder: Path, title: str) -> list[Observer]:
         return options.observers_of(task, folder, title)

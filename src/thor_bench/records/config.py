@@ -2,25 +2,47 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 SettingValue = bool | int | float | str | None
 
 
+def command_line(*words: str, **options: object) -> str:
+    """Returns a command line.
+
+    Args:
+        words: Its first words.
+        options: Values by option, ``_`` for ``-``. What is None, False or empty is left out, a
+            list repeats its option, a tuple or mapping is separated by commas.
+    """
+    line = list(words)
+    for name, value in options.items():
+        option = f"--{name.replace('_', '-')}"
+        if value is True:
+            line.append(option)
+        elif isinstance(value, list):
+            line += [word for one in value for word in (option, one)]
+        elif value is not None and value is not False and value not in ("", (), {}):
+            line += [option, _text(value)]
+    return shlex.join(line)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Mapping):
+        value = tuple(f"{key}={_text(one)}" for key, one in value.items())
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
+
+
 @dataclass(frozen=True)
 class DataSource:
-    """Where a workload may find its files.
+    """Where a workload may find its files."""
 
-    Attributes:
-        directory: Folder that the user named, searched first.
-        download: Whether missing files may be fetched.
-        workers: Processes that read files of large data sets; None takes one per core.
-    """
-
-    directory: Path | None = None
-    download: bool = False
-    workers: int | None = None
+    directory: Path | None = None  # named by the user, searched first
+    download: bool = False  # whether missing files may be fetched
+    workers: int | None = None  # processes that read large data sets; None takes one per core
 
     @property
     def words(self) -> list[str]:
@@ -36,28 +58,16 @@ class DataSource:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that decides the trajectory of a run.
-
-    Attributes:
-        workload: Name of the workload.
-        optimizer: Name of the optimizer.
-        settings: Every setting of the optimizer, defaults included.
-        epochs: Horizon of the schedule, in epochs; the last one may be a part.
-        seed: Seed of the weights, the data order and the augmentation.
-        batch_size: Samples per step.
-        evals_per_epoch: Evaluations of the test set per epoch.
-        record_every: Steps between two step records.
-        device: torch device that trains.
-    """
+    """Everything that decides the trajectory of a run."""
 
     workload: str
     optimizer: str
-    settings: Mapping[str, SettingValue]
-    epochs: float
-    seed: int
+    settings: Mapping[str, SettingValue]  # all of the optimizer's, defaults included
+    epochs: float  # horizon of the schedule; the last epoch may be a part
+    seed: int  # of the weights, the data order and the augmentation
     batch_size: int
     evals_per_epoch: int = 1
-    record_every: int = 10
+    record_every: int = 10  # steps between two step records
     device: str = "cpu"
 
     @property
@@ -67,33 +77,32 @@ class RunConfig:
 
     def differences(self, other: "RunConfig") -> list[str]:
         """Lists, as ``field: mine, theirs``, what this run does otherwise than another."""
-        found = []
-        for field in fields(self):
-            mine, theirs = getattr(self, field.name), getattr(other, field.name)
-            if field.name == "settings":
-                found += [
-                    f"{key}: {mine.get(key)} here, {theirs.get(key)} there"
-                    for key in sorted({*mine, *theirs})
-                    if mine.get(key) != theirs.get(key)
-                ]
-            elif mine != theirs:
-                found.append(f"{field.name}: {_short(mine)} here, {_short(theirs)} there")
-        return found
+        mine, theirs = _values(self), _values(other)
+        return [
+            f"{key}: {_text(mine.get(key))} here, {_text(theirs.get(key))} there"
+            for key in dict.fromkeys([*mine, *theirs])
+            if mine.get(key) != theirs.get(key)
+        ]
 
     def command(self, directory: Path) -> str:
         """Returns the ``thor train`` command that makes this run in ``directory``."""
-        words = ["thor", "train", self.workload, "--optimizer", self.optimizer]
-        for key, value in self.settings.items():
-            words += ["--set", f"{key}={'none' if value is None else value}"]
-        words += ["--epochs", f"{self.epochs:.15g}", "--seed", str(self.seed)]
-        words += ["--batch-size", str(self.batch_size)]
-        words += ["--evals-per-epoch", str(self.evals_per_epoch)]
-        words += ["--device", self.device, "--out", str(directory)]
-        return shlex.join(words)
+        return command_line(
+            "thor", "train", self.workload,
+            optimizer=self.optimizer,
+            set=[f"{k}={'none' if v is None else v}" for k, v in self.settings.items()],
+            epochs=self.epochs,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            evals_per_epoch=self.evals_per_epoch,
+            device=self.device,
+            out=directory,
+        )  # fmt: skip
 
 
-def _short(value: object) -> str:
-    return f"{value:.15g}" if isinstance(value, float) else str(value)
+def _values(config: RunConfig) -> dict[str, object]:
+    """Returns every field by name, and every setting in the place of ``settings``."""
+    values = dict(vars(config))
+    return values | dict(sorted(values.pop("settings").items()))
 
 
 def steps_until(epochs: float, steps_per_epoch: int) -> int:

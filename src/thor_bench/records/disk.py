@@ -5,7 +5,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from thor_bench.errors import BenchError, reason
+
+Kept = TypeVar("Kept")
 
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
@@ -17,15 +23,9 @@ def is_refusal(error: OSError) -> bool:
 
 @contextmanager
 def written_whole(target: Path) -> Iterator[IO[bytes]]:
-    """Gives a file that takes the place of another once all of it is on disk.
+    """Gives a file that takes the place of ``target`` once all of it is on disk.
 
     Whatever happens before, the former file stays, and nothing stands beside it.
-
-    Args:
-        target: Where the file will be.
-
-    Raises:
-        OSError: The disk refuses.
     """
     temporary = temporary_of(target)
     try:
@@ -39,20 +39,38 @@ def written_whole(target: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+def keep(value: object, path: Path) -> None:
+    """Writes a dataclass as a JSON file."""
+    with written_whole(path) as file:
+        file.write(TypeAdapter(type(value)).dump_json(value, indent=1) + b"\n")
+
+
+def kept(kind: type[Kept], path: Path, *, advice: str) -> Kept | None:
+    """Reads a dataclass from its JSON file; None where there is none.
+
+    Args:
+        kind: The dataclass.
+        path: The file.
+        advice: What to do where the file is broken.
+
+    Raises:
+        BenchError: It is.
+    """
+    if not path.exists():
+        return None
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise BenchError(f"{path} cannot be read ({reason(error)[:120]}); {advice}") from error
+
+
 def temporary_of(target: Path) -> Path:
     """Returns where a file grows before it takes its place; a killed process leaves it there."""
     return target.with_suffix(".tmp")
 
 
 class Remembering:
-    """A file for writers whose own errors hide why a write failed, as torch's do.
-
-    Args:
-        file: What is written to.
-
-    Attributes:
-        refusal: The first error of the file itself.
-    """
+    """A file for writers whose own errors hide why a write failed, as torch's do: ``refusal``."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

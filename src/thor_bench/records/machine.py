@@ -15,30 +15,17 @@ _CPU_INFO = Path("/proc/cpuinfo")
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Hardware and software of a run.
-
-    Attributes:
-        cpu: Model name of the processor.
-        cores: Logical cores that this process may use.
-        threads: Threads that torch uses.
-        gpu: Name of the GPU that trains, or None.
-        system: Operating system and release.
-        python: Version of Python.
-        torch: Version of torch.
-        torch_thor: Version of this package.
-        bfloat16: Whether the device that trains multiplies bfloat16; without that, workloads train
-            in float32. None in records from before it was asked.
-    """
+    """Hardware and software of a run."""
 
     cpu: str
-    cores: int
-    threads: int
-    gpu: str | None
+    cores: int  # logical ones that this process may use
+    threads: int  # that torch uses
+    gpu: str | None  # that trains
     system: str
     python: str
     torch: str
     torch_thor: str
-    bfloat16: bool | None = None
+    bfloat16: bool | None = None  # multiplied where it trains, else float32; None: never asked
 
     def __str__(self) -> str:
         """Returns a one-line summary."""

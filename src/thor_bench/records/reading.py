@@ -58,14 +58,6 @@ def _lines(path: Path) -> Iterable[Record]:
                 raise BenchError(f"{message}; remove the line or the run") from error
 
 
-def stored_config(directory: Path) -> RunConfig | None:
-    """Returns what the run in a folder was asked to do; None where no readable run begins there."""
-    try:
-        return read_run(directory).config
-    except BenchError:
-        return None
-
-
 def read_run(directory: Path) -> Run:
     """Reads the records of the run in a folder.
 
@@ -81,7 +73,6 @@ def read_run(directory: Path) -> Run:
         raise BenchError(f"{path} cannot be read: {reason(error)}") from error
     if not records or not isinstance(records[0], RunStarted):
         raise BenchError(f"{path} does not begin with a run's start; remove the run")
-    ends = [record for record in records if isinstance(record, RunFinished | RunFailed)]
     return Run(
         directory=directory,
         started=records[0],
@@ -89,8 +80,16 @@ def read_run(directory: Path) -> Run:
         evaluations=tuple(r for r in records if isinstance(r, EvaluationRecord)),
         epochs=tuple(r for r in records if isinstance(r, EpochRecord)),
         decisions=tuple(r for r in records if isinstance(r, DecisionRecord)),
-        end=ends[-1] if ends else None,
+        end=next((r for r in reversed(records) if isinstance(r, RunFinished | RunFailed)), None),
     )
+
+
+def stored_config(directory: Path) -> RunConfig | None:
+    """Returns what the run in a folder was asked to do; None where no readable run begins there."""
+    try:
+        return read_run(directory).config
+    except BenchError:
+        return None
 
 
 def find_runs(directory: Path) -> list[Run]:

@@ -5,10 +5,10 @@ Every table and figure is made from these files alone.
 """
 
 import os
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
@@ -21,25 +21,15 @@ RECORDS_FILE = "records.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class RunStarted:
-    """First line of every run.
-
-    Attributes:
-        config: What was asked for.
-        machine: Where it ran.
-        steps_per_epoch: Optimizer steps in one epoch.
-        parameters: Number of trained values in the model.
-        metric: Name of the test metric.
-        started: Time of day, ISO 8601 with zone.
-        ranks: Processes that train together, each on its part of every batch.
-    """
+    """First line of every run."""
 
     config: RunConfig
     machine: Machine
     steps_per_epoch: int
-    parameters: int
+    parameters: int  # trained values in the model
     metric: str
-    started: str
-    ranks: int = 1
+    started: str  # time of day, ISO 8601 with zone
+    ranks: int = 1  # processes that train together, each on its part of every batch
     kind: Literal["started"] = "started"
 
     @property
@@ -61,42 +51,28 @@ class RunResumed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepRecord:
-    """State after one optimizer step.
-
-    Attributes:
-        step: Steps done so far.
-        epoch: Epochs done so far, a fraction.
-        seconds: Training time so far; evaluation and saving are not counted.
-        loss: Training loss of this step's batch.
-        lr: Learning rate that the step used.
-    """
+class Moment:
+    """A moment of a run: steps, epochs and seconds of training (nothing else counts) so far."""
 
     step: int
     epoch: float
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord(Moment):
+    """State after one optimizer step: the loss of its batch, and its learning rate."""
+
     loss: float
     lr: float
     kind: Literal["step"] = "step"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationRecord:
-    """Result on the full test set, measured outside the clock.
+class EvaluationRecord(Moment):
+    """Result on the full test set, measured outside the clock."""
 
-    Attributes:
-        step: Steps done so far.
-        epoch: Epochs done so far, a fraction.
-        seconds: Training time so far.
-        train_loss: Mean training loss since the epoch began.
-        test_loss: Mean loss over the test set.
-        test_metric: The workload's metric over the test set.
-    """
-
-    step: int
-    epoch: float
-    seconds: float
-    train_loss: float
+    train_loss: float  # mean since the epoch began
     test_loss: float
     test_metric: float
     kind: Literal["evaluation"] = "evaluation"
@@ -104,65 +80,39 @@ class EvaluationRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
-    """Cost of one finished epoch, the last of which the horizon may have cut short.
+    """Cost of one finished epoch, the last of which the horizon may have cut short."""
 
-    Attributes:
-        epoch: Number of the epoch, from 1.
-        step: Steps done so far.
-        seconds: Training time so far.
-        epoch_seconds: Training time of this epoch.
-        train_loss: Mean training loss over the epoch.
-        peak_memory_mb: Largest memory of the process (or the GPU) in this run so far, in MiB.
-        wait_seconds: Part of ``epoch_seconds`` in which training waited for its batches.
-    """
-
-    epoch: int
+    epoch: int  # from 1
     step: int
     seconds: float
     epoch_seconds: float
     train_loss: float
-    peak_memory_mb: float
-    wait_seconds: float = 0.0
+    peak_memory_mb: float  # of the process (or the GPU) in this run so far, MiB
+    wait_seconds: float = 0.0  # part of epoch_seconds in which training waited for batches
     kind: Literal["epoch"] = "epoch"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecisionRecord:
-    """What a trace rule decided for one layer at one refresh.
-
-    Attributes:
-        layer: Name of the layer.
-        step: Step of the refresh.
-        decision: ``update``, ``keep`` or ``freeze``.
-        change: Relative change Δ of the trace; None where it is not finite (first refresh).
-        norm: Frobenius norm of the layer's curvature A ⊗ G after the refresh.
-    """
+    """What a trace rule decided for one layer at one refresh."""
 
     layer: str
     step: int
-    decision: str
-    change: float | None
-    norm: float | None = None
+    decision: str  # update, keep or freeze
+    change: float | None  # Δ of the trace; None where it is not finite (first refresh)
+    norm: float | None = None  # Frobenius norm of A ⊗ G after the refresh
     kind: Literal["decision"] = "decision"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFinished:
-    """Last line of a run that reached its horizon, or that ended before it by intent.
-
-    Attributes:
-        step: Steps done.
-        seconds: Training time.
-        best_metric: Best value of the workload's metric.
-        final_metric: Its last value.
-        ended: Why the run ended before its horizon; None where it did not.
-    """
+    """Last line of a run that reached its horizon, or that ended before it by intent."""
 
     step: int
     seconds: float
     best_metric: float
     final_metric: float
-    ended: str | None = None
+    ended: str | None = None  # why before the horizon
     kind: Literal["finished"] = "finished"
 
 
@@ -196,15 +146,11 @@ def to_json(record: Record) -> str:
 
 
 def from_json(line: str) -> Record:
-    """Returns the record that a line of JSON holds.
-
-    Raises:
-        pydantic.ValidationError: The line holds no known record.
-    """
+    """Returns the record that a line of JSON holds, or raises pydantic's ValidationError."""
     return _ADAPTER.validate_json(line)
 
 
-class RecordWriter:
+class RecordWriter(AbstractContextManager["RecordWriter"]):
     """Appends records to a run's file; as an observer it writes each event when it happens.
 
     Args:
@@ -235,13 +181,5 @@ class RecordWriter:
         """Closes the file."""
         self._file.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()

@@ -10,47 +10,21 @@ from matplotlib.figure import Figure
 from thor_bench.records.reading import Run
 from thor_bench.report.curves import curves, draw_curve
 from thor_bench.report.layer_figures import draw_changes, draw_decisions, runs_with_decisions
-from thor_bench.report.style import DARK, LIGHT, Theme, save, themed
+from thor_bench.report.style import DARK, LIGHT, Theme, themed
 from thor_bench.tasks import find_workload
 
 
 @dataclass(frozen=True)
 class FigureFile:
-    """A figure on disk, in both themes.
-
-    Attributes:
-        title: What it shows.
-        light: PNG for light pages.
-        dark: PNG for dark pages.
-    """
+    """A figure on disk, in both themes."""
 
     title: str
-    light: Path
+    light: Path  # PNG for light pages
     dark: Path
 
 
-Drawing = tuple[str, str, Callable[[Theme], Figure]]
-
-
-def _drawings(runs: Sequence[Run], target: float) -> list[Drawing]:
-    """Returns (file stem, title, how to draw it) of every figure that the runs allow."""
-    metric = find_workload(runs[0].config.workload).metric
-    drawings: list[Drawing] = [
-        (curve.stem, curve.title, partial(draw_curve, curve=curve, runs=runs))
-        for curve in curves(metric, target)
-    ]
-    for run in runs_with_decisions(runs):
-        name = run.config.optimizer
-        if any(record.change for record in run.decisions):
-            draw = partial(draw_changes, run=run)
-            drawings.append((f"change-{name}", f"Δ per layer, {name}", draw))
-        draw = partial(draw_decisions, run=run)
-        drawings.append((f"decisions-{name}", f"Decisions over time, {name}", draw))
-    return drawings
-
-
 def draw_figures(runs: Sequence[Run], target: float, directory: Path) -> list[FigureFile]:
-    """Draws every figure of some runs as PNG, for light and for dark pages.
+    """Draws every figure that some runs allow as PNG, for light and for dark pages.
 
     Args:
         runs: Runs of one workload, at least one.
@@ -60,9 +34,19 @@ def draw_figures(runs: Sequence[Run], target: float, directory: Path) -> list[Fi
     Returns:
         The figures, in reading order.
     """
-    return [
-        write_figure(directory, stem, title, draw) for stem, title, draw in _drawings(runs, target)
+    metric = find_workload(runs[0].config.workload).metric
+    drawings: list[tuple[str, str, Callable[[Theme], Figure]]] = [
+        (one.stem, one.title, partial(draw_curve, curve=one, runs=runs))
+        for one in curves(metric, target)
     ]
+    for run in runs_with_decisions(runs):
+        name = run.config.optimizer
+        if any(record.change for record in run.decisions):
+            draw = partial(draw_changes, run=run)
+            drawings.append((f"change-{name}", f"Δ per layer, {name}", draw))
+        draw = partial(draw_decisions, run=run)
+        drawings.append((f"decisions-{name}", f"Decisions over time, {name}", draw))
+    return [write_figure(directory, *drawing) for drawing in drawings]
 
 
 def write_figure(
@@ -81,7 +65,7 @@ def write_figure(
     for theme, path in ((LIGHT, files.light), (DARK, files.dark)):
         with themed(theme):
             figure = draw(theme)
-            save(figure, path)
+            figure.savefig(path)
             if pdf and theme is LIGHT:
-                save(figure, path.with_suffix(".pdf"))
+                figure.savefig(path.with_suffix(".pdf"))
     return files

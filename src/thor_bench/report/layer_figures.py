@@ -21,24 +21,7 @@ _DECISIONS = ("update", "keep", "freeze")
 
 def runs_with_decisions(runs: Sequence[Run]) -> list[Run]:
     """Returns, of each optimizer that made decisions, its first run."""
-    found = []
-    for group in group_by_optimizer(runs).values():
-        first = next((run for run in group if run.decisions), None)
-        if first is not None:
-            found.append(first)
-    return found
-
-
-def decided_layers(decisions: Sequence[DecisionRecord]) -> list[str]:
-    """Returns the layers that decisions are about, in their order."""
-    return list(dict.fromkeys(record.layer for record in decisions))
-
-
-def _thresholds(run: Run) -> list[tuple[str, float]]:
-    """Returns the named thresholds ω1 and ω2 that a run used, as far as it had any."""
-    named = [("ω1", "update_above"), ("ω2", "freeze_below")]
-    values = [(symbol, run.config.settings.get(key)) for symbol, key in named]
-    return [(symbol, float(value)) for symbol, value in values if value]
+    return [group[0] for group in group_by_optimizer([r for r in runs if r.decisions]).values()]
 
 
 def draw_changes(_theme: Theme, *, run: Run) -> Figure:
@@ -46,12 +29,13 @@ def draw_changes(_theme: Theme, *, run: Run) -> Figure:
     title = f"Relative change Δ of the trace, {run.config.name}"
     figure = _draw_layers(run, title, "Δ", attrgetter("change"))
     axes = figure.axes[0]
-    for symbol, value in _thresholds(run):
-        axes.axhline(value, color="0.5", linestyle=(0, (4, 3)), linewidth=1.1)
-        axes.annotate(
-            f"{symbol} = {value:g}", (1, value), xycoords=("axes fraction", "data"), ha="right",
-            va="bottom", fontsize=8.5,
-        )  # fmt: skip
+    for symbol, key in (("ω1", "update_above"), ("ω2", "freeze_below")):
+        if value := run.config.settings.get(key):
+            axes.axhline(float(value), color="0.5", linestyle=(0, (4, 3)), linewidth=1.1)
+            axes.annotate(
+                f"{symbol} = {value:g}", (1, float(value)), xycoords=("axes fraction", "data"),
+                ha="right", va="bottom", fontsize=8.5,
+            )  # fmt: skip
     return figure
 
 
@@ -66,50 +50,51 @@ def _draw_layers(
 ) -> Figure:
     """Draws one value of each layer's refreshes over the steps, on a logarithmic axis."""
     figure, axes = new_figure(title, height=4.2)
-    layers = decided_layers(run.decisions)
+    layers = _by_layer(run)
     shades = colormaps["viridis"](np.linspace(0.15, 0.85, len(layers)))
-    for layer, shade in zip(layers, shades, strict=True):
-        made = [(r.step, value(r)) for r in run.decisions if r.layer == layer and value(r)]
-        if made:
-            steps, values = zip(*made, strict=True)
-            axes.plot(steps, values, color=shade, linewidth=1.2, marker="o", markersize=2.2,
-                      label=layer)  # fmt: skip
+    for (layer, records), shade in zip(layers.items(), shades, strict=True):
+        if made := [(record.step, value(record)) for record in records if value(record)]:
+            axes.plot(*zip(*made, strict=True), color=shade, linewidth=1.2, marker="o",
+                      markersize=2.2, label=layer)  # fmt: skip
     axes.set_yscale("log")
     axes.set(xlabel="step", ylabel=label)
     if len(layers) <= _MOST_NAMED:
         legend(figure)
     else:
-        ends = f"{len(layers)} layers, from {layers[0]} (dark) to {layers[-1]} (light)"
+        first, *_, last = layers
+        ends = f"{len(layers)} layers, from {first} (dark) to {last} (light)"
         axes.annotate(ends, (0.01, 0.02), xycoords="axes fraction", fontsize=8)
     return figure
 
 
+def _by_layer(run: Run) -> dict[str, list[DecisionRecord]]:
+    """Sorts a run's decisions by layer, in the order in which layers first appear."""
+    layers: dict[str, list[DecisionRecord]] = {}
+    for record in run.decisions:
+        layers.setdefault(record.layer, []).append(record)
+    return layers
+
+
 def draw_decisions(theme: Theme, *, run: Run) -> Figure:
     """Draws, for each layer, what the latest decision was at each step."""
-    layers = decided_layers(run.decisions)
+    layers = _by_layer(run)
     title = f"Decisions of the trace rule, {run.config.name}"
     figure, axes = new_figure(title, height=1.8 + 0.22 * len(layers))
     palette = dict(zip(_DECISIONS, theme.decisions, strict=True))
     last = run.started.total_steps
-    for row, layer in enumerate(layers):
-        made = [record for record in run.decisions if record.layer == layer]
+    for row, made in enumerate(layers.values()):
         ends = [record.step for record in made[1:]] + [max(last, made[-1].step + 1)]
         bars = [(record.step, end - record.step) for record, end in zip(made, ends, strict=True)]
         axes.broken_barh(
             bars, (row - 0.4, 0.8), facecolors=[palette[record.decision] for record in made],
             edgecolor=theme.paper, linewidth=0.4,
         )  # fmt: skip
-    axes.set_yticks(range(len(layers)), layers, fontsize=7.5)
+    axes.set_yticks(range(len(layers)), list(layers), fontsize=7.5)
     axes.invert_yaxis()
     axes.grid(visible=False)
     axes.set(xlabel="step")
     axes.set_xlim(0, last)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     counts = Counter(record.decision for record in run.decisions)
-    legend(
-        figure,
-        handles=[
-            Patch(color=palette[name], label=f"{name} ({counts[name]})") for name in _DECISIONS
-        ],
-    )
+    legend(figure, handles=[Patch(color=c, label=f"{n} ({counts[n]})") for n, c in palette.items()])
     return figure

@@ -24,22 +24,16 @@ FIGURES_FOLDER = "figures"
 
 @dataclass(frozen=True)
 class Report:
-    """What a report wrote, and what it says.
+    """What a report wrote, and what it says."""
 
-    Attributes:
-        title: What was compared.
-        page: The HTML page.
-        table: The table of the comparison.
-        figures: The figures on disk.
-    """
-
-    title: str
+    title: str  # what was compared
     page: Path
     table: TextTable
     figures: tuple[FigureFile, ...]
 
 
 def _load(directory: Path) -> tuple[list[Run], Comparison | None]:
+    """Reads the runs of a folder, in the order in which its comparison names their optimizers."""
     if not directory.is_dir():
         raise BenchError(f"DIR {directory} is no folder; name one that thor train or compare made")
     comparison = read_comparison(directory)
@@ -51,52 +45,45 @@ def _load(directory: Path) -> tuple[list[Run], Comparison | None]:
     if len(workloads) > 1:
         message = f"DIR {directory} holds runs of several workloads ({', '.join(workloads)})"
         raise BenchError(f"{message}; name the folder of one")
-    return _in_order(runs, comparison), comparison
-
-
-def _in_order(runs: list[Run], comparison: Comparison | None) -> list[Run]:
-    """Puts runs in the order in which the comparison names its optimizers."""
-    if comparison is None:
-        return runs
-    order = {name: number for number, name in enumerate(comparison.optimizers)}
-    return sorted(
-        runs, key=lambda run: (order.get(run.config.optimizer, len(order)), run.config.seed)
-    )
-
-
-def _absent(runs: Sequence[Run], comparison: Comparison | None) -> dict[str, str]:
-    """Returns the optimizers of a comparison that have no run because they lack something here."""
-    made = {run.config.optimizer for run in runs}
-    return lacking(
-        name for name in (comparison.optimizers if comparison else ()) if name not in made
-    )
+    if comparison is not None:
+        order = {name: number for number, name in enumerate(comparison.optimizers)}
+        runs.sort(key=lambda r: (order.get(r.config.optimizer, len(order)), r.config.seed))
+    return runs, comparison
 
 
 def _configurations(runs: Sequence[Run]) -> TextTable:
     """Returns the settings of each optimizer as a table."""
-    rows = []
-    for name, group in group_by_optimizer(runs).items():
-        config = group[0].config
-        settings = ", ".join(f"{key}={value}" for key, value in config.settings.items())
-        rows.append((name, f"{config.epochs:g}", str(config.batch_size), settings))
-    return TextTable(("optimizer", "epochs", "batch", "settings"), tuple(rows))
+    firsts = [group[0].config for group in group_by_optimizer(runs).values()]
+    rows = tuple(
+        (
+            one.optimizer,
+            f"{one.epochs:g}",
+            str(one.batch_size),
+            ", ".join(f"{key}={value}" for key, value in one.settings.items()),
+        )
+        for one in firsts
+    )
+    return TextTable(("optimizer", "epochs", "batch", "settings"), rows)
 
 
 def run_list(runs: Sequence[Run]) -> TextTable:
     """Returns each run with how it ended and the command that repeats it."""
-    rows = []
-    for run in runs:
-        match run.end:
-            case None:
-                state = "not finished"
-            case RunFailed(reason=why):
-                state = f"failed: {why}"
-            case RunFinished(ended=why):
-                state = f"ended {why}" if why else "finished"
-        rows.append(
-            (run.config.name, run.started.started, state, run.config.command(run.directory))
-        )
+    rows = (
+        (run.config.name, run.started.started, how_it_ended(run), run.config.command(run.directory))
+        for run in runs
+    )
     return TextTable(("run", "started", "state", "command"), tuple(rows))
+
+
+def how_it_ended(run: Run) -> str:
+    """Says how a run ended, for a table."""
+    match run.end:
+        case None:
+            return "not finished"
+        case RunFailed(reason=why):
+            return f"failed: {why}"
+        case RunFinished(ended=why):
+            return f"ended {why}" if why else "finished"
 
 
 def _inline(path: Path) -> str:
@@ -105,19 +92,13 @@ def _inline(path: Path) -> str:
 
 def _spread(cell: str) -> Markup:
     """Sets the range of ``median (low–high)`` small, under the median."""
-    middle, _, rest = cell.partition(" (")
-    if not rest:
-        return escape(cell)
-    return Markup("{}<small>{}</small>").format(middle, rest.removesuffix(")"))
+    middle, bracket, rest = cell.partition(" (")
+    small = Markup("<small>{}</small>").format(rest.removesuffix(")")) if bracket else Markup()
+    return escape(middle) + small
 
 
 def render(template: str, **values: object) -> str:
-    """Fills a page's template.
-
-    Args:
-        template: Name of the template.
-        values: What it shows.
-    """
+    """Fills a page's template with what it shows."""
     environment = Environment(
         loader=PackageLoader("thor_bench.report"),
         autoescape=True,
@@ -155,7 +136,11 @@ def write_report(directory: Path, *, command: str | None = None) -> Report:
     workload = find_workload(runs[0].config.workload)
     target = comparison.target if comparison else workload.target
     summaries = summarize(runs, target)
-    table = comparison_table(summaries, workload.metric, target, _absent(runs, comparison))
+    made = {row.optimizer for row in summaries}
+    absent = lacking(
+        [one for one in comparison.optimizers if one not in made] if comparison else ()
+    )
+    table = comparison_table(summaries, workload.metric, target, absent)
     goal = f"{workload.metric.name} {workload.metric.goal(target)}"
     if command is None and comparison is not None:
         command = f"{comparison.command} --out {directory}"
@@ -176,8 +161,7 @@ def write_report(directory: Path, *, command: str | None = None) -> Report:
             parameters=runs[0].started.parameters,
         )
         page.write_text(html, encoding="utf-8")
-        (directory / "table.md").write_text(table.to_markdown(), encoding="utf-8")
-        (directory / "table.csv").write_text(comparison_csv(summaries, target), encoding="utf-8")
+        table.write(directory, "table", numbers=comparison_csv(summaries, target))
     except OSError as error:
         message = f"DIR {directory} cannot be written ({reason(error)})"
         raise BenchError(f"{message}; copy the runs to a folder of yours") from error

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-DPI = 160
+_LOOK = Path(__file__).with_name("look.mplstyle")
 
 # Okabe and Ito (2008), in an order that keeps neighbours apart; for more names, darker ones.
 _HUES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
@@ -36,21 +36,13 @@ _FIXED = {
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a page.
-
-    Attributes:
-        name: ``light`` or ``dark``.
-        paper: Background.
-        ink: Text and axes.
-        faint: Grid and secondary lines.
-        decisions: Colours of update, keep and freeze.
-    """
+    """Colours of a page."""
 
     name: str
-    paper: str
-    ink: str
-    faint: str
-    decisions: tuple[str, str, str]
+    paper: str  # background
+    ink: str  # text and axes
+    faint: str  # grid and secondary lines
+    decisions: tuple[str, str, str]  # update, keep and freeze
 
 
 LIGHT = Theme("light", "#ffffff", "#1f2933", "#c9d1d9", ("#D55E00", "#56B4E9", "#8a97a6"))
@@ -72,40 +64,16 @@ def colours(names: Sequence[str]) -> Mapping[str, str]:
 @contextmanager
 def themed(theme: Theme) -> Iterator[None]:
     """Draws the enclosed figures in a theme."""
-    settings: dict[Any, Any] = {
-        "figure.facecolor": theme.paper,
-        "savefig.facecolor": theme.paper,
-        "axes.facecolor": theme.paper,
-        "axes.edgecolor": theme.faint,
-        "axes.labelcolor": theme.ink,
-        "axes.titlecolor": theme.ink,
-        "axes.titlesize": 11,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "axes.titlepad": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
+    papers = ("figure.facecolor", "savefig.facecolor", "axes.facecolor")
+    inks = ("axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color", "text.color")
+    coloured: dict[Any, Any] = {
+        **dict.fromkeys(papers, theme.paper),
+        **dict.fromkeys(inks, theme.ink),
+        **dict.fromkeys(("axes.edgecolor", "grid.color"), theme.faint),
         "axes.prop_cycle": cycler(color=_HUES),
-        "grid.color": theme.faint,
-        "grid.alpha": 0.5,
-        "grid.linewidth": 0.6,
-        "xtick.color": theme.ink,
-        "ytick.color": theme.ink,
-        "text.color": theme.ink,
-        "font.size": 9.5,
-        "legend.frameon": False,
-        "lines.linewidth": 1.8,
-        "lines.solid_capstyle": "round",
     }
-    with mpl.rc_context(settings):
+    with mpl.rc_context(coloured, fname=_LOOK):
         yield
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG."""
-    figure.savefig(path, dpi=DPI)
 
 
 def new_figure(title: str, *, height: float = 3.8) -> tuple[Figure, Axes]:

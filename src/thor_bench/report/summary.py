@@ -1,9 +1,11 @@
 """From runs to the rows of a comparison's table."""
 
 import math
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
+
+import polars as pl
+from pydantic import TypeAdapter
 
 from thor_bench.records.reading import Run
 from thor_bench.tasks import Metric, find_workload
@@ -13,77 +15,78 @@ BASELINE = "sgd"
 
 @dataclass(frozen=True)
 class Spread:
-    """Median, smallest and largest value over seeds; infinite where the target was missed."""
+    """A median over seeds and the range or interval around it; ∞ is a miss, NaN no value."""
 
     median: float
-    low: float
-    high: float
+    low: float = math.nan
+    high: float = math.nan
 
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        """Returns the spread of some values; all NaN where there are none."""
-        if not values:
-            return cls(math.nan, math.nan, math.nan)
-        return cls(statistics.median(values), min(values), max(values))
+    def text(self, digits: int) -> str:
+        """Returns ``median (low–high)``, or the median alone where the ends tell nothing more."""
+        middle, low, high = (
+            number_text(value, digits) for value in (self.median, self.low, self.high)
+        )
+        return middle if low == high else f"{middle} ({low}–{high})"
+
+
+def number_text(value: float, digits: int) -> str:
+    """Returns a number for a table: ``∞`` where it is infinite, ``–`` where there is none."""
+    if math.isnan(value):
+        return "–"
+    return "∞" if math.isinf(value) else f"{value:.{digits}f}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """One optimizer's row in the table.
-
-    Attributes:
-        optimizer: Its name.
-        runs: Number of seeds.
-        misses: How many of them never reached the target.
-        horizon: Epochs of its schedule.
-        seconds: Training time to the target.
-        steps: Steps to the target.
-        epochs: Epochs to the target.
-        best_metric: Best value of the metric.
-        final_metric: Value at the horizon.
-        epoch_seconds: Training time of an epoch.
-        peak_memory_mb: Peak memory, MiB.
-        wait_percent: Share of the training time in which training waited for batches.
-        ratio: Median time to the target over the baseline's; None where the baseline is missing
-            or misses.
-    """
+    """One optimizer's row in the table."""
 
     optimizer: str
     runs: int
-    misses: int
-    horizon: float
-    seconds: Spread
+    misses: int  # runs that never reached the target
+    horizon: float  # epochs of its schedule
+    ratio: float | None  # time over the baseline's; None where that is missing, or misses
+    seconds: Spread  # to the target, as steps and epochs
     steps: Spread
     epochs: Spread
     best_metric: Spread
-    final_metric: Spread
+    final_metric: Spread  # at the horizon
     epoch_seconds: Spread
     peak_memory_mb: Spread
-    wait_percent: Spread
-    ratio: float | None
+    wait_percent: Spread  # share of the training time in which training waited for batches
 
 
-@dataclass(frozen=True)
-class Reached:
-    """When a run first was at the target; infinite where it never was."""
-
-    seconds: float = math.inf
-    steps: float = math.inf
-    epochs: float = math.inf
+_ROWS = TypeAdapter(list[Summary])
+_MEASURES = [field.name for field in fields(Summary) if field.type is Spread]
+_PER_EPOCH = ["epoch_seconds", "wait_percent"]
 
 
-def reached(run: Run, metric: Metric, target: float) -> Reached:
-    """Returns when a run was first evaluated at a target or beyond it.
+def measured(runs: Sequence[Run], target: float) -> pl.DataFrame:
+    """Returns one row a run: when it was at the target first (infinite: never), and what it cost.
 
     Args:
-        run: Any run.
-        metric: Its workload's metric.
-        target: Value of the metric.
+        runs: Runs of one workload, at least one.
+        target: Value of its metric that is timed.
     """
-    for record in run.evaluations:
-        if metric.reaches(record.test_metric, target):
-            return Reached(record.seconds, record.step, record.epoch)
-    return Reached()
+    metric = find_workload(runs[0].config.workload).metric
+    kinds = {name: pl.List(pl.Float64) if name in _PER_EPOCH else pl.Float64 for name in _MEASURES}
+    return pl.DataFrame([_measured(run, metric, target) for run in runs], schema_overrides=kinds)
+
+
+def _measured(run: Run, metric: Metric, target: float) -> dict[str, object]:
+    values = [record.test_metric for record in run.evaluations]
+    at = next((r for r in run.evaluations if metric.reaches(r.test_metric, target)), None)
+    return {
+        "optimizer": run.config.optimizer,
+        "horizon": run.config.epochs,
+        "seconds": at.seconds if at else math.inf,
+        "steps": at.step if at else math.inf,
+        "epochs": at.epoch if at else math.inf,
+        "best_metric": metric.best(values) if values else None,
+        "final_metric": values[-1] if values else None,
+        "epoch_seconds": [one.epoch_seconds for one in run.whole_epochs],
+        "peak_memory_mb": run.epochs[-1].peak_memory_mb if run.epochs else None,
+        "wait_percent": [100 * one.wait_seconds / one.epoch_seconds for one in run.epochs],
+    }
 
 
 def group_by_optimizer(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -95,38 +98,27 @@ def group_by_optimizer(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def summarize(runs: Sequence[Run], target: float) -> list[Summary]:
-    """Returns one row per optimizer.
+    """Returns one row per optimizer, in the order in which optimizers first appear.
 
     Args:
         runs: Runs of one workload, at least one.
         target: Value of its metric that is timed.
     """
-    metric = find_workload(runs[0].config.workload).metric
-    groups = group_by_optimizer(runs)
-    rows = [_summarize_one(name, group, metric, target) for name, group in groups.items()]
-    baseline = next((row.seconds.median for row in rows if row.optimizer == BASELINE), math.inf)
-    if math.isinf(baseline):
-        return rows
-    return [replace(row, ratio=row.seconds.median / baseline) for row in rows]
+    values = {
+        name: pl.col(name).explode() if name in _PER_EPOCH else pl.col(name) for name in _MEASURES
+    }
+    missed = pl.col("seconds").is_infinite()
+    rows = measured(runs, target).group_by("optimizer", maintain_order=True).agg(
+        pl.col("horizon").first(),
+        runs=pl.len(),
+        misses=missed.sum(),
+        **{name: _spread(value) for name, value in values.items()},
+    )  # fmt: skip
+    median = pl.col("seconds").struct.field("median")
+    baseline = median.filter((pl.col("optimizer") == BASELINE) & median.is_finite()).first()
+    return _ROWS.validate_python(rows.with_columns(ratio=median / baseline).to_dicts())
 
 
-def _summarize_one(name: str, runs: Sequence[Run], metric: Metric, target: float) -> Summary:
-    hits = [reached(run, metric, target) for run in runs]
-    scores = [[record.test_metric for record in run.evaluations] for run in runs]
-    return Summary(
-        optimizer=name,
-        runs=len(runs),
-        misses=sum(math.isinf(one.seconds) for one in hits),
-        horizon=runs[0].config.epochs,
-        seconds=Spread.of([one.seconds for one in hits]),
-        steps=Spread.of([one.steps for one in hits]),
-        epochs=Spread.of([one.epochs for one in hits]),
-        best_metric=Spread.of([metric.best(values) for values in scores if values]),
-        final_metric=Spread.of([values[-1] for values in scores if values]),
-        epoch_seconds=Spread.of([e.epoch_seconds for run in runs for e in run.whole_epochs]),
-        peak_memory_mb=Spread.of([run.epochs[-1].peak_memory_mb for run in runs if run.epochs]),
-        wait_percent=Spread.of(
-            [100 * e.wait_seconds / e.epoch_seconds for run in runs for e in run.epochs]
-        ),
-        ratio=None,
-    )
+def _spread(values: pl.Expr) -> pl.Expr:
+    parts = {"median": values.median(), "low": values.min(), "high": values.max()}
+    return pl.struct(part.fill_null(math.nan).alias(name) for name, part in parts.items())

@@ -1,11 +1,11 @@
 """Tables for the terminal, Markdown, CSV and the report."""
 
-import csv
-import io
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
+import polars as pl
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -13,20 +13,16 @@ from rich.table import Table
 from thor_bench.optimizers.recipes import find_recipe
 from thor_bench.optimizers.registry import OPTIMIZERS, lacking
 from thor_bench.optimizers.settings import to_values
-from thor_bench.report.summary import BASELINE, Spread, Summary
+from thor_bench.report.summary import BASELINE, Summary, number_text
 from thor_bench.tasks import WORKLOADS, Metric, Workload
 
+_LISTING: dict[str, Any] = {"title_justify": "left", "box": SIMPLE_HEAD}
 _DISPENSABLE = ("horizon", "final", "data %")
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table as text, ready for any output.
-
-    Attributes:
-        headings: One per column.
-        rows: Cells; the first column names the row.
-    """
+    """A table as text, ready for any output; the first column names the row."""
 
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -45,16 +41,25 @@ class TextTable:
 
     def to_csv(self) -> str:
         """Returns the cells as comma-separated values."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([self.headings, *self.rows])
-        return text.getvalue()
+        return pl.DataFrame(self.rows, schema=self.headings, orient="row").write_csv()
 
-    def transposed(self) -> "TextTable":
-        """Returns the table with rows and columns exchanged."""
+    def write(self, directory: Path, stem: str, *, numbers: str | None = None) -> None:
+        """Writes the table as Markdown and CSV.
+
+        Args:
+            directory: Where the files go; must exist.
+            stem: File name without ending.
+            numbers: The CSV, where it tells more than the cells.
+        """
+        (directory / f"{stem}.md").write_text(self.to_markdown(), encoding="utf-8")
+        csv = self.to_csv() if numbers is None else numbers
+        (directory / f"{stem}.csv").write_text(csv, encoding="utf-8")
+
+    def _transposed(self) -> "TextTable":
         headings, *rows = zip(self.headings, *self.rows, strict=True)
         return TextTable(headings, tuple(rows))
 
-    def narrow(self) -> "TextTable":
+    def _narrow(self) -> "TextTable":
         """Returns the table without ranges and without the columns that matter least."""
         kept = [n for n, heading in enumerate(self.headings) if heading not in _DISPENSABLE]
         rows = tuple(tuple(row[n].partition(" (")[0] for n in kept) for row in self.rows)
@@ -62,18 +67,16 @@ class TextTable:
 
     def to_rich(self, title: str, console: Console) -> Table:
         """Returns a table for the terminal: the fullest form that fits its width."""
-        forms = (self, self.transposed(), self.narrow())
-        tables = [_to_rich(form, title) for form in forms]
-        unlimited = console.options.update(max_width=10_000)
-        widths = [console.measure(table, options=unlimited).maximum for table in tables]
-        fitting = (t for t, width in zip(tables, widths, strict=True) if width <= console.width)
-        return next(fitting, tables[-1])
+        forms = [_to_rich(form, title) for form in (self, self._transposed(), self._narrow())]
+        free = console.options.update(max_width=10_000)
+        fitting = (
+            one for one in forms if console.measure(one, options=free).maximum <= console.width
+        )
+        return next(fitting, forms[-1])
 
 
 def _to_rich(text: TextTable, title: str) -> Table:
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False
-    )
+    table = Table(title=title, title_style="bold", pad_edge=False, **_LISTING)
     table.padding = (0, 1, 0, 0)
     for heading, words in zip(text.headings, text.are_words(), strict=True):
         # Settings are wider than a terminal; cut off, nobody could repeat the run.
@@ -98,31 +101,21 @@ def comparison_table(
         absent: Optimizers that could not run, and what they lack; one row each.
     """
     headings = (
-        "optimizer",
-        f"s to {metric.goal(target)}",
-        f"÷ {BASELINE}",
-        "steps",
-        "epochs",
-        "horizon",
-        "missed",
-        "best",
-        "final",
-        "s/epoch",
-        "MiB",
-        "data %",
-    )
+        "optimizer", f"s to {metric.goal(target)}", f"÷ {BASELINE}", "steps", "epochs", "horizon",
+        "missed", "best", "final", "s/epoch", "MiB", "data %",
+    )  # fmt: skip
     rows = tuple(
         (
             row.optimizer,
-            _range(row.seconds, 2),
+            row.seconds.text(2),
             "–" if row.ratio is None else number_text(row.ratio, 2),
-            _range(row.steps, 0),
-            _range(row.epochs, 1),
+            row.steps.text(0),
+            row.epochs.text(1),
             f"{row.horizon:g}",
             f"{row.misses}/{row.runs}",
-            _range(row.best_metric, metric.digits),
-            _range(row.final_metric, metric.digits),
-            _range(row.epoch_seconds, 2),
+            row.best_metric.text(metric.digits),
+            row.final_metric.text(metric.digits),
+            row.epoch_seconds.text(2),
             number_text(row.peak_memory_mb.median, 0),
             number_text(row.wait_percent.median, 1),
         )
@@ -135,58 +128,23 @@ def comparison_table(
 
 def comparison_csv(summaries: Sequence[Summary], target: float) -> str:
     """Returns every number of a comparison at full precision, one row per optimizer."""
-    spreads = (
-        "seconds", "steps", "epochs", "best_metric", "final_metric", "epoch_seconds",
-        "peak_memory_mb", "wait_percent",
-    )  # fmt: skip
-    parts = ("median", "low", "high")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    names = [f"{name}_{part}" for name in spreads for part in parts]
-    writer.writerow(["optimizer", "target", "runs", "misses", "horizon", "ratio", *names])
-    for row in summaries:
-        numbers = [getattr(getattr(row, name), part) for name in spreads for part in parts]
-        writer.writerow(
-            [row.optimizer, target, row.runs, row.misses, row.horizon, row.ratio, *numbers]
-        )
-    return text.getvalue()
-
-
-def number_text(value: float, digits: int) -> str:
-    """Returns a number for a table: ``∞`` where it is infinite, ``–`` where there is none."""
-    if math.isnan(value):
-        return "–"
-    return "∞" if math.isinf(value) else f"{value:.{digits}f}"
-
-
-def _range(spread: Spread, digits: int) -> str:
-    """Returns ``median (low–high)``, or the median alone where all seeds agree."""
-    middle, low, high = (number_text(v, digits) for v in (spread.median, spread.low, spread.high))
-    return middle if low == high else f"{middle} ({low}–{high})"
+    rows = pl.json_normalize([asdict(row) for row in summaries], separator="_")
+    return rows.insert_column(1, pl.lit(target).alias("target")).write_csv()
 
 
 def workloads_table() -> Table:
     """Returns the table of ``thor workloads``."""
-    table = Table(title="Workloads", title_justify="left", box=SIMPLE_HEAD)
-    for heading in ("name", "what", "data", "target", "batch"):
-        table.add_column(heading)
-    for workload in WORKLOADS.values():
-        metric = workload.metric
-        table.add_row(
-            workload.name,
-            workload.description,
-            workload.input_summary,
-            f"{metric.name} {metric.format(workload.target)}",
-            str(workload.batch_size),
-        )
+    table = Table("name", "what", "data", "target", "batch", title="Workloads", **_LISTING)
+    for one in WORKLOADS.values():
+        target = f"{one.metric.name} {one.metric.format(one.target)}"
+        table.add_row(one.name, one.description, one.input_summary, target, str(one.batch_size))
     return table
 
 
 def optimizers_table(workload: Workload) -> Table:
     """Returns the table of ``thor optimizers``: tuned settings and horizon on a workload."""
-    table = Table(title=f"Optimizers on {workload.name}", title_justify="left", box=SIMPLE_HEAD)
-    for heading in ("name", "what", "epochs", "settings (change with --set key=value)"):
-        table.add_column(heading)
+    headings = ("name", "what", "epochs", "settings (change with --set key=value)")
+    table = Table(*headings, title=f"Optimizers on {workload.name}", **_LISTING)
     absent = lacking(OPTIMIZERS)
     for spec in OPTIMIZERS.values():
         recipe = find_recipe(workload, spec.name)
