@@ -34,45 +34,20 @@ class Triangle:
         return max(0.0, (self.total - step) / (self.total - max(peak - 1, 0)))
 
 
-@dataclass(frozen=True)
-class Relative:
-    """A schedule of learning rates as a factor of the peak.
-
-    Attributes:
-        schedule: ``step -> learning rate``.
-        peak: Learning rate that the optimizer was built with.
-    """
-
-    schedule: PolynomialDecay | WarmupPolynomialDecay
-    peak: float
-
-    def __call__(self, step: int) -> float:
-        """Returns the factor for the step after ``step`` others."""
-        return self.schedule(step) / self.peak
-
-
 def factor(settings: Settings, *, steps_per_epoch: int, epochs: float) -> Factor:
-    """Returns the factor of the learning rate that some settings ask for.
-
-    Args:
-        settings: Settings of an optimizer.
-        steps_per_epoch: Optimizer steps in one epoch.
-        epochs: Horizon of the run.
-    """
+    """Returns the factor of the learning rate, by step, over a horizon in epochs."""
+    peak, total = settings.lr, steps_until(epochs, steps_per_epoch)
     if settings.schedule != "polynomial":
-        falls = settings.schedule == "triangle"
-        return Triangle(steps_until(epochs, steps_per_epoch), settings.warmup, falls)
+        return Triangle(total, settings.warmup, falls=settings.schedule == "triangle")
     end = float(epochs) if settings.end_epoch is None else settings.end_epoch
-    if not settings.warmup_epochs:
-        return Relative(
-            PolynomialDecay(settings.lr, end, settings.lr_power, steps_per_epoch), settings.lr
+    decay: Factor = PolynomialDecay(peak, end, settings.lr_power, steps_per_epoch)
+    if settings.warmup_epochs:
+        decay = WarmupPolynomialDecay(
+            start=settings.warmup_lr,
+            target=peak,
+            warmup_epochs=settings.warmup_epochs,
+            end_epoch=end,
+            power=settings.lr_power,
+            steps_per_epoch=steps_per_epoch,
         )
-    warm = WarmupPolynomialDecay(
-        start=settings.warmup_lr,
-        target=settings.lr,
-        warmup_epochs=settings.warmup_epochs,
-        end_epoch=end,
-        power=settings.lr_power,
-        steps_per_epoch=steps_per_epoch,
-    )
-    return Relative(warm, settings.lr)
+    return lambda step: decay(step) / peak

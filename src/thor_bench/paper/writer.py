@@ -8,8 +8,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from thor_bench.errors import BenchError, reason
-from thor_bench.optimizers.presets import PRESETS
-from thor_bench.optimizers.settings import THORSettings, from_values
+from thor_bench.optimizers.recipes import find_recipe
+from thor_bench.optimizers.settings import from_values
 from thor_bench.paper import published
 from thor_bench.paper.claims import ablation_table, claims_table
 from thor_bench.paper.paper_figures import draw_effects, draw_factors, draw_schedules
@@ -23,7 +23,7 @@ from thor_bench.report.page import render, run_list
 from thor_bench.report.style import Theme
 from thor_bench.report.summary import summarize
 from thor_bench.report.tables import TextTable, comparison_csv, comparison_table
-from thor_bench.tasks import Workload
+from thor_bench.tasks import Workload, find_workload
 from torch_thor import SplitMeasurement
 
 PAGE = "paper.html"
@@ -196,7 +196,12 @@ class PaperWriter:
     def _schedules(self) -> Section:
         steps = next(iter(self._runs.values())).started.steps_per_epoch
         job = next(job for job in self._plan.compared if job.label == "paper-thor")
-        mine = from_values(THORSettings, dict(job.config.settings))
+        published_setups = {
+            preset: find_recipe(find_workload("imagenet-resnet50"), "paper-thor", preset)
+            for preset in _IMAGENET_STEPS
+        }
+        there = {preset: setup.settings for preset, setup in published_setups.items()}
+        mine = from_values(type(there["paper-256"]), job.config.settings)
         here = partial(
             draw_schedules,
             settings={"paper-thor": mine},
@@ -204,16 +209,10 @@ class PaperWriter:
             steps=steps,
             title=f"Schedules on {self._workload.name}",
         )
-        imagenet = {
-            name: preset.settings["paper-thor"]
-            for (of, name), preset in PRESETS.items()
-            if of == "imagenet-resnet50"
-        }
-        there = {name: one for name, one in imagenet.items() if isinstance(one, THORSettings)}
         published_ones = partial(
             draw_schedules,
             settings=there,
-            epochs=PRESETS["imagenet-resnet50", "paper-256"].epochs,
+            epochs=published_setups["paper-256"].epochs,
             steps=_IMAGENET_STEPS["paper-256"],
             title="Schedules of the paper on ImageNet (eq. 13, 14, 15)",
         )
