@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from thor_bench.errors import BenchError
-from thor_bench.optimizers.learning_rates import Triangle, factor
+from thor_bench.optimizers.learning_rates import factor
 from thor_bench.optimizers.peer import Training
 from thor_bench.optimizers.peers import muon, thor
 from thor_bench.optimizers.peers.muon import FlattenedMuon, MuonSettings, as_matrix
@@ -94,7 +94,7 @@ def test_rows_are_evened_where_the_settings_ask_for_it() -> None:
 
 
 def test_triangle_rises_to_one_and_falls_to_zero() -> None:
-    triangle = Triangle(100, 0.15)
+    triangle = factor(SGDSettings(warmup=0.15), steps_per_epoch=100, epochs=1)
     values = [triangle(step) for step in range(101)]
     assert max(values) == values[14] == pytest.approx(1.0)
     assert values[:14] == pytest.approx([(step + 1) / 15 for step in range(14)])
@@ -167,7 +167,7 @@ def test_statistics_of_drawn_labels(
 @pytest.mark.parametrize("total", [1, 2, 7])
 @pytest.mark.parametrize("warmup", [0.0, 0.15, 0.99])
 def test_triangle_is_sound_in_short_runs(total: int, warmup: float) -> None:
-    triangle = Triangle(total, warmup)
+    triangle = factor(SGDSettings(warmup=warmup), steps_per_epoch=total, epochs=1)
     assert all(0 < triangle(step) <= 1 for step in range(total))
 
 

@@ -67,7 +67,9 @@ def test_damping(preset: str, epoch: float, expected: float) -> None:
     workload = find_workload("imagenet-resnet50")
     config = plan_run(workload, "paper-thor", seed=0, options=RunOptions(preset=preset))
     settings = from_values(THORSettings, dict(config.settings))
-    damping = thor.damping(Training(nn.Linear(3, 2), STEPS), settings)
+    (optimizer,) = thor.build(Training(nn.Linear(3, 2), STEPS), settings)
+    assert isinstance(optimizer, THOR)
+    damping = optimizer.engine.options.damping
     assert damping.mode == "both"
     assert callable(damping.value)
     assert damping.value(round(epoch * STEPS)) == pytest.approx(expected, rel=1e-6)

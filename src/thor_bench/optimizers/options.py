@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import make_dataclass, replace
+from dataclasses import fields, make_dataclass, replace
 from functools import partial, reduce
 from operator import or_
 from types import UnionType
@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import torch
 from pydantic import AfterValidator, Field
 
+from thor_bench.optimizers.peer import Training
 from thor_bench.optimizers.settings import Settings
 
 _WRITTEN: dict[Any, Any] = {
@@ -56,24 +57,44 @@ class Options:
         return value
 
 
+class Derived:
+    """Settings of an optimizer of torch_thor: plain arguments, and fields of its groups of options.
+
+    Args:
+        optimizer: The optimizer.
+        plain: Settings that belong to no group.
+        groups: The groups, by argument of the optimizer.
+        others: Defaults that are not those of the groups.
+    """
+
+    def __init__(
+        self, optimizer: type, plain: type[Settings], groups: Mapping[str, Options], **others: Any
+    ) -> None:
+        declared = [setting for group in groups.values() for setting in group.settings()]
+        self.settings: Any = make_dataclass(
+            plain.__name__.lstrip("_"),
+            [(name, hint, others.get(name, usual)) for name, hint, usual in declared],
+            bases=(plain,),
+            frozen=True,
+            kw_only=True,
+        )
+        self._plain = {field.name for field in fields(plain)} & set(defaults(optimizer))
+        self._groups = groups
+
+    def arguments(self, training: Training, settings: Any) -> dict[str, Any]:
+        """Returns the optimizer's arguments that some settings ask for."""
+        found = {name: getattr(settings, name) for name in self._plain}
+        found |= {name: group.build(settings) for name, group in self._groups.items()}
+        found["statistics"] = replace(found["statistics"], loss_reduction=training.loss_reduction)
+        if getattr(settings, "row_decay", None) is None:
+            found["norm_control"] = settings.norm_control  # by name: each kind has its own limit
+        return found
+
+
 def defaults(optimizer: type) -> dict[str, Any]:
     """Returns the defaults of an optimizer's arguments."""
     arguments = inspect.signature(optimizer).parameters
     return {name: argument.default for name, argument in arguments.items()}
-
-
-def derived(base: type[Settings], groups: Mapping[str, Options], **others: Any) -> Any:
-    """Returns a class of settings: a base's, and the fields of some groups.
-
-    Args:
-        base: Settings that belong to no group.
-        groups: The groups by argument of the optimizer.
-        others: Defaults that are not those of the groups.
-    """
-    declared = [setting for group in groups.values() for setting in group.settings()]
-    settings = [(name, hint, others.get(name, usual)) for name, hint, usual in declared]
-    name = base.__name__.lstrip("_")
-    return make_dataclass(name, settings, bases=(base,), frozen=True, kw_only=True)
 
 
 def _written(hint: Any) -> Any:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -69,17 +69,17 @@ class TrainingRule:
 
     def evaluation(self) -> None:
         """Puts the weights that are evaluated in place, where they are not those that train."""
-        for optimizer in self._switching():
-            optimizer.eval()
+        self._switch("eval")
 
     def training(self) -> None:
         """Puts the weights that train back."""
-        for optimizer in self._switching():
-            optimizer.train()
+        self._switch("train")
 
-    def _switching(self) -> Iterator[Any]:
-        """Yields the optimizers that train other weights than they evaluate (schedule-free)."""
-        return (one for one in self.optimizers if hasattr(one, "eval"))
+    def _switch(self, mode: Literal["eval", "train"]) -> None:
+        """Tells the optimizers that train other weights than they evaluate (schedule-free)."""
+        for optimizer in self.optimizers:
+            if hasattr(optimizer, mode):
+                getattr(optimizer, mode)()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state of all parts."""

@@ -1,13 +1,13 @@
 """torch_thor.KFAC and torch_thor.EKFAC: unsplit, at a fixed interval."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch.optim import Optimizer
 
-from thor_bench.optimizers.options import Options, defaults, derived
+from thor_bench.optimizers.options import Derived, Options, defaults
 from thor_bench.optimizers.peer import Peer, Recipe, Training
 from thor_bench.optimizers.settings import Count, Fraction, Settings
 from torch_thor import EKFAC, KFAC, Damping, NormControl
@@ -28,25 +28,15 @@ class _KFACSettings(Settings):
     interval: Count = _DEFAULTS["factor_interval"]
 
 
-KFACSettings = derived(_KFACSettings, _GROUPS)
+_DERIVED = Derived(KFAC, _KFACSettings, _GROUPS)
+KFACSettings = _DERIVED.settings
 
 
 def build(kind: type[KFAC], training: Training, settings: Any) -> Sequence[Optimizer]:
     """Builds one of both."""
-    statistics = _GROUPS["statistics"].build(settings)
-    return [
-        kind(
-            training.model,
-            lr=settings.lr,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            damping=_GROUPS["damping"].build(settings),
-            factor_interval=settings.interval,
-            inverse_interval=settings.interval,
-            norm_control=settings.norm_control,  # by name: each kind has its limit
-            statistics=replace(statistics, loss_reduction=training.loss_reduction),
-        )
-    ]
+    arguments = _DERIVED.arguments(training, settings)
+    every = settings.interval
+    return [kind(training.model, factor_interval=every, inverse_interval=every, **arguments)]
 
 
 _RECIPES = {

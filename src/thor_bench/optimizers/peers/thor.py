@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from thor_bench.errors import BenchError
-from thor_bench.optimizers.options import Options, defaults, derived
+from thor_bench.optimizers.options import Derived, Options, defaults
 from thor_bench.optimizers.peer import Peer, Recipe, Training
 from thor_bench.optimizers.settings import Count, Fraction, Positive, Settings
 from torch_thor import THOR, Damping, ExponentialDamping, NormControl, TraceRule
@@ -59,42 +59,36 @@ class _THORSettings(Settings):
     include_norms: bool = False
 
 
-THORSettings = derived(_THORSettings, _GROUPS, update_above=None)
+_DERIVED = Derived(THOR, _THORSettings, _GROUPS, update_above=None)
+THORSettings = _DERIVED.settings
 
 
 def build(training: Training, settings: Any) -> Sequence[Optimizer]:
-    """Builds it with every argument that the settings give."""
-    arguments = {name: group.build(settings) for name, group in _GROUPS.items()}
-    for name in ("lr", "momentum", "weight_decay", "split", "power"):
-        arguments[name] = getattr(settings, name)
-    arguments["damping"] = damping(training, settings)
-    if settings.row_decay is None:
-        arguments["norm_control"] = settings.norm_control  # by name: each kind has its limit
-    elif settings.norm_control is None:
+    """Builds it with every argument that the settings give.
+
+    Raises:
+        BenchError: Rows are to be evened without a norm control.
+    """
+    if settings.row_decay is not None and settings.norm_control is None:
         message = f"row_decay={settings.row_decay:g} needs a norm_control; try norm_control=rms"
         raise BenchError(message)
-    statistics = replace(arguments.pop("statistics"), loss_reduction=training.loss_reduction)
+    arguments = _DERIVED.arguments(training, settings)
+    if settings.damping_rate != 1.0:
+        falling = ExponentialDamping(
+            settings.damping, settings.damping_rate, training.steps_per_epoch
+        )
+        arguments["damping"] = replace(arguments["damping"], value=falling)
     modules = list(training.model.named_modules())
     head = training.head if settings.exclude_head else None
     norms = _NORMS if settings.include_norms else ()
     return [
         THOR(
             training.model,
-            statistics=statistics,
             exclude=[name for name, module in modules if module is head],
             include=[name for name, module in modules if isinstance(module, norms)],
             **arguments,
         )
     ]
-
-
-def damping(training: Training, settings: Any) -> Damping:
-    """Returns λ, falling by eq. 15 where the settings ask for it."""
-    fixed: Damping = _GROUPS["damping"].build(settings)
-    if settings.damping_rate == 1.0:
-        return fixed
-    falling = ExponentialDamping(settings.damping, settings.damping_rate, training.steps_per_epoch)
-    return replace(fixed, value=falling)
 
 
 # A fixed root mean square has a rate of its own, so the base rule's stands beside it, as with Muon.
