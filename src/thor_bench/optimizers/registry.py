@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from importlib import import_module
+from operator import attrgetter
 from pkgutil import iter_modules
 from typing import Any
 
@@ -12,10 +13,9 @@ from thor_bench.optimizers.peer import Peer
 
 def find_peers() -> dict[str, Peer[Any]]:
     """Returns every peer of every module in the folder, by name in alphabetical order."""
-    modules = (
-        import_module(f"{peers.__name__}.{one.name}") for one in iter_modules(peers.__path__)
-    )
-    return dict(sorted((peer.name, peer) for module in modules for peer in module.PEERS))
+    names = (f"{peers.__name__}.{module.name}" for module in iter_modules(peers.__path__))
+    found = [peer for name in names for peer in import_module(name).PEERS]
+    return {peer.name: peer for peer in sorted(found, key=attrgetter("name"))}
 
 
 OPTIMIZERS = find_peers()
