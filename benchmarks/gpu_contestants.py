@@ -33,7 +33,7 @@ def _adamw(model: nn.Module) -> list[Optimizer]:
 
 
 def _muon(model: nn.Module) -> list[Optimizer]:
-    from thor_bench.optimizers.muon import FlattenedMuon  # noqa: PLC0415 - torch before 2.9 has no Muon
+    from thor_bench.optimizers.peers.muon import FlattenedMuon  # noqa: PLC0415 - others need no bench
 
     embedded = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     matrices = [p for p in model.parameters() if p.dim() in (2, 4) and id(p) not in embedded]

@@ -11,8 +11,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from models import Task
-from thor_bench.optimizers.more_peers import singd_parameters
-from thor_bench.optimizers.requirements import lacks_muon
+from thor_bench.optimizers.peer import Training
+from thor_bench.optimizers.peers.muon import FlattenedMuon, lacks_muon
+from thor_bench.optimizers.peers.singd import divided
 from torch_thor import EKFAC, KFAC, THOR, GrowingInterval
 
 Build = Callable[[nn.Module, Task, int | None], list[Optimizer]]
@@ -42,8 +43,6 @@ def _adamw(model: nn.Module, _task: Task, _interval: int | None) -> list[Optimiz
 def _muon(model: nn.Module, _task: Task, _interval: int | None) -> list[Optimizer]:
     if lacks := lacks_muon():
         raise SystemExit(f"muon {lacks}")
-    from thor_bench.optimizers.muon import FlattenedMuon  # noqa: PLC0415 - extends what may be missing
-
     embedded = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     matrices = [p for p in model.parameters() if p.dim() >= 2 and id(p) not in embedded]
     chosen = {id(p) for p in matrices}
@@ -95,7 +94,7 @@ def _shampoo(model: nn.Module, _task: Task, interval: int | None) -> list[Optimi
 
 
 def _singd(model: nn.Module, _task: Task, interval: int | None) -> list[Optimizer]:
-    tracked, rest = singd_parameters(model)
+    tracked, rest = divided(Training(model, steps_per_epoch=1))
     singd = SINGD(model, tracked, lr=_LR, momentum=0.9, T=interval or 20, normalize_lr_cov=True)
     return [singd, torch.optim.SGD(rest, lr=_LR, momentum=0.9, nesterov=True)]
 

@@ -11,22 +11,18 @@ import torch
 from torch import nn
 
 from thor_bench.errors import BenchError
-from thor_bench.optimizers.builders import Training, build_muon, build_thor
-from thor_bench.optimizers.learning_rates import Triangle, factor
-from thor_bench.optimizers.muon import FlattenedMuon, as_matrix
-from thor_bench.optimizers.recipes import RECIPES, plan_run
-from thor_bench.optimizers.registry import OPTIMIZERS, build_rule
-from thor_bench.optimizers.settings import (
-    MuonSettings,
-    Settings,
-    SGDSettings,
-    THORSettings,
-    from_values,
-    override,
-    to_values,
-)
+from thor_bench.optimizers.learning_rates import factor
+from thor_bench.optimizers.peer import Training
+from thor_bench.optimizers.peers import muon, thor
+from thor_bench.optimizers.peers.muon import FlattenedMuon, MuonSettings, as_matrix
+from thor_bench.optimizers.peers.sgd import SGDSettings
+from thor_bench.optimizers.peers.thor import THORSettings
+from thor_bench.optimizers.recipes import plan_run
+from thor_bench.optimizers.registry import OPTIMIZERS
+from thor_bench.optimizers.rule import build_rule
+from thor_bench.optimizers.settings import Settings, from_values, override, to_values
 from thor_bench.records.config import DataSource
-from thor_bench.tasks import WORKLOADS, find_workload
+from thor_bench.tasks import find_workload
 from thor_bench.tasks.data import TensorSplit, TrainTest
 from thor_bench.tasks.gpt import GPT
 from thor_bench.training.session import Session
@@ -66,13 +62,13 @@ def test_curvature_learns_what_the_loss_is_a_mean_over(name: str) -> None:
 def test_muon_leaves_embeddings_and_head_to_the_rest() -> None:
     model = GPT(symbols=11, context=8, width=16, blocks=1, heads=2)
     settings = MuonSettings(rest="adamw", rest_lr=0.003)
-    muon, rest = build_muon(Training(model, 1), settings)
+    hidden, rest = muon.build(Training(model, 1), settings)
     assert isinstance(rest, torch.optim.AdamW)
     kept = {id(p) for group in rest.param_groups for p in group["params"]}
     names = {name for name, p in model.named_parameters() if p.dim() >= 2 and id(p) in kept}
     assert names == {"symbols.weight", "positions.weight", "head.weight"}
-    assert sum(len(group["params"]) for group in muon.param_groups) == 4
-    without = build_muon(Training(model, 1), replace(settings, exclude_head=False))[1]
+    assert sum(len(group["params"]) for group in hidden.param_groups) == 4
+    without = muon.build(Training(model, 1), replace(settings, exclude_head=False))[1]
     kept = {id(p) for group in without.param_groups for p in group["params"]}
     assert id(model.head.weight) not in kept
 
@@ -80,7 +76,7 @@ def test_muon_leaves_embeddings_and_head_to_the_rest() -> None:
 def test_thor_trains_the_rest_by_the_rule_that_is_asked_for() -> None:
     settings = THORSettings(base="adamw", base_lr_scale=0.15)
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
-    (optimizer,) = build_thor(Training(model, 1), settings)
+    (optimizer,) = thor.build(Training(model, 1), settings)
     model(torch.randn(5, 3)).square().sum().backward()
     before = model[1].weight.clone()
     optimizer.step()
@@ -90,22 +86,15 @@ def test_thor_trains_the_rest_by_the_rule_that_is_asked_for() -> None:
 
 def test_rows_are_evened_where_the_settings_ask_for_it() -> None:
     training = Training(nn.Linear(3, 2), steps_per_epoch=4)
-    (optimizer,) = build_thor(training, THORSettings(lr=0.1, norm_control="rms", row_decay=0.9))
+    (optimizer,) = thor.build(training, THORSettings(lr=0.1, norm_control="rms", row_decay=0.9))
     assert isinstance(optimizer, CurvatureOptimizer)
     assert optimizer.norm_control == NormControl("rms", row_decay=0.9)
     with pytest.raises(BenchError, match="needs a norm_control"):
-        build_thor(training, THORSettings(lr=0.1, norm_control=None, row_decay=0.9))
-
-
-def test_recipes_name_what_exists() -> None:
-    assert {workload for workload, _ in RECIPES} <= set(WORKLOADS)
-    assert {optimizer for _, optimizer in RECIPES} <= set(OPTIMIZERS)
-    for (_, optimizer), recipe in RECIPES.items():
-        assert type(recipe.settings) is type(OPTIMIZERS[optimizer].settings)
+        thor.build(training, THORSettings(lr=0.1, norm_control=None, row_decay=0.9))
 
 
 def test_triangle_rises_to_one_and_falls_to_zero() -> None:
-    triangle = Triangle(100, 0.15)
+    triangle = factor(SGDSettings(warmup=0.15), steps_per_epoch=100, epochs=1)
     values = [triangle(step) for step in range(101)]
     assert max(values) == values[14] == pytest.approx(1.0)
     assert values[:14] == pytest.approx([(step + 1) / 15 for step in range(14)])
@@ -178,7 +167,7 @@ def test_statistics_of_drawn_labels(
 @pytest.mark.parametrize("total", [1, 2, 7])
 @pytest.mark.parametrize("warmup", [0.0, 0.15, 0.99])
 def test_triangle_is_sound_in_short_runs(total: int, warmup: float) -> None:
-    triangle = Triangle(total, warmup)
+    triangle = factor(SGDSettings(warmup=warmup), steps_per_epoch=total, epochs=1)
     assert all(0 < triangle(step) <= 1 for step in range(total))
 
 
@@ -204,7 +193,7 @@ def test_flattened_muon_equals_muon_on_the_matrix(memory_format: torch.memory_fo
 def test_muon_multiplies_in_the_type_that_the_processor_has(
     native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("thor_bench.optimizers.muon.multiplies_bfloat16", lambda _device: native)
+    monkeypatch.setattr(muon, "multiplies_bfloat16", lambda _device: native)
     torch.manual_seed(0)
     weight = nn.Parameter(torch.zeros(12, 8))
     weight.grad = torch.randn(12, 8)

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from thor_bench.optimizers.builders import Training, thor_damping
-from thor_bench.optimizers.presets import PRESETS
-from thor_bench.optimizers.recipes import RunOptions, plan_run
-from thor_bench.optimizers.registry import TrainingRule, build_rule
-from thor_bench.optimizers.settings import THORSettings, from_values
-from thor_bench.optimizers.variants import VARIANTS
+from thor_bench.optimizers.peer import Training
+from thor_bench.optimizers.peers import thor
+from thor_bench.optimizers.peers.thor import THORSettings
+from thor_bench.optimizers.recipes import RunOptions, find_recipe, plan_run
+from thor_bench.optimizers.registry import OPTIMIZERS
+from thor_bench.optimizers.rule import TrainingRule, build_rule
+from thor_bench.optimizers.settings import from_values
 from thor_bench.tasks import find_workload
 from torch_thor import THOR
 
@@ -66,21 +67,28 @@ def test_damping(preset: str, epoch: float, expected: float) -> None:
     workload = find_workload("imagenet-resnet50")
     config = plan_run(workload, "paper-thor", seed=0, options=RunOptions(preset=preset))
     settings = from_values(THORSettings, dict(config.settings))
-    damping = thor_damping(Training(nn.Linear(3, 2), STEPS), settings)
+    (optimizer,) = thor.build(Training(nn.Linear(3, 2), STEPS), settings)
+    assert isinstance(optimizer, THOR)
+    damping = optimizer.engine.options.damping
     assert damping.mode == "both"
     assert callable(damping.value)
     assert damping.value(round(epoch * STEPS)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_what_else_the_paper_gives() -> None:
-    for (workload, name), preset in PRESETS.items():
-        split = 72 if workload == "cifar10-resnet18" else 128
-        for settings in preset.settings.values():
-            assert settings.weight_decay == 5e-4
-            assert getattr(settings, "split", None) in (None, split)
-        if workload == "imagenet-resnet50":
-            assert preset.batch_size == int(name.partition("-")[2])
-    assert PRESETS["cifar10-resnet18", "paper"].batch_size == 128
+    published = [
+        (key.split("/"), name)
+        for name, peer in OPTIMIZERS.items()
+        for key in peer.recipes
+        if "/" in key
+    ]
+    assert len(published) == 16
+    for (workload, preset), name in published:
+        setup = find_recipe(find_workload(workload), name, preset)
+        cifar = workload == "cifar10-resnet18"
+        assert setup.settings.weight_decay == 5e-4
+        assert getattr(setup.settings, "split", None) in (None, 72 if cifar else 128)
+        assert setup.batch_size == (128 if cifar else int(preset.partition("-")[2]))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +106,7 @@ def test_what_else_the_paper_gives() -> None:
 def test_variants_are_those_of_the_paper(
     name: str, rule: tuple[float, float] | None, split: bool, growing: bool
 ) -> None:
-    settings = next(variant.settings for variant in VARIANTS if variant.name == name)
+    settings = OPTIMIZERS[name].settings
     above = settings.update_above
     assert (None if above is None else (above, settings.freeze_below)) == rule
     assert (settings.split is not None) == split

@@ -1,1 +1,1 @@
-"""Every optimizer that the bench trains: settings, how it is built, the recipe it was tuned to."""
+"""Every optimizer that the bench trains, and what it uses on a workload."""

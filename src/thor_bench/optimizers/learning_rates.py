@@ -1,7 +1,6 @@
 """Learning rates over a run: factors of the peak that torch's LambdaLR multiplies in."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from thor_bench.optimizers.settings import Settings
 from thor_bench.records.config import steps_until
@@ -10,69 +9,35 @@ from torch_thor import PolynomialDecay, WarmupPolynomialDecay
 Factor = Callable[[int], float]
 
 
-@dataclass(frozen=True)
-class Triangle:
-    """Factor of the learning rate: linear from 0 to 1, then back to 0 at the horizon or level.
+def factor(settings: Settings, *, steps_per_epoch: int, epochs: float) -> Factor:
+    """Returns the factor of the learning rate after so many steps, over a horizon in epochs."""
+    if settings.schedule == "polynomial":
+        return _polynomial(settings, steps_per_epoch, epochs)
+    total, falls = steps_until(epochs, steps_per_epoch), settings.schedule == "triangle"
+    peak = settings.warmup * total
 
-    Attributes:
-        total: Steps until the horizon.
-        warmup: Share of them over which the factor rises.
-        falls: Whether it comes back to 0; else it stays at 1.
-    """
-
-    total: int
-    warmup: float
-    falls: bool = True
-
-    def __call__(self, step: int) -> float:
-        """Returns the factor for the step after ``step`` others; never 0 within the horizon."""
-        peak = self.warmup * self.total
+    def triangle(step: int) -> float:
+        """Linear from 0 to 1, then level or back to 0 at the horizon; never 0 within it."""
         if step + 1 < peak:
             return (step + 1) / peak
-        if not self.falls:
+        if not falls:
             return 1.0
-        return max(0.0, (self.total - step) / (self.total - max(peak - 1, 0)))
+        return max(0.0, (total - step) / (total - max(peak - 1, 0)))
+
+    return triangle
 
 
-@dataclass(frozen=True)
-class Relative:
-    """A schedule of learning rates as a factor of the peak.
-
-    Attributes:
-        schedule: ``step -> learning rate``.
-        peak: Learning rate that the optimizer was built with.
-    """
-
-    schedule: PolynomialDecay | WarmupPolynomialDecay
-    peak: float
-
-    def __call__(self, step: int) -> float:
-        """Returns the factor for the step after ``step`` others."""
-        return self.schedule(step) / self.peak
-
-
-def factor(settings: Settings, *, steps_per_epoch: int, epochs: float) -> Factor:
-    """Returns the factor of the learning rate that some settings ask for.
-
-    Args:
-        settings: Settings of an optimizer.
-        steps_per_epoch: Optimizer steps in one epoch.
-        epochs: Horizon of the run.
-    """
-    if settings.schedule != "polynomial":
-        falls = settings.schedule == "triangle"
-        return Triangle(steps_until(epochs, steps_per_epoch), settings.warmup, falls)
+def _polynomial(settings: Settings, steps_per_epoch: int, epochs: float) -> Factor:
+    target = settings.lr
     end = float(epochs) if settings.end_epoch is None else settings.end_epoch
-    if not settings.warmup_epochs:
-        return Relative(
-            PolynomialDecay(settings.lr, end, settings.lr_power, steps_per_epoch), settings.lr
+    decay: Factor = PolynomialDecay(target, end, settings.lr_power, steps_per_epoch)
+    if settings.warmup_epochs:
+        decay = WarmupPolynomialDecay(
+            start=settings.warmup_lr,
+            target=target,
+            warmup_epochs=settings.warmup_epochs,
+            end_epoch=end,
+            power=settings.lr_power,
+            steps_per_epoch=steps_per_epoch,
         )
-    warm = WarmupPolynomialDecay(
-        start=settings.warmup_lr,
-        target=settings.lr,
-        warmup_epochs=settings.warmup_epochs,
-        end_epoch=end,
-        power=settings.lr_power,
-        steps_per_epoch=steps_per_epoch,
-    )
-    return Relative(warm, settings.lr)
+    return lambda step: decay(step) / target

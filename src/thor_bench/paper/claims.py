@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from thor_bench.paper import published
 from thor_bench.report.rows import table_of
-from thor_bench.report.summary import Summary
-from thor_bench.report.tables import TextTable, number_text
+from thor_bench.report.summary import Summary, number_text
+from thor_bench.report.tables import TextTable
 
 # Rows of the paper's Table 2 and of its ablation, by the optimizer's name here.
 _TABLE_2 = {

@@ -1,6 +1,7 @@
 """The paper's figures that a comparison lacks: factors, schedules, the effect of α and p."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from thor_bench.optimizers.learning_rates import factor
-from thor_bench.optimizers.settings import THORSettings
 from thor_bench.records.config import DataSource
 from thor_bench.records.reading import Run
 from thor_bench.report.style import Theme, legend, new_figure
@@ -62,7 +62,7 @@ def draw_factors(theme: Theme) -> Figure:
 
 
 def draw_schedules(
-    _theme: Theme, *, settings: Mapping[str, THORSettings], epochs: float, steps: int, title: str
+    _theme: Theme, *, settings: Mapping[str, Any], epochs: float, steps: int, title: str
 ) -> Figure:
     """Draws learning rate, damping and interval over the epochs, each of some steps (6 and 8)."""
     figure = Figure(figsize=(9.2, 3.3), layout="constrained")

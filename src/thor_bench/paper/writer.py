@@ -8,8 +8,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from thor_bench.errors import BenchError, reason
-from thor_bench.optimizers.presets import PRESETS
-from thor_bench.optimizers.settings import THORSettings, from_values
+from thor_bench.optimizers.recipes import find_recipe
+from thor_bench.optimizers.settings import from_values
 from thor_bench.paper import published
 from thor_bench.paper.claims import ablation_table, claims_table
 from thor_bench.paper.figures import draw_effects, draw_factors, draw_schedules
@@ -24,12 +24,13 @@ from thor_bench.report.rows import write_table
 from thor_bench.report.style import Theme
 from thor_bench.report.summary import Summary, summarize
 from thor_bench.report.tables import TextTable, comparison_csv, comparison_table
-from thor_bench.tasks import Workload
+from thor_bench.tasks import Workload, find_workload
 from torch_thor import SplitMeasurement
 
 PAGE = "paper.html"
 
-_IMAGENET_STEPS = 5004  # in an epoch, at the paper's batch of 256
+_IMAGENET_PRESETS = ("paper-256", "paper-4096", "paper-8192")
+_IMAGENET_STEPS = 5004  # in an epoch, at a batch of 256
 
 
 @dataclass(frozen=True)
@@ -181,29 +182,29 @@ class PaperWriter:
 
     def _schedules(self) -> Section:
         job = next(job for job in self._plan.compared if job.label == "paper-thor")
+        published_setups = {
+            preset: find_recipe(find_workload("imagenet-resnet50"), "paper-thor", preset)
+            for preset in _IMAGENET_PRESETS
+        }
+        there = {preset: setup.settings for preset, setup in published_setups.items()}
+        mine = from_values(type(there["paper-256"]), job.config.settings)
         here = partial(
             draw_schedules,
-            settings={"paper-thor": from_values(THORSettings, dict(job.config.settings))},
+            settings={"paper-thor": mine},
             epochs=job.config.epochs,
             steps=next(iter(self._runs.values())).started.steps_per_epoch,
             title=f"Schedules on {self._workload.name}",
         )
-        imagenet = {
-            name: settings
-            for (of, name), preset in PRESETS.items()
-            if of == "imagenet-resnet50"
-            and isinstance(settings := preset.settings["paper-thor"], THORSettings)
-        }
-        there = partial(
+        published_ones = partial(
             draw_schedules,
-            settings=imagenet,
-            epochs=PRESETS["imagenet-resnet50", "paper-256"].epochs,
+            settings=there,
+            epochs=published_setups["paper-256"].epochs,
             steps=_IMAGENET_STEPS,
             title="Schedules of the paper on ImageNet (eq. 13, 14, 15)",
         )
         figures = [
             self._figure("figure-6", "Schedules here", here),
-            self._figure("figure-8", "The paper's schedules", there),
+            self._figure("figure-8", "The paper's schedules", published_ones),
         ]
         effects = {
             job.label: run for job in self._plan.effects if (run := self._runs.get(job.folder))

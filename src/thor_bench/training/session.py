@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from thor_bench.errors import BenchError, reason
-from thor_bench.optimizers.registry import build_rule
+from thor_bench.optimizers.rule import build_rule
 from thor_bench.records.config import DataSource, RunConfig, steps_until
 from thor_bench.tasks import Workload
 from thor_bench.tasks.data import Batch, Data

@@ -1,0 +1,115 @@
+"""What a run steps: an optimizer, or several, under one schedule."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from thor_bench.errors import BenchError, reason
+from thor_bench.optimizers.learning_rates import factor
+from thor_bench.optimizers.peer import Training
+from thor_bench.optimizers.registry import find_optimizer
+from thor_bench.optimizers.settings import from_values
+from thor_bench.records.config import RunConfig
+from thor_bench.records.records import DecisionRecord
+from thor_bench.tasks import Likelihood, find_workload
+from torch_thor import KFAC, THOR
+
+
+@dataclass(frozen=True)
+class TrainingRule:
+    """Optimizers that step together, each under the same schedule."""
+
+    optimizers: tuple[Optimizer, ...]
+    schedulers: tuple[LambdaLR, ...]
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the first group, for records."""
+        return float(self.optimizers[0].param_groups[0]["lr"])
+
+    def decisions(self) -> Iterator[DecisionRecord]:
+        """Yields what the latest step's trace rule decided, layer by layer."""
+        for optimizer in self.optimizers:
+            if not isinstance(optimizer, THOR | KFAC) or not optimizer.last_decisions:
+                continue
+            norms = optimizer.factor_norms()
+            for made in optimizer.last_decisions:
+                yield DecisionRecord(
+                    layer=made.layer,
+                    step=made.step,
+                    decision=made.decision.name.lower(),
+                    change=made.change if math.isfinite(made.change) else None,
+                    norm=norms[made.layer],
+                )
+
+    def sample_fisher(self, outputs: Tensor, likelihood: Likelihood) -> None:
+        """Collects statistics of drawn labels where an optimizer wants those; before backward."""
+        for optimizer in self.optimizers:
+            if not isinstance(optimizer, THOR):
+                continue
+            if optimizer.engine.options.statistics.fisher == "mc":
+                optimizer.sample_fisher(outputs, likelihood)
+
+    def zero_grad(self) -> None:
+        """Clears all gradients."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        """Steps every optimizer, then moves every schedule on."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+        for scheduler in self.schedulers:
+            scheduler.step()
+
+    def evaluation(self) -> None:
+        """Puts the weights that are evaluated in place, where they are not those that train."""
+        self._switch("eval")
+
+    def training(self) -> None:
+        """Puts the weights that train back."""
+        self._switch("train")
+
+    def _switch(self, mode: Literal["eval", "train"]) -> None:
+        """Tells the optimizers that train other weights than they evaluate (schedule-free)."""
+        for optimizer in self.optimizers:
+            if hasattr(optimizer, mode):
+                getattr(optimizer, mode)()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state of all parts."""
+        return {
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over a state of a rule that was built alike."""
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
+            scheduler.load_state_dict(saved)
+
+
+def build_rule(model: nn.Module, config: RunConfig, steps_per_epoch: int) -> TrainingRule:
+    """Builds the optimizer of a run, with its schedule, over every parameter of a model.
+
+    Raises:
+        BenchError: The optimizer refuses a setting.
+    """
+    peer = find_optimizer(config.optimizer)
+    settings = from_values(type(peer.settings), config.settings)
+    reduction = find_workload(config.workload).loss_reduction
+    training = Training(model, steps_per_epoch, reduction)
+    try:
+        optimizers = tuple(peer.build(training, settings))
+    except (TypeError, ValueError) as error:
+        raise BenchError(f"--optimizer {config.optimizer}: {reason(error)}") from error
+    rate = factor(settings, steps_per_epoch=steps_per_epoch, epochs=config.epochs)
+    schedulers = tuple(LambdaLR(optimizer, rate) for optimizer in optimizers)
+    return TrainingRule(optimizers, schedulers)
