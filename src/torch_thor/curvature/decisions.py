@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from torch_thor.capture.capture import REPLACED
+from torch_thor.curvature.stacks import Place
 from torch_thor.distributed.pooling import LayerStatistics
 from torch_thor.options.notices import warn
 from torch_thor.options.trace_rule import Decision, LayerDecision, TraceRule
@@ -18,35 +19,15 @@ if TYPE_CHECKING:
 
     from torch_thor.capture.statistics import FactorBatch
     from torch_thor.capture.tracked import TrackedLayer
-    from torch_thor.curvature.stacks import LayerStack
     from torch_thor.distributed.communicator import Communicator
 
 
-@dataclass
-class LayerRecord:
-    """What the engine remembers of one layer between refreshes.
-
-    Args:
-        trace: Damped trace of the curvature in use, eq. 8's reference; ``None`` before it.
-        frozen: Whether the trace rule froze the layer.
-        failures: Failed inversions in a row.
-        starved: Whether it was said that it gets a gradient and no statistics.
-    """
-
-    trace: float | None = None
-    frozen: bool = False
-    failures: int = 0
-    starved: bool = False
-
-
-@dataclass
-class DueLayer:
+@dataclass(eq=False)
+class DueLayer(Place):
     """One due layer.
 
     Args:
-        stack: Stack that holds its curvature.
-        slot: Its place there.
-        record: What is remembered of it.
+        damping: λ.
         statistics: Statistics since the last step, of all ranks.
         refresh: Whether its inverses are due, and not its factors alone.
         trace: tr(F + λI) with this batch folded in.
@@ -56,9 +37,7 @@ class DueLayer:
         blocks: Blocks (A, G) of the batch of all ranks, where the rule has asked for them.
     """
 
-    stack: LayerStack
-    slot: int
-    record: LayerRecord
+    damping: float
     statistics: LayerStatistics
     refresh: bool
     trace: float = 0.0
@@ -67,26 +46,14 @@ class DueLayer:
     fold: bool = True
     blocks: tuple[Tensor, Tensor] | None = None
 
-    @property
-    def layer(self) -> TrackedLayer:
-        """The layer itself."""
-        return self.stack.layers[self.slot]
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the layer has an inverse."""
-        return self.stack.ready[self.slot]
-
     def report(self, step: int) -> LayerDecision:
         """Returns the entry of ``optimizer.last_decisions``."""
         return LayerDecision(self.layer.name, step, self.decision, self.change)
 
 
-def statistics_of(
-    stack: LayerStack, slot: int, batch: tuple[FactorBatch, FactorBatch] | None
-) -> LayerStatistics:
+def statistics_of(place: Place, batch: tuple[FactorBatch, FactorBatch] | None) -> LayerStatistics:
     """What this rank knows of a due layer."""
-    layer, seen = stack.layers[slot], batch is not None
+    stack, layer, seen = place.stack, place.layer, batch is not None
     a, g = batch or stack.empty_batch()
     traces = (a.trace(stack.dtype), g.trace(stack.dtype))
     graded = layer.weight.grad is not None
@@ -95,16 +62,15 @@ def statistics_of(
     )
 
 
-def tell_starved(layer: TrackedLayer, record: LayerRecord, *, called: bool, sampled: bool) -> None:
+def tell_starved(layer: TrackedLayer, *, called: bool, sampled: bool) -> None:
     """Says once that a layer gets a gradient but no statistics.
 
     Args:
-        layer: The layer.
-        record: Remembers what was said.
-        called: Whether the layer's forward ran on any rank.
+        layer: The layer, which remembers the cause.
+        called: Whether its forward ran on any rank.
         sampled: Whether only a backward of sampled labels counts.
     """
-    told = record.starved or not layer.listened
+    told = layer.cause or not layer.listened
     if told or (called and not sampled and not layer.obstacle):
         return
     if layer.obstacle and not (sampled and layer.obstacle is REPLACED):
@@ -124,7 +90,7 @@ def tell_starved(layer: TrackedLayer, record: LayerRecord, *, called: bool, samp
             "modules and not their weights, differentiate by backward() and not by torch.func, or "
             "exclude the layer."
         )
-    record.starved, layer.cause = True, cause
+    layer.cause = cause
     what = f"Layer {layer.name!r} has a gradient but {cause}"
     warn(f"{what}, so its curvature is not updated. {remedy}")
 
@@ -133,14 +99,7 @@ def decide(due_layers: list[DueLayer], rule: TraceRule | None, ranks: Communicat
     """Fills in trace, change, decision and fold; one transfer to the host for all layers.
 
     Statistics that are not finite never reach a factor: the layer is kept.
-
-    Args:
-        due_layers: The due layers.
-        rule: The trace rule.
-        ranks: Those who hold other rows of sharded layers.
     """
-    if not due_layers:
-        return
     traces = _stacked([damped_trace(c, rule) for c in due_layers]).tolist()
     asked = [c for c in due_layers if c.blocks is not None]
     distances = _distances(asked, ranks)
@@ -167,8 +126,9 @@ def damped_trace(due_layer: DueLayer, rule: TraceRule | None) -> Tensor:
         for factor, trace in zip((stack.a, stack.g), due_layer.statistics.traces, strict=True)
     )
     if rule is not None and rule.damped_trace == "product":
-        return stack.product_trace(slot, trace_a, trace_g)
-    shift_a, shift_g = stack.shifts([slot], trace_a.unsqueeze(0), trace_g.unsqueeze(0))
+        return stack.product_trace(due_layer.damping, trace_a, trace_g)
+    traces = trace_a.unsqueeze(0), trace_g.unsqueeze(0)
+    shift_a, shift_g = stack.shifts([due_layer.damping], *traces)
     damped_a = trace_a + shift_a[0] * stack.geometry.columns
     damped_g = trace_g + shift_g[0] * stack.outputs
     return (damped_a * damped_g).sum()
@@ -209,5 +169,5 @@ def _stacked(values: list[Tensor]) -> Tensor:
 def relative_change(current: float, reference: float) -> float:
     """Returns Δ of eq. 8; ``inf`` where there is no reference yet or it is zero."""
     if reference == 0.0:
-        return float("inf")
+        return math.inf
     return abs(abs(current) - abs(reference)) / abs(reference)

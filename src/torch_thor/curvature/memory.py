@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from torch_thor.capture.tracked import TrackedLayer
-    from torch_thor.curvature.stacks import StackOptions
+    from torch_thor.curvature.options import CurvatureOptions
     from torch_thor.distributed.communicator import Communicator
-    from torch_thor.options.curvature import MeasuredSplit
 
 _SHAPES = torch.device("meta")
 _WORD_FROM = 1 << 30  # bytes of a layer from which a share of the free memory is worth a word
@@ -144,7 +143,7 @@ def report_on(stacks: Iterable[LayerStack], *, state: int = 0) -> MemoryReport:
 
 
 def planned(
-    layers: Iterable[TrackedLayer], rule: SplitRule, options: StackOptions
+    layers: Iterable[TrackedLayer], rule: SplitRule, options: CurvatureOptions
 ) -> list[LayerStack]:
     """The stacks that layers will have, as shapes without memory."""
     return build_stacks(layers, rule, options, device=_SHAPES)
@@ -175,16 +174,13 @@ class Room:
     """Whether curvature finds room, said before it is taken.
 
     Args:
-        split: What the user said.
-        options: What the stacks share.
+        options: What the user said.
         ranks: Where the others are reached: no rank goes on where one can't.
     """
 
-    def __init__(
-        self, split: int | MeasuredSplit | None, options: StackOptions, ranks: Communicator
-    ) -> None:
+    def __init__(self, options: CurvatureOptions, ranks: Communicator) -> None:
         """Has looked at no layers yet."""
-        self._split, self._options, self._ranks = split, options, ranks
+        self._options, self._ranks, self._split = options, ranks, options.split
         self._seen: list[TrackedLayer] | None = None
 
     def require(

@@ -6,6 +6,7 @@ what costs.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch_thor.curvature.factors import kept_share
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 _LEAST = 1e-12  # of a mean square that is divided by; the mean of all rows is 1
 _MOST_EVENINGS = 64
@@ -187,6 +188,24 @@ class StackRows:
         layer, rows = self.averages.layer(self.number, slot)
         self.averages.shares[rows] = saved[:-1]
         self.averages.weights[layer] = float(saved[-1])
+
+
+KindOfRows: TypeAlias = tuple[torch.dtype, torch.device, tuple[int, int, int]]
+
+
+def room_for_rows(kinds: Iterable[KindOfRows]) -> list[StackRows]:
+    """Makes room for stacks of (type, device, shape): one vector for each type and device."""
+    shapes: dict[tuple[torch.dtype, torch.device], list[tuple[int, int, int]]] = defaultdict(list)
+    places = []
+    for dtype, device, shape in kinds:
+        own = shapes[dtype, device]
+        places.append(((dtype, device), len(own)))
+        own.append(shape)
+    averages = {
+        (dtype, device): RowAverages(own, dtype=dtype, device=device)
+        for (dtype, device), own in shapes.items()
+    }
+    return [StackRows(averages[kind], number) for kind, number in places]
 
 
 Chosen: TypeAlias = "tuple[StackRows, tuple[int, ...]]"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from torch_thor.directions.banded import ready_banded_layers
+from torch_thor.directions.banded import banded_layers
 from torch_thor.directions.controls import LengthControl
 from torch_thor.directions.lengths import Lengths, row_cut, rows_of
-from torch_thor.linalg.foreach import norms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
     from torch_thor.curvature.stacks import LayerStack
     from torch_thor.directions.controls import Control
     from torch_thor.layers.layout import Pair
-    from torch_thor.linalg.foreach import Lots
 
 
 class DirectionPlan:
@@ -43,7 +40,7 @@ class DirectionPlan:
         control: Control,
     ) -> None:
         """Finds the layers."""
-        self.banded = ready_banded_layers(stacks, moves, control)
+        self.banded = banded_layers(stacks, moves, control)
         in_bands = {parameter for large in self.banded for parameter in large.layer.parameters}
 
         def together(parameter: nn.Parameter) -> bool:
@@ -131,19 +128,3 @@ def _pair(
     layer: TrackedLayer, moves: Callable[[nn.Parameter], bool]
 ) -> tuple[nn.Parameter, nn.Parameter | None]:
     return layer.weight, layer.bias if layer.bias is not None and moves(layer.bias) else None
-
-
-def all_finite(gradients: list[Tensor], lots: Lots) -> bool:
-    """Says whether no gradient holds NaN or Inf, and no norm overflows; waits for the device.
-
-    The Euclidean norm is vectorized where the largest entry is not; it is taken in float32
-    at least, so that half types don't overflow. One sum of all norms stands for them.
-
-    Args:
-        gradients: At least one.
-        lots: Which of them go together.
-    """
-    lengths = norms(lots, gradients)
-    if len(lots) > 1:  # of several types, or devices
-        lengths = [length.to(lengths[0].device, torch.float64) for length in lengths]
-    return math.isfinite(torch.stack(lengths).sum().item())

@@ -8,6 +8,7 @@ rules such calls may lack, sparse and mkldnn layouts, complex tensors on the CPU
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -141,6 +142,18 @@ def norms(lots: Lots, tensors: Sequence[Tensor]) -> list[Tensor]:
         else:
             found += [torch.linalg.vector_norm(entry, dtype=_wide(entry)) for entry in own]
     return found
+
+
+def all_finite(lots: Lots, tensors: Sequence[Tensor]) -> bool:
+    """Says whether no tensor, of at least one, holds NaN or Inf; waits for the device.
+
+    The Euclidean norm, which must not overflow either, is vectorized where the largest entry is
+    not. One sum of all norms stands for them.
+    """
+    lengths = norms(lots, tensors)
+    if len(lots) > 1:  # of several types, or devices
+        lengths = [length.to(lengths[0].device, torch.float64) for length in lengths]
+    return math.isfinite(torch.stack(lengths).sum().item())
 
 
 def _entries(tensor: Tensor) -> Tensor:

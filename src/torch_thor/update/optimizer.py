@@ -11,12 +11,9 @@ import torch
 from torch import nn
 
 from torch_thor.capture.snapshot import are_same
-from torch_thor.curvature import state
-from torch_thor.curvature.skips import SkippedSteps
 from torch_thor.curvature.surface import HasCurvature
 from torch_thor.directions.controls import control_of
 from torch_thor.distributed.description import describe
-from torch_thor.distributed.joining import UnevenInputs
 from torch_thor.options.norm_control import as_norm_control, check_norm_control
 from torch_thor.options.schedules import ScheduledFloat, value_at
 from torch_thor.options.update import Base, BaseRule, Update, as_base
@@ -35,13 +32,12 @@ from torch_thor.update.step import Step
 if TYPE_CHECKING:
     from torch_thor.curvature.engine import CurvatureEngine
     from torch_thor.curvature.memory import MemoryReport
-    from torch_thor.options.distributed import Distributed
     from torch_thor.options.norm_control import NormControl, NormControlKind
 
 Parameters = Iterable[nn.Parameter] | Iterable[ParameterGroup]
 
 
-class CurvatureOptimizer(HasCurvature, torch.optim.Optimizer, UnevenInputs):
+class CurvatureOptimizer(torch.optim.Optimizer, HasCurvature):
     """The step that THOR, KFAC and EKFAC share.
 
     Args:
@@ -70,7 +66,7 @@ class CurvatureOptimizer(HasCurvature, torch.optim.Optimizer, UnevenInputs):
         """Builds the parameter groups."""
         try:
             check_options(update, lr=lr, momentum=momentum, weight_decay=weight_decay)
-            self.engine = engine
+            HasCurvature.__init__(self, engine)
             self.norm_control = as_norm_control(norm_control)
             self._rule = UpdateRule(update, as_base(base))
             damping = engine.options.damping.value
@@ -90,7 +86,6 @@ class CurvatureOptimizer(HasCurvature, torch.optim.Optimizer, UnevenInputs):
             tell_foreign(engine.model, self.param_groups, refuses=True)
             self._is_built = True
             self._follow_model()
-            UnevenInputs.__init__(self)
             check_norm_control(self.norm_control, sharded=engine.followed.is_sharded)
             self._agree()
             engine.store.room.require(engine.layers)
@@ -203,13 +198,12 @@ class CurvatureOptimizer(HasCurvature, torch.optim.Optimizer, UnevenInputs):
 
     def _take_step(self, values: list[dict[str, float]]) -> None:
         self._follow_model()
-        ranks = self.engine.communicator
-        self._step.take(
-            self.param_groups,
-            self.state,
-            values,
-            tell=lambda skipped: self._tell_joined(ranks, skipped=skipped),
-        )
+        step, groups = self._step, self.param_groups
+        looked = self._look_at_gradients(step.parameters, step.dampings(groups))
+        if looked is not None:
+            lots, scale = looked
+            step.refresh(groups, values, scale)
+            step.move(groups, self.state, lots)
 
     def shadow_step(self) -> None:
         """Takes part in a step of the other ranks, without samples.
@@ -231,16 +225,15 @@ class CurvatureOptimizer(HasCurvature, torch.optim.Optimizer, UnevenInputs):
         """Takes over momentum and groups of a rank that took every step."""
         own = (super().state_dict(), self.engine.skips.total)
         ranks = self.engine.communicator
-        current, self.engine.skips.total = ranks.adopt(
-            "state of the optimizer", own, valid=up_to_date
-        )
-        super().load_state_dict(current)
+        current, skipped = ranks.adopt("state of the optimizer", own, valid=up_to_date)
+        self.engine.skips.total = skipped
+        self._load(current)
+
+    def _load(self, state: dict[str, Any]) -> None:
+        """Takes over groups and states as torch has them."""
+        super().load_state_dict(state)
         self._rule.adopt(self.state)
         self._step.take_over()
-
-    @property
-    def _distribution(self) -> tuple[Distributed, torch.device]:
-        return self.engine.options.distributed, self.engine.device
 
     def allocate(self) -> None:
         """Makes room for all state now, so that a distributed checkpoint can be loaded into it.
@@ -254,8 +247,8 @@ class CurvatureOptimizer(HasCurvature, torch.optim.Optimizer, UnevenInputs):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns torch's state plus ``"curvature"``: all that the next steps depend on."""
-        skipped = {"skipped_steps": self.engine.skips.total}
-        return super().state_dict() | {"curvature": state.save(self.engine) | skipped}
+        curvature = self.engine.state_dict() | self.engine.skips.state_dict()
+        return super().state_dict() | {"curvature": curvature}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores a ``state_dict``; the run goes on bit for bit.
@@ -277,11 +270,8 @@ class CurvatureOptimizer(HasCurvature, torch.optim.Optimizer, UnevenInputs):
         restored = self.engine.fitting(curvature)
         check_saved(self.param_groups, state_dict)
         said = [group[OWN] for group in self.param_groups]
-        super().load_state_dict({k: v for k, v in state_dict.items() if k != "curvature"})
-        self._rule.adopt(self.state)
-        self._step.take_over()
+        self._load({k: v for k, v in state_dict.items() if k != "curvature"})
         for group, own in zip(self.param_groups, said, strict=True):
             group.setdefault(OWN, own)  # not in checkpoints of version 0.1
         self.engine.adopt(restored)
-        # Not in checkpoints of version 0.1.
-        self.engine.skips = SkippedSteps(state_dict["curvature"].get("skipped_steps", 0))
+        self.engine.skips.load_state_dict(state_dict["curvature"])

@@ -10,7 +10,7 @@ from torch_thor.layers.shards import local
 from torch_thor.options.update import Base
 from torch_thor.update.base_rules import adamw_step, allocate_state, place_counts, sgd_step
 from torch_thor.update.groups import says
-from torch_thor.update.momentum import LayerRule, Parts, RowUpdate
+from torch_thor.update.momentum import Moving, MovingRows
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -39,26 +39,22 @@ class UpdateRule:
     base: Base
 
     def step(self, plan: StepPlan, control: Control, states: States) -> None:
-        """Moves all parameters: large layers one by one, all others together.
-
-        Args:
-            plan: Which way each takes.
-            control: Length of each layer's step.
-            states: The optimizer's state.
-        """
-        rule = LayerRule(self.order)
-        curved = [Parts(own.group, own.curved, states, own.curved_lots) for own in plan.groups]
+        """Moves all parameters of a plan: large layers one by one, all others together."""
+        curved = [
+            Moving(self.order, own.group, own.curved, states, own.curved_lots)
+            for own in plan.groups
+        ]
         sources: dict[nn.Parameter, Tensor] = {}
         rates: dict[nn.Parameter, float] = {}
-        for parts in curved:
-            sources.update(zip(parts.parameters, rule.sources(parts), strict=True))
+        for moving in curved:
+            sources.update(zip(moving.parameters, moving.sources(), strict=True))
             if control.needs_rates:
-                rates.update(dict.fromkeys(parts.parameters, float(parts.group["lr"])))
+                rates.update(dict.fromkeys(moving.parameters, float(moving.group["lr"])))
         directions = plan.directions.take(sources, rates)
-        for own, parts in zip(plan.groups, curved, strict=True):
-            rule.move(parts, [directions[p] for p in parts.parameters])
+        for own, moving in zip(plan.groups, curved, strict=True):
+            moving.move([directions[p] for p in own.curved])
             self._step_base(own, states)
-        rows = RowUpdate(rule, plan.group_of, states)
+        rows = MovingRows(self.order, plan.group_of, states)
         for large in plan.directions.banded:
             large.run(rows, control)
 
@@ -91,12 +87,11 @@ class UpdateRule:
 
     def state_bytes(self, group: ParameterGroup, curved: Container[nn.Parameter]) -> int:
         """Bytes of the state that the parameters of a group have once all have stepped."""
-        own = [parameter for parameter in group["params"] if parameter in curved]
         plain = [parameter for parameter in group["params"] if parameter not in curved]
-        kept = sum(map(_bytes, own)) if group["momentum"] else 0
-        if self.base.rule == "adamw":
-            return kept + 2 * sum(map(_bytes, plain)) + _STEP_BYTES * len(plain)
-        return kept + (sum(map(_bytes, plain)) if group["momentum"] else 0)
+        adamw = self.base.rule == "adamw"
+        with_momentum = [p for p in group["params"] if p in curved] if adamw else group["params"]
+        kept = sum(map(_bytes, with_momentum)) if group["momentum"] else 0
+        return kept + (2 * sum(map(_bytes, plain)) + _STEP_BYTES * len(plain) if adamw else 0)
 
     def allocate(
         self, group: ParameterGroup, curved: Container[nn.Parameter], states: States
