@@ -64,7 +64,6 @@ class Calendar:
     def __init__(
         self, said: Intervals, began: int = 0, clocks: Iterable[RefreshClock] = ()
     ) -> None:
-        """Sets the clocks."""
         self._said = said
         self.began = began
         self.clocks = tuple(clocks) or (RefreshClock(), RefreshClock())

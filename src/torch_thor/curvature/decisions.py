@@ -24,27 +24,16 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class DueLayer(Place):
-    """One due layer.
+    """One due layer, with the statistics of all ranks since the last step."""
 
-    Args:
-        damping: λ.
-        statistics: Statistics since the last step, of all ranks.
-        refresh: Whether its inverses are due, and not its factors alone.
-        trace: tr(F + λI) with this batch folded in.
-        decision: Verdict of the trace rule.
-        change: Δ of eq. 8.
-        fold: Whether the batch enters the running average.
-        blocks: Blocks (A, G) of the batch of all ranks, where the rule has asked for them.
-    """
-
-    damping: float
+    damping: float  # λ
     statistics: LayerStatistics
-    refresh: bool
-    trace: float = 0.0
+    refresh: bool  # whether its inverses are due, and not its factors alone
+    trace: float = 0.0  # tr(F + λI) with this batch folded in
     decision: Decision = Decision.UPDATE
-    change: float = math.inf
-    fold: bool = True
-    blocks: tuple[Tensor, Tensor] | None = None
+    change: float = math.inf  # Δ of eq. 8
+    fold: bool = True  # whether the batch enters the running average
+    blocks: tuple[Tensor, Tensor] | None = None  # (A, G) of the batch, if the rule asked for them
 
     def report(self, step: int) -> LayerDecision:
         """Returns the entry of ``optimizer.last_decisions``."""

@@ -60,7 +60,6 @@ class CurvatureEngine:
     """
 
     def __init__(self, model: nn.Module, options: CurvatureOptions) -> None:
-        """Finds the layers and hangs the hooks."""
         allowed = "a torch.nn.Module: the model itself, whose parameters are found in it"
         require("model", model, isinstance(model, nn.Module), allowed)
         self.model, self.options = model, options

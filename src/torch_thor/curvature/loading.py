@@ -39,15 +39,7 @@ USUAL_SPLIT = 72  # of layers without curvature, where the split is measured
 
 @dataclass(frozen=True)
 class Restored:
-    """What an engine takes over.
-
-    Args:
-        steps: Steps taken.
-        calendar: When factors and inverses are due.
-        stacks: The curvature.
-        rule: How it is cut; ``None`` where there is none yet.
-        resting: What is kept of layers that are frozen now.
-    """
+    """What an engine takes over."""
 
     steps: int
     calendar: Calendar
@@ -59,17 +51,11 @@ class Restored:
 class Loading:
     """A checkpoint, and the model and curvature that it is to become; nothing is changed.
 
-    Args:
-        followed: The model.
-        store: Its curvature now.
-        saved: The checkpoint.
-
     Raises:
-        StateMismatchError: Where the curvature is not the same kind of thing.
+        StateMismatchError: Where something differs that must be the same.
     """
 
     def __init__(self, followed: FollowedModel, store: CurvatureStore, saved: SavedState) -> None:
-        """Checks what the curvature is."""
         self._followed, self._store, self._saved = followed, store, saved
         self._options = store.options
         self._damps_as = saved.damps_as(self._options)
@@ -87,31 +73,16 @@ class Loading:
         """Returns the curvature of the checkpoint, for exactly the layers of the model.
 
         Where damping enters otherwise, all layers are due at once.
-
-        Raises:
-            StateMismatchError: Where they don't fit.
         """
         saved = self._saved
-        clocks = saved.clocks if self._damps_as else ()
-        following = calendar.at(saved.began, clocks)
-        if not (saved.layers or saved.resting):
-            return Restored(saved.steps, following)
-        return self._made(Restored(saved.steps, following), frozenset())
+        following = calendar.at(saved.began, saved.clocks if self._damps_as else ())
+        restored = Restored(saved.steps, following)
+        return self._made(restored, frozenset()) if saved.layers or saved.resting else restored
 
     def some(
         self, steps: int, calendar: Calendar, leave_out: Selector | Iterable[Selector]
     ) -> Restored:
-        """Returns the curvature for all layers but some, which have none then; steps go on.
-
-        Args:
-            steps: Steps taken.
-            calendar: When factors and inverses are due.
-            leave_out: Names, patterns or types of modules, of the model or of the checkpoint.
-
-        Raises:
-            StateMismatchError: Where the others don't fit.
-            InvalidOptionError: For a selector that means nothing.
-        """
+        """Returns the curvature for all layers but some, which have none then; steps go on."""
         selectors = as_selectors("leave_out", leave_out)
         names = map(bare, self._saved.layers)
         left = selected("leave_out", self._followed.model, selectors, names)

@@ -75,7 +75,6 @@ class MemoryReport:
     state: int = 0
 
     def __iter__(self) -> Iterator[LayerMemory]:
-        """Iterates over the layers."""
         return iter(self.layers)
 
     @property
@@ -104,7 +103,6 @@ class MemoryReport:
         return sum(layer.held for layer in self) + self.state
 
     def __str__(self) -> str:
-        """Renders a table with totals."""
         head = ("layer", "matrix", "blocks of A, G", "factors", "inverses", "buffers", "refresh")
         rows = [
             (
@@ -136,17 +134,16 @@ def readable(size: float) -> str:
     return f"{size:.3g} GB" if size < 1000 else f"{size:.0f} GB"
 
 
-def report_on(stacks: Iterable[LayerStack], *, state: int = 0) -> MemoryReport:
+def report_on(stacks: Iterable[LayerStack]) -> MemoryReport:
     """Counts what stacks hold; those of shapes alone count as if they were there."""
-    found = [_layer(stack, layer) for stack in stacks for layer in stack.layers]
-    return MemoryReport(tuple(found), state)
+    return MemoryReport(tuple(_layer(stack, layer) for stack in stacks for layer in stack.layers))
 
 
 def planned(
     layers: Iterable[TrackedLayer], rule: SplitRule, options: CurvatureOptions
-) -> list[LayerStack]:
-    """The stacks that layers will have, as shapes without memory."""
-    return build_stacks(layers, rule, options, device=_SHAPES)
+) -> MemoryReport:
+    """The report on stacks that layers will have, of which there are only shapes."""
+    return report_on(build_stacks(layers, rule, options, device=_SHAPES))
 
 
 def _layer(stack: LayerStack, layer: TrackedLayer) -> LayerMemory:
@@ -171,15 +168,9 @@ def _bytes(tensor: Tensor) -> int:
 
 
 class Room:
-    """Whether curvature finds room, said before it is taken.
-
-    Args:
-        options: What the user said.
-        ranks: Where the others are reached: no rank goes on where one can't.
-    """
+    """Whether curvature finds room, said before it is taken; no rank goes on where one can't."""
 
     def __init__(self, options: CurvatureOptions, ranks: Communicator) -> None:
-        """Has looked at no layers yet."""
         self._options, self._ranks, self._split = options, ranks, options.split
         self._seen: list[TrackedLayer] | None = None
 
@@ -188,12 +179,8 @@ class Room:
     ) -> None:
         """Warns of layers that take much of what is free, and refuses what is more than that.
 
-        It looks once at each list of layers.
-
-        Args:
-            layers: The layers.
-            rule: Their block sizes; ``None`` takes those that were said, if any were.
-            alone: Whether other ranks may have no reason to ask; else all of them call it.
+        It looks once at each list of layers. Where no block sizes are given, those count that were
+        said, if any were. All ranks call it, unless one is ``alone`` in having a reason to.
 
         Raises:
             InvalidOptionError: Where a device has too little; on all ranks, unless ``alone``.
@@ -210,19 +197,16 @@ class Room:
 
     def _lacks(self, layers: list[TrackedLayer], rule: SplitRule) -> list[str]:
         by_device: dict[torch.device, list[LayerMemory]] = defaultdict(list)
-        for entry in report_on(planned(layers, rule, self._options)):
+        for entry in planned(layers, rule, self._options):
             by_device[entry.device].append(entry)
         lacks = []
         for device, entries in by_device.items():
             free, needed = free_memory(device), sum(entry.held for entry in entries)
             worst = max(entries, key=lambda entry: entry.held)
-            if free is None:
-                continue
-            said = self._describe(worst, layers, needed, free)
-            if needed > free:
-                lacks.append(said)
-            elif worst.held > max(_SHARE * free, _WORD_FROM):
-                warn(f"{said}.")
+            if free is not None and needed > free:
+                lacks.append(self._describe(worst, layers, needed, free))
+            elif free is not None and worst.held > max(_SHARE * free, _WORD_FROM):
+                warn(f"{self._describe(worst, layers, needed, free)}.")
         return lacks
 
     def _describe(
@@ -230,7 +214,7 @@ class Room:
     ) -> str:
         (layer,) = (layer for layer in layers if layer.name == worst.name)
         name = repr(worst.name) if worst.name else "the model"
-        smaller = report_on(planned([layer], SplitRule(_WAY_OUT), self._options)).held
+        smaller = planned([layer], SplitRule(_WAY_OUT), self._options).held
         ways = ["take a smaller split" if isinstance(self._split, int) else "take other layers"]
         if smaller < worst.held:
             ways = [f"cut it: THOR(split={_WAY_OUT}) takes {readable(smaller)} for it"]

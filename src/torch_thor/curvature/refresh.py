@@ -20,19 +20,17 @@ if TYPE_CHECKING:
     from torch_thor.linalg.factorize import Factorization, Solver, Success
 
 
-def fold(due_layers: Iterable[DueLayer], ranks: Communicator) -> None:
+def fold(due_layers: list[DueLayer], ranks: Communicator) -> None:
     """Folds the statistics of all ranks into the running averages."""
-    chosen = list(due_layers)
-    summed = ranks.reduce(_blocks(c for c in chosen if c.blocks is None))
-    for c in chosen:
+    summed = ranks.reduce(_blocks(c for c in due_layers if c.blocks is None))
+    for c in due_layers:
         c.stack.fold(c.slot, c.blocks or (next(summed), next(summed)), c.statistics.traces)
 
 
-def gather(due_layers: Iterable[DueLayer], ranks: Communicator) -> None:
+def gather(due_layers: list[DueLayer], ranks: Communicator) -> None:
     """Forms the blocks of all ranks' statistics, for a rule that compares matrices."""
-    chosen = list(due_layers)
-    summed = ranks.reduce(_blocks(chosen))
-    for c in chosen:
+    summed = ranks.reduce(_blocks(due_layers))
+    for c in due_layers:
         c.blocks = (next(summed), next(summed))
 
 
@@ -44,18 +42,10 @@ def _blocks(due_layers: Iterable[DueLayer]) -> Iterator[Part]:
 
 
 def refresh(due_layers: list[DueLayer], ranks: Communicator, tolerated: int) -> list[DueLayer]:
-    """Factorizes anew what belongs to some layers, block sizes of all stacks together.
-
-    Args:
-        due_layers: Those to refresh, stack by stack.
-        ranks: Where the other ranks are reached.
-        tolerated: Failures in a row of one layer before an error.
-
-    Returns:
-        Those that succeeded.
+    """Factorizes anew what belongs to some layers, and returns those that succeeded.
 
     Raises:
-        CurvatureError: Where a layer failed more often than is tolerated.
+        CurvatureError: Where a layer failed more often in a row than is tolerated.
     """
     if not due_layers:
         return []

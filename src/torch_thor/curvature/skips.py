@@ -26,7 +26,6 @@ class SkippedSteps:
     """
 
     def __init__(self) -> None:
-        """Begins to count."""
         self.total = self._in_a_row = 0
 
     def end_row(self) -> None:
@@ -34,15 +33,10 @@ class SkippedSteps:
         self._in_a_row = 0
 
     def leave_out(self, step: int, model: nn.Module, *, raises: bool) -> None:
-        """Counts a step, the third in a row with a warning, or raises.
-
-        Args:
-            step: Steps taken so far.
-            model: Whose gradients are not finite.
-            raises: Whether that is an error.
+        """Counts one after so many steps that were taken; the third in a row is a warning.
 
         Raises:
-            NonFiniteGradientError: If so.
+            NonFiniteGradientError: Instead, where the user wants that.
         """
         if raises:
             raise NonFiniteGradientError(

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch_thor.capture.statistics import FactorBatch
     from torch_thor.capture.tracked import TrackedLayer
-    from torch_thor.curvature.eigenbasis import Inverses
+    from torch_thor.curvature.inverses import Inverses
     from torch_thor.curvature.options import CurvatureOptions
     from torch_thor.curvature.row_averages import KindOfRows
     from torch_thor.layers import Geometry
@@ -35,38 +35,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SplitRule:
-    """Block sizes of (A, G) for every geometry; ``None`` leaves a factor whole.
+    """Block sizes of (A, G) for every geometry; ``None`` leaves a factor whole."""
 
-    Args:
-        usual: Size of both factors where ``chosen`` has none.
-        chosen: Sizes of the geometries that have their own.
-    """
-
-    usual: int | None
+    usual: int | None  # of both factors, where ``chosen`` has none
     chosen: Mapping[Geometry, tuple[int | None, int | None]] = field(default_factory=dict)
 
     def __call__(self, geometry: Geometry) -> tuple[int | None, int | None]:
-        """Returns the sizes of a geometry."""
+        """The sizes of a geometry."""
         return self.chosen.get(geometry, (self.usual, self.usual))
 
 
 @dataclass
 class LayerRecord:
-    """What is remembered of one layer between refreshes, beside its tensors.
+    """What is remembered of one layer between refreshes, beside its tensors."""
 
-    Args:
-        weight: Weight of its running averages, see ``kept_share``.
-        ready: Whether it has an inverse.
-        trace: Damped trace of the curvature in use, eq. 8's reference; ``None`` before it.
-        frozen: Whether the trace rule froze it.
-        failures: Failed inversions in a row.
-    """
-
-    weight: float = 0.0
-    ready: bool = False
-    trace: float | None = None
-    frozen: bool = False
-    failures: int = 0
+    weight: float = 0.0  # of its running averages, see ``kept_share``
+    ready: bool = False  # whether it has an inverse
+    trace: float | None = None  # damped, of the curvature in use: eq. 8's reference
+    frozen: bool = False  # by the trace rule
+    failures: int = 0  # failed inversions in a row
 
 
 class LayerStack:
@@ -75,7 +62,7 @@ class LayerStack:
     Args:
         layers: The layers.
         split: Block sizes of (A, G); ``None`` leaves a factor whole.
-        options: See ``CurvatureOptions``.
+        options: Of the engine.
         rows: Averages of the directions' rows; all stacks share memory.
         device: Where to allocate; ``None``: beside the layers. "meta" has shapes alone.
 
@@ -92,7 +79,6 @@ class LayerStack:
         rows: StackRows,
         device: torch.device | None = None,
     ) -> None:
-        """Allocates factors and inverses."""
         self.layers, self.rows = layers, rows
         self.records = [LayerRecord() for _ in layers]
         geometry, weight = layers[0].kept, local(layers[0].weight)
@@ -128,7 +114,6 @@ class LayerStack:
         return torch.bfloat16 if native else self.dtype
 
     def __iter__(self) -> Iterator[Place]:
-        """Iterates over the places of its layers."""
         return (Place(self, slot) for slot in range(len(self.layers)))
 
     @property
@@ -239,15 +224,10 @@ class LayerStack:
 
 @dataclass(eq=False)
 class Place:
-    """Where the curvature of a layer is.
-
-    Args:
-        stack: Its stack.
-        slot: Its number there.
-    """
+    """Where the curvature of a layer is."""
 
     stack: LayerStack
-    slot: int
+    slot: int  # its number there
 
     @property
     def layer(self) -> TrackedLayer:
@@ -266,14 +246,7 @@ def build_stacks(
     options: CurvatureOptions,
     device: torch.device | None = None,
 ) -> list[LayerStack]:
-    """Groups layers by shape, type and device, in the order of first appearance.
-
-    Args:
-        layers: The layers.
-        split: Their block sizes.
-        options: See ``CurvatureOptions``.
-        device: Where to allocate; ``None``: beside the layers.
-    """
+    """Groups layers by shape, type and device, in the order of first appearance."""
     groups: dict[tuple[object, ...], list[TrackedLayer]] = defaultdict(list)
     for layer in layers:
         weight = layer.weight

@@ -30,29 +30,16 @@ NO_STATISTICS = "no statistics yet"
 
 @dataclass(frozen=True)
 class SavedLayer:
-    """What is saved of a layer.
+    """What is saved of a layer; checks its types."""
 
-    Args:
-        geometry: (k, out, columns) of its matrices.
-        record: What is remembered of it.
-        starved: Whether it was said that it gets a gradient and no statistics.
-        split: Rows of a block of A and of G.
-        tensors: Factors, traces and inverses.
-        rows: Averages of its rows; checkpoints of version 0.1 have none.
-
-    Raises:
-        InvalidOptionError: For what is of another type.
-    """
-
-    geometry: tuple[int, ...]
+    geometry: tuple[int, ...]  # (k, out, columns) of its matrices
     record: LayerRecord
-    starved: bool
-    split: tuple[int, ...]
-    tensors: tuple[Tensor, ...]
-    rows: Tensor | None = None
+    starved: bool  # whether it was said that it gets a gradient and no statistics
+    split: tuple[int, ...]  # rows of a block of A and of G
+    tensors: tuple[Tensor, ...]  # factors, traces and inverses
+    rows: Tensor | None = None  # their averages; checkpoints of version 0.1 have none
 
     def __post_init__(self) -> None:
-        """Checks the types."""
         check_types(self)
         check_types(self.record)
 
@@ -131,20 +118,7 @@ def _saved(place: Place, tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SavedState:
-    """A checkpoint's curvature.
-
-    Args:
-        layers: What is saved of each layer, by the name that it was saved with.
-        power: p of the inverse roots.
-        eigen: Whether it is EKFAC's.
-        steps: Steps taken.
-        clocks: When factors and inverses are due.
-        began: Step from which intervals count.
-        options: Words of the options, ``name=word``; checkpoints of version 0.1 have none.
-        trace_rule: Numbers of the rule of decisions.
-        resting: What is saved of layers that were frozen then, by name.
-        skipped_steps: What an optimizer keeps there.
-    """
+    """A checkpoint's curvature; checks its types. Layers are named as when they were saved."""
 
     layers: dict[str, SavedLayer]
     power: float
@@ -152,13 +126,12 @@ class SavedState:
     steps: int
     clocks: tuple[RefreshClock, ...]
     began: int = 0
-    options: dict[str, bool] = field(default_factory=dict)
+    options: dict[str, bool] = field(default_factory=dict)  # "name=word"; version 0.1 has none
     trace_rule: tuple[float, ...] = ()
-    resting: dict[str, SavedLayer] = field(default_factory=dict)
-    skipped_steps: int = 0
+    resting: dict[str, SavedLayer] = field(default_factory=dict)  # frozen when it was saved
+    skipped_steps: int = 0  # which an optimizer keeps there
 
     def __post_init__(self) -> None:
-        """Checks the types."""
         check_types(self)
         for clock in self.clocks:
             check_types(clock)

@@ -30,11 +30,8 @@ Identity: TypeAlias = "tuple[nn.Module, str]"
 class CurvatureStore:
     """Stacks of factors and inverses, from the first statistics on.
 
-    Args:
-        options: See ``CurvatureOptions``.
-        ranks: Where the other ranks are reached.
-
     Attributes:
+        options: Of the engine.
         room: Asks for memory before it is taken.
         stacks: The layers' curvature.
         rule: How it is cut; ``None`` before it is known.
@@ -44,7 +41,6 @@ class CurvatureStore:
     """
 
     def __init__(self, options: CurvatureOptions, ranks: Communicator) -> None:
-        """Is empty."""
         self.options = options
         self._ranks = ranks
         self.room = Room(options, ranks)
@@ -52,10 +48,7 @@ class CurvatureStore:
         self.put([], None, {})
 
     def put(
-        self,
-        stacks: list[LayerStack],
-        rule: SplitRule | None,
-        resting: dict[Identity, SavedLayer],
+        self, stacks: list[LayerStack], rule: SplitRule | None, resting: dict[Identity, SavedLayer]
     ) -> None:
         """Puts other curvature in the place of all that was there."""
         self.stacks, self.rule, self.resting = stacks, rule, resting
@@ -64,7 +57,6 @@ class CurvatureStore:
         self.note_ready()
 
     def __iter__(self) -> Iterator[Place]:
-        """Iterates over the places of all layers that have room."""
         return (place for stack in self.stacks for place in stack)
 
     def note_ready(self) -> None:
@@ -101,12 +93,7 @@ class CurvatureStore:
         return asleep | (awake if self.stacks else set(followed.layers))
 
     def begin(self, layers: list[TrackedLayer], measure: Callable[[], SplitRule] | None) -> None:
-        """Makes room as soon as a rank has statistics.
-
-        Args:
-            layers: All of the model's.
-            measure: Finds the cut, where this rank has statistics.
-        """
+        """Makes room as soon as a rank has statistics, and so can ``measure`` the cut."""
         rule = self._ranks.first(measure)
         if rule is not None:
             self.put(self.made(layers, rule), rule, self.resting)
@@ -159,7 +146,7 @@ class CurvatureStore:
         if self.stacks:
             return report_on(self.stacks)
         rule = self.rule or self._said_rule("to know memory before a step")
-        return report_on(planned(layers, rule, self.options))
+        return planned(layers, rule, self.options)
 
     def state_dict(self, model: nn.Module) -> dict[str, Any]:
         """Returns what is to be saved of each layer of a model, by name."""

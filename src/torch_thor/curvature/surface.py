@@ -39,7 +39,6 @@ class HasCurvature(UnevenInputs):
     """
 
     def __init__(self, engine: CurvatureEngine) -> None:
-        """Has taken no step."""
         super().__init__()
         self.engine = engine
         self._sorter = Sorter()

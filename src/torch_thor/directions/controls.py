@@ -59,7 +59,6 @@ class KLClip(Control):
     needs_rates = True
 
     def __init__(self, options: NormControl) -> None:
-        """Takes the limit."""
         self._limit = options.limit
 
     def factor(
@@ -89,7 +88,6 @@ class LengthControl(Control):
     """
 
     def __init__(self, options: NormControl) -> None:
-        """Keeps the options."""
         self.options = options
 
     def fixed_length(self, rows: int) -> float | None:

@@ -37,7 +37,6 @@ class Lengths:
         rows: Sequence[Chosen | None],
         held: Sequence[int] | None = None,
     ) -> None:
-        """Sorts the stacks by where their averages lie."""
         self._control = control
         self._cuts = cuts
         self._held = held

@@ -39,7 +39,6 @@ class DirectionPlan:
         moves: Callable[[nn.Parameter], bool],
         control: Control,
     ) -> None:
-        """Finds the layers."""
         self.banded = banded_layers(stacks, moves, control)
         in_bands = {parameter for large in self.banded for parameter in large.layer.parameters}
 

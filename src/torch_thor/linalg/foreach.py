@@ -74,7 +74,6 @@ class Sorter:
     """Sorts the gradients of step after step, again only where their kinds have changed."""
 
     def __init__(self) -> None:
-        """Knows no gradients yet."""
         self._kinds: tuple[list[object], ...] = ()
         self._lots: Lots = ()
 

@@ -29,7 +29,6 @@ class Partition:
     block: int
 
     def __post_init__(self) -> None:
-        """Validates the sizes."""
         require("size", self.size, self.size >= 1, ">= 1")
         require("block", self.block, 1 <= self.block <= self.size, f"in 1..{self.size}")
 

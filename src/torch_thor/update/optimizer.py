@@ -63,7 +63,6 @@ class CurvatureOptimizer(torch.optim.Optimizer, HasCurvature):
         update: Update,
         base: Base | BaseRule,
     ) -> None:
-        """Builds the parameter groups."""
         try:
             check_options(update, lr=lr, momentum=momentum, weight_decay=weight_decay)
             HasCurvature.__init__(self, engine)

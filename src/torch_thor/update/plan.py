@@ -78,7 +78,6 @@ class Planner:
     """
 
     def __init__(self, store: CurvatureStore, control: Control) -> None:
-        """Knows no plan yet."""
         self._store, self._control = store, control
         self._known: _Known | None = None
 

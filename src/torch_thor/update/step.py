@@ -41,7 +41,6 @@ class Step:
         control: Control,
         schedules: Mapping[str, Schedule],
     ) -> None:
-        """Knows no plan yet."""
         self._engine, self._rule, self._control = engine, rule, control
         self._schedules = schedules
         self.parameters: list[nn.Parameter] = []
