@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from torch_thor.capture.selection import Selector
-    from torch_thor.curvature.memory import MemoryReport
     from torch_thor.options.trace_rule import TraceRule
 
 
@@ -163,22 +162,6 @@ class Preconditioner(HasCurvature):
 
     def catch_up(self, *, up_to_date: bool) -> None:
         """Does nothing: curvature is never behind."""
-
-    def memory(self) -> MemoryReport:
-        """Says what the curvature of each layer takes, before the first step as after it.
-
-        Raises:
-            InvalidOptionError: Where the split is measured, before the first statistics.
-        """
-        return self.engine.store.memory(self.engine.layers)
-
-    def allocate(self) -> None:
-        """Makes room for the curvature now, so that a distributed checkpoint can be loaded into it.
-
-        Raises:
-            InvalidOptionError: Where the split is measured, which needs statistics.
-        """
-        self.engine.store.allocate(self.engine.layers)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that the next steps depend on, keyed by layer name."""

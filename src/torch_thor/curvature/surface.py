@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch_thor.capture.coverage import Coverage
     from torch_thor.capture.selection import Selector
     from torch_thor.curvature.engine import CurvatureEngine
+    from torch_thor.curvature.memory import MemoryReport
     from torch_thor.distributed.wire import Traffic
     from torch_thor.linalg.foreach import Lots
     from torch_thor.options.distributed import Distributed
@@ -29,14 +30,7 @@ if TYPE_CHECKING:
 
 
 class HasCurvature(UnevenInputs):
-    """Something that trains a model with the curvature of its layers.
-
-    Args:
-        engine: Where the curvature is.
-
-    Attributes:
-        engine: The same.
-    """
+    """Something that trains a model with the curvature of its layers, which its engine has."""
 
     def __init__(self, engine: CurvatureEngine) -> None:
         super().__init__()
@@ -75,6 +69,25 @@ class HasCurvature(UnevenInputs):
     @property
     def _distribution(self) -> tuple[Distributed, torch.device]:
         return self.engine.options.distributed, self.engine.device
+
+    def memory(self) -> MemoryReport:
+        """Says what the curvature of each layer takes, before the first step as after it.
+
+        Raises:
+            InvalidOptionError: Where the split is measured, before the first statistics.
+        """
+        return self.engine.store.memory(self.engine.layers)
+
+    def allocate(self) -> None:
+        """Makes room for all state now, so that a distributed checkpoint can be loaded into it.
+
+        ``torch.distributed.checkpoint`` loads into the tensors of a ``state_dict()``, of which
+        there are none before the first step.
+
+        Raises:
+            InvalidOptionError: Where the split is measured, which needs statistics.
+        """
+        self.engine.store.allocate(self.engine.layers)
 
     @property
     def last_decisions(self) -> tuple[LayerDecision, ...]:

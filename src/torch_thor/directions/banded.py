@@ -69,36 +69,22 @@ def gradient_of(parameter: nn.Parameter) -> Tensor:
 
 @dataclass(frozen=True)
 class Band:
-    """Rows of a layer that are taken together: whole blocks of G.
-
-    Args:
-        blocks: The blocks.
-        rows: The rows.
-        geometry: Shape of the rows as a matrix.
-        padded: Rows of the blocks, padding included.
-    """
+    """Rows of a layer that are taken together: whole blocks of G."""
 
     blocks: slice
     rows: slice
-    geometry: Geometry
-    padded: int
+    geometry: Geometry  # of the rows as a matrix
+    padded: int  # rows of the blocks, padding included
 
 
 @dataclass(frozen=True)
 class BandedLayer:
-    """A way through one layer, band by band.
-
-    Args:
-        stack: The layer's stack.
-        slot: Its place there.
-        roots: The stack's inverse roots.
-        bias: Its bias, where that takes part.
-    """
+    """A way through one layer, band by band."""
 
     stack: LayerStack
     slot: int
-    roots: InverseRoots
-    bias: nn.Parameter | None
+    roots: InverseRoots  # of the stack
+    bias: nn.Parameter | None  # where it takes part
 
     @property
     def layer(self) -> TrackedLayer:
@@ -121,9 +107,7 @@ class BandedLayer:
     def run(self, rule: RowRule, control: Control) -> None:
         """Preconditions the layer, gives its direction the length that is asked for, and moves it.
 
-        Args:
-            rule: What is preconditioned, and what becomes of the direction.
-            control: Norm control that needs no whole layer.
+        The control is one that needs no whole layer.
         """
         geometry, layer, bias = self.stack.geometry, self.layer, self.bias
         bias_source = None if bias is None else rule.source(bias, slice(None))
@@ -191,11 +175,6 @@ def banded_layers(
 
     These are large ones on the CPU that have an inverse. There are none where a direction needs
     more than its layer's length: the KL clip, singular values, lengths of blocks of rows.
-
-    Args:
-        stacks: The model's curvature.
-        moves: Says whether a parameter takes part.
-        control: Norm control.
     """
     by_rows = isinstance(control, LengthControl) and control.options.per == "rows"
     if control.needs_whole_layer or by_rows:

@@ -26,15 +26,10 @@ _DEVICES = frozenset({"cuda", "xpu", "mtia"})  # torch's, without backends of th
 
 @dataclass(frozen=True)
 class Lot:
-    """Tensors of a list that are treated alike.
+    """Tensors of a list that are treated alike."""
 
-    Args:
-        places: Their places in the list; ``None`` for all of it.
-        together: Whether one call takes them all; otherwise they go one by one.
-    """
-
-    places: tuple[int, ...] | None
-    together: bool
+    places: tuple[int, ...] | None  # in the list; None: all of it
+    together: bool  # whether one call takes them all; otherwise they go one by one
 
     def take(self, values: Sequence[T]) -> list[T]:
         """Returns what a list holds at the lot's places."""

@@ -32,11 +32,7 @@ _PARAMS = (
 
 
 def as_groups(params: object) -> list[Any]:
-    """Returns parameters, or groups of them, as a list.
-
-    Raises:
-        InvalidOptionError: For what is neither.
-    """
+    """Returns parameters, or groups of them, as a list, or raises ``InvalidOptionError``."""
     # A module, a tensor and a dict can be iterated over too, and never should be.
     single = isinstance(params, str | Tensor | nn.Module | dict)
     if single or not isinstance(params, Iterable):
@@ -53,18 +49,7 @@ def complete(group: Any, number: int, defaults: Mapping[str, Any]) -> list[Tenso
     """Checks a new group and notes which options it brought, before defaults fill in the others.
 
     The note is plain data, so that it is saved and loaded with the group. A group that served
-    another optimizer has one already.
-
-    Args:
-        group: The group; its parameters become a list.
-        number: Its place among all.
-        defaults: Options and their values where a group has none.
-
-    Returns:
-        Its parameters.
-
-    Raises:
-        InvalidOptionError: For a value that no step could take.
+    another optimizer has one already. The group's parameters become a list, and are returned.
     """
     if not isinstance(group, dict) or "params" not in group:
         raise InvalidOptionError(f"group {number}", group, "a dict with 'params'")
@@ -77,14 +62,11 @@ def complete(group: Any, number: int, defaults: Mapping[str, Any]) -> list[Tenso
 
 
 def check_options(update: object, **values: object) -> None:
-    """Raises unless an optimizer can be built with these options.
+    """Raises ``InvalidOptionError`` unless an optimizer can be built with these options.
 
     Args:
         update: See ``Update``.
         values: ``lr`` (which may be a schedule), ``momentum`` and ``weight_decay``.
-
-    Raises:
-        InvalidOptionError: For the first that it can't be built with.
     """
     require_type("lr", values["lr"], ScheduledFloat)
     for name, value in values.items():
@@ -94,12 +76,7 @@ def check_options(update: object, **values: object) -> None:
 
 
 def check_new_group(model: nn.Module, group: Any, number: int, defaults: Mapping[str, Any]) -> None:
-    """Completes a new group, see ``complete``.
-
-    Raises:
-        InvalidOptionError: For a value that no step could take, or a parameter whose gradients
-            are sparse.
-    """
+    """Completes a new group, see ``complete``; refuses parameters whose gradients are sparse."""
     parameters = complete(group, number, defaults)
     sparse = sparse_parameters(model)
     for parameter in parameters:
@@ -114,13 +91,9 @@ def check_new_group(model: nn.Module, group: Any, number: int, defaults: Mapping
 def tell_foreign(model: nn.Module, groups: list[ParameterGroup], *, refuses: bool) -> None:
     """Warns of parameters in some groups that the model does not have.
 
-    Args:
-        model: The model.
-        groups: The groups.
-        refuses: Whether it is an error where the model has none of them.
-
     Raises:
-        InvalidOptionError: Where it has none: of another model, or replaced since.
+        InvalidOptionError: Where it has none of them (of another model, or replaced since), if
+            that is to be refused.
     """
     own = set(model.parameters())
     given = [p for group in groups for p in group["params"]]
@@ -140,15 +113,7 @@ def tell_foreign(model: nn.Module, groups: list[ParameterGroup], *, refuses: boo
 
 
 def check_values(values: Mapping[str, Any], place: str) -> None:
-    """Raises unless a step can take the values of a group.
-
-    Args:
-        values: The group.
-        place: Where it stands, for messages.
-
-    Raises:
-        InvalidOptionError: For the first that it can't take.
-    """
+    """Raises ``InvalidOptionError`` unless a step can take the values of a group at a place."""
     for name, within in RANGES.items():
         value = values.get(name)
         if not (type(value) is float and within.holds(value)):
@@ -178,15 +143,7 @@ def values_at(
 
 
 def check_saved(groups: list[ParameterGroup], saved: Any) -> None:
-    """Raises unless a saved state of an optimizer fits these groups.
-
-    Args:
-        groups: The groups.
-        saved: What ``state_dict`` returned.
-
-    Raises:
-        StateMismatchError: For the first thing that doesn't fit.
-    """
+    """Raises ``StateMismatchError`` unless what ``state_dict`` returned fits these groups."""
     if not isinstance(saved, dict) or not isinstance(saved.get("state"), dict):
         raise StateMismatchError("The checkpoint holds no state of an optimizer." + _REMEDY)
     others = saved.get("param_groups")

@@ -13,7 +13,7 @@ from torch_thor.layers.shards import local
 from torch_thor.linalg.foreach import ALL, Lots, add, add_, mul_
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch_thor.options.update import Update
     from torch_thor.update.groups import ParameterGroup
@@ -41,58 +41,76 @@ def after_momentum(
     return add(lots, steps, buffers, alpha=momentum) if nesterov else buffers
 
 
+def step_with_momentum(
+    lots: Lots,
+    weights: list[Tensor],
+    steps: list[Tensor],
+    buffers: Callable[[], list[Tensor]],
+    *,
+    lr: float,
+    weight_decay: float,
+    momentum: float,
+    nesterov: bool,
+) -> None:
+    """Moves weights against steps, to which decay is added first, and then momentum."""
+    if weight_decay:
+        steps = add(lots, steps, weights, alpha=weight_decay)
+    if momentum:
+        steps = after_momentum(lots, steps, buffers(), momentum, nesterov=nesterov)
+    add_(lots, weights, steps, alpha=-lr)
+
+
 @dataclass(frozen=True)
 class Moving:
-    """Parameters of a group that step together by their curvature, or some rows of one.
-
-    Args:
-        order: Order of preconditioning, momentum and decay.
-        group: The group.
-        parameters: The parameters.
-        states: The optimizer's state.
-        lots: Which of them go together.
-        rows: The rows; ``None`` for all.
-    """
+    """Parameters of a group that step together by their curvature, or some rows of one."""
 
     order: Update
     group: ParameterGroup
     parameters: Sequence[nn.Parameter]
-    states: States
-    lots: Lots = ALL
-    rows: slice | None = None
+    states: States  # the optimizer's
+    lots: Lots = ALL  # which of them go together
+    rows: slice | None = None  # None: all
 
     def sources(self) -> list[Tensor]:
         """What is preconditioned: gradients, or their momentum, renewed."""
         gradients = [self._inside(local(gradient_of(p))) for p in self.parameters]
-        if gradients and self.order.momentum_first and self.group["momentum"]:
-            return self._after_momentum(gradients)
+        momentum = self.group["momentum"]
+        if gradients and self.order.momentum_first and momentum:
+            nesterov = self.order.nesterov
+            return after_momentum(
+                self.lots, gradients, self._buffers(), momentum, nesterov=nesterov
+            )
         return gradients
 
     def move(self, directions: list[Tensor], scale: float = 1.0) -> None:
         """Adds decay and momentum to ``scale`` times the directions and moves the weights."""
         if not directions:
             return
-        order, lots = self.order, self.lots
-        lr, decay = float(self.group["lr"]), self.group["weight_decay"]
+        order, group, lots = self.order, self.group, self.lots
+        lr, decay = float(group["lr"]), group["weight_decay"]
         weights = [self._inside(local(parameter)) for parameter in self.parameters]
         if decay and (order.decoupled_decay or order.momentum_first):
             # Without momentum after it, decay added to the direction is decay of the weight.
             mul_(lots, weights, 1.0 - lr * decay)
-        if not order.momentum_first:
-            if scale != 1.0:
-                mul_(lots, directions, scale)
-                scale = 1.0
-            if decay and not order.decoupled_decay:
-                directions = add(lots, directions, weights, alpha=decay)
-            if self.group["momentum"]:
-                directions = self._after_momentum(directions)
-        add_(lots, weights, directions, alpha=-lr * scale)
+        if order.momentum_first:
+            add_(lots, weights, directions, alpha=-lr * scale)
+            return
+        if scale != 1.0:
+            mul_(lots, directions, scale)
+        step_with_momentum(
+            lots,
+            weights,
+            directions,
+            self._buffers,
+            lr=lr,
+            weight_decay=0.0 if order.decoupled_decay else decay,
+            momentum=group["momentum"],
+            nesterov=order.nesterov,
+        )
 
-    def _after_momentum(self, steps: list[Tensor]) -> list[Tensor]:
+    def _buffers(self) -> list[Tensor]:
         kept = momentum_buffers(self.parameters, [self.states[p] for p in self.parameters])
-        buffers = [self._inside(buffer) for buffer in kept]
-        momentum, nesterov = self.group["momentum"], self.order.nesterov
-        return after_momentum(self.lots, steps, buffers, momentum, nesterov=nesterov)
+        return [self._inside(buffer) for buffer in kept]
 
     def _inside(self, tensor: Tensor) -> Tensor:
         return tensor if self.rows is None else tensor[self.rows]
@@ -100,13 +118,7 @@ class Moving:
 
 @dataclass(frozen=True)
 class MovingRows:
-    """The same for large layers, some rows of a parameter at a time; a ``RowRule``.
-
-    Args:
-        order: Order of preconditioning, momentum and decay.
-        groups: The group of each parameter.
-        states: The optimizer's state.
-    """
+    """The same for large layers, some rows of a parameter at a time; a ``RowRule``."""
 
     order: Update
     groups: Mapping[nn.Parameter, ParameterGroup]

@@ -115,14 +115,10 @@ class CurvatureOptimizer(torch.optim.Optimizer, HasCurvature):
         return self.engine.skips.total
 
     def memory(self) -> MemoryReport:
-        """Says what curvature and momentum take, before the first step as after it.
-
-        Raises:
-            InvalidOptionError: Where the split is measured, before the first statistics.
-        """
+        """Says what curvature and momentum take, see ``HasCurvature.memory``."""
         curved = self.engine.followed.layer_of
         own = sum(self._rule.state_bytes(group, curved) for group in self.param_groups)
-        return replace(self.engine.store.memory(self.engine.layers), state=own)
+        return replace(super().memory(), state=own)
 
     def add_param_group(self, param_group: ParameterGroup) -> None:
         """Adds a group, as any torch optimizer does.
@@ -235,12 +231,8 @@ class CurvatureOptimizer(torch.optim.Optimizer, HasCurvature):
         self._step.take_over()
 
     def allocate(self) -> None:
-        """Makes room for all state now, so that a distributed checkpoint can be loaded into it.
-
-        ``torch.distributed.checkpoint`` loads into the tensors of a ``state_dict()``; a new
-        optimizer has none before its first step.
-        """
-        self.engine.store.allocate(self.engine.layers)
+        """Makes room for momentum too, see ``HasCurvature.allocate``."""
+        super().allocate()
         for group in self.param_groups:
             self._rule.allocate(group, self.engine.followed.layer_of, self.state)
 

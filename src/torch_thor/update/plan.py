@@ -26,36 +26,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """Those parameters of a group that move, sorted by how they do.
-
-    Args:
-        group: The group.
-        curved: Those that step together by their curvature: all but those of large layers.
-        curved_lots: Which of them go together.
-        plain: Those without curvature, which step by the base rule.
-        plain_lots: Which of them go together.
-    """
+    """Those parameters of a group that move, sorted by how they do, and by what goes together."""
 
     group: ParameterGroup
-    curved: Sequence[nn.Parameter]
+    curved: Sequence[nn.Parameter]  # by their curvature, all but those of large layers
     curved_lots: Lots
-    plain: Sequence[nn.Parameter]
+    plain: Sequence[nn.Parameter]  # by the base rule
     plain_lots: Lots
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The ways of all parameters with a gradient.
-
-    Args:
-        groups: The plans of the groups.
-        directions: The way of the curved ones, and of large layers, through their curvature.
-        group_of: The group of each parameter with curvature.
-    """
+    """The ways of all parameters with a gradient."""
 
     groups: Sequence[GroupPlan]
-    directions: DirectionPlan
-    group_of: Mapping[nn.Parameter, ParameterGroup]
+    directions: DirectionPlan  # through the curvature, large layers included
+    group_of: Mapping[nn.Parameter, ParameterGroup]  # of those with curvature
 
 
 @dataclass(frozen=True)
@@ -70,12 +56,7 @@ class _Known:
 
 
 class Planner:
-    """Finds the plan of a step, again only where something has changed.
-
-    Args:
-        store: The model's curvature.
-        control: Norm control.
-    """
+    """Finds the plan of a step, again only where something has changed."""
 
     def __init__(self, store: CurvatureStore, control: Control) -> None:
         self._store, self._control = store, control
@@ -86,12 +67,7 @@ class Planner:
         self._known = None
 
     def plan(self, groups: Sequence[ParameterGroup], lots: Lots) -> StepPlan:
-        """Returns the plan of a step.
-
-        Args:
-            groups: The optimizer's groups; loading a state replaces them.
-            lots: What a ``Sorter`` says of all gradients.
-        """
+        """Returns the plan of a step, given what a ``Sorter`` says of all gradients."""
         changes = self._store.changes
         live = [[p.grad is not None for p in group["params"]] for group in groups]
         known = self._known

@@ -55,11 +55,7 @@ class Step:
         self._engine.serve(parameters)
 
     def values(self, groups: list[ParameterGroup]) -> list[dict[str, float]]:
-        """What schedules give to the groups in this step; checked before anything changes.
-
-        Raises:
-            InvalidOptionError: For what no step can take.
-        """
+        """What schedules give to the groups in this step; checked before anything changes."""
         self._engine.calendar.check(self._engine.steps + 1)
         return values_at(groups, self._schedules, self._engine.steps)
 
@@ -72,26 +68,14 @@ class Step:
     def refresh(
         self, groups: list[ParameterGroup], values: list[dict[str, float]], scale: float = 1.0
     ) -> None:
-        """Takes in the statistics and refreshes what is due, without moving a weight.
-
-        Args:
-            groups: The optimizer's groups, which take scheduled values.
-            values: What schedules give to the groups.
-            scale: What the losses behind the statistics were multiplied by.
-        """
+        """Takes in scheduled values and the statistics, of losses that were multiplied by scale."""
         for group, given in zip(groups, values, strict=True):
             self._tell_overruled(group, given)
             group.update(given)
         self._engine.update(self.dampings(groups), scale)
 
     def move(self, groups: list[ParameterGroup], states: States, lots: Lots) -> None:
-        """Moves all parameters that have a gradient.
-
-        Args:
-            groups: The optimizer's groups.
-            states: Its state.
-            lots: Which of the gradients go together.
-        """
+        """Moves all parameters that have a gradient; ``lots`` says which of these go together."""
         self._rule.step(self._planner.plan(groups, lots), self._control, states)
 
     def _tell_overruled(self, group: ParameterGroup, given: dict[str, float]) -> None:
