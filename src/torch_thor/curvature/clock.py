@@ -21,16 +21,11 @@ class RefreshClock:
     A cycle begins at ``start`` and takes ``length`` steps. A layer whose share is f is
     due at ``start + floor(f * length)``; without staggering every share is 0. In the
     first cycle all layers are due at once, because no layer has an inverse yet.
-
-    Args:
-        start: Step at which the current cycle began.
-        length: Steps of the current cycle; 0 before the first one.
-        first: Whether the current cycle is the first one.
     """
 
     start: int = 0
-    length: int = 0
-    first: bool = True
+    length: int = 0  # 0 before the first cycle
+    first: bool = True  # whether the current cycle is
 
     def advance(self, step: int, interval: float) -> None:
         """Begins a cycle of ``interval`` steps where the current one is over."""
@@ -78,11 +73,7 @@ class Calendar:
         return Calendar(self._said, began, own)
 
     def _intervals(self, passed: int) -> list[float]:
-        """Intervals of factors and inverses, so many steps after the first.
-
-        Raises:
-            InvalidOptionError: For what is no interval.
-        """
+        """Intervals of factors and inverses, so many steps after the first; checked."""
         said = (self._said.factors, self._said.inverses)
         found = [value_at(one, passed, "interval") for one in said]
         for interval in found:

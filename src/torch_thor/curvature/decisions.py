@@ -17,7 +17,7 @@ from torch_thor.options.trace_rule import Decision, LayerDecision, TraceRule
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from torch_thor.capture.statistics import FactorBatch
+    from torch_thor.capture.statistics import Batch
     from torch_thor.capture.tracked import TrackedLayer
     from torch_thor.distributed.communicator import Communicator
 
@@ -40,7 +40,7 @@ class DueLayer(Place):
         return LayerDecision(self.layer.name, step, self.decision, self.change)
 
 
-def statistics_of(place: Place, batch: tuple[FactorBatch, FactorBatch] | None) -> LayerStatistics:
+def statistics_of(place: Place, batch: Batch | None) -> LayerStatistics:
     """What this rank knows of a due layer."""
     stack, layer, seen = place.stack, place.layer, batch is not None
     a, g = batch or stack.empty_batch()
@@ -90,16 +90,14 @@ def decide(due_layers: list[DueLayer], rule: TraceRule | None, ranks: Communicat
     Statistics that are not finite never reach a factor: the layer is kept.
     """
     traces = _stacked([damped_trace(c, rule) for c in due_layers]).tolist()
-    asked = [c for c in due_layers if c.blocks is not None]
-    distances = _distances(asked, ranks)
-    distance_of = {id(c): value for c, value in zip(asked, distances, strict=True)}
+    distances = _distances(due_layers, ranks)
     for due_layer, trace in zip(due_layers, traces, strict=True):
         due_layer.trace, record = trace, due_layer.record
         if not math.isfinite(trace):
             due_layer.fold, due_layer.decision = False, Decision.KEEP
         elif due_layer.refresh and record.trace is not None:
             change = relative_change(trace, record.trace)
-            due_layer.change = distance_of.get(id(due_layer), change)
+            due_layer.change = distances.get(due_layer, change)
             if rule is not None:
                 due_layer.decision = rule.decide(due_layer.change)
                 due_layer.fold = due_layer.decision is Decision.UPDATE
@@ -123,21 +121,22 @@ def damped_trace(due_layer: DueLayer, rule: TraceRule | None) -> Tensor:
     return (damped_a * damped_g).sum()
 
 
-def _distances(due_layers: list[DueLayer], ranks: Communicator) -> list[float]:
-    """How far the batch moves the running averages of layers: the larger ‖X − X'‖ / ‖X'‖ of A, G.
+def _distances(due_layers: list[DueLayer], ranks: Communicator) -> dict[DueLayer, float]:
+    """How far the batch moves the averages where a rule asked: the larger ‖X − X'‖ / ‖X'‖ of A, G.
 
     A factor that was all zeros and stays so has not moved.
     """
-    found = [(c, _lengths(c, *c.blocks)) for c in due_layers if c.blocks is not None]
+    found = {c: _lengths(c, *c.blocks) for c in due_layers if c.blocks is not None}
     if not found:
-        return []
-    lengths = _stacked([own for _, own in found])
-    sharded = [n for n, (c, _) in enumerate(found) if c.stack.shard is not None]
+        return {}
+    lengths = _stacked(list(found.values()))
+    sharded = [n for n, c in enumerate(found) if c.stack.shard is not None]
     if sharded:
         own = lengths[sharded, 1].square()
         lengths[sharded, 1] = ranks.total("distances of sharded layers", own).sqrt()
     gaps, old = lengths.unbind(-1)
-    return torch.where(gaps > 0, gaps / old, 0.0).amax(1).tolist()
+    changes = torch.where(gaps > 0, gaps / old, 0.0).amax(1).tolist()
+    return dict(zip(found, changes, strict=True))
 
 
 def _lengths(due_layer: DueLayer, a: Tensor, g: Tensor) -> Tensor:

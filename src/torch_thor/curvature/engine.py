@@ -42,21 +42,14 @@ _RANK_STRIDE = 1_000_000_007
 class CurvatureEngine:
     """Keeps the curvature of a model's layers, from hooks to inverses.
 
-    Args:
-        model: Model whose layers are tracked.
-        options: See ``CurvatureOptions``.
-
     Attributes:
         followed: The model's layers, as they are now.
         capture: Collects their calls.
         store: Their curvature.
         steps: Steps taken.
         scale: What losses are multiplied by.
-        skips: Steps that were left out.
         calendar: When factors and inverses are due.
         last_decisions: Decisions of the latest step; empty when it refreshed nothing.
-        communicator: Where the other ranks are reached.
-        device: Where the model lives.
     """
 
     def __init__(self, model: nn.Module, options: CurvatureOptions) -> None:

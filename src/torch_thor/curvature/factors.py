@@ -15,14 +15,7 @@ if TYPE_CHECKING:
 
 
 class FactorStack:
-    """One factor (A or G) of all layers in a stack: running averages.
-
-    Args:
-        layers: L, layers in the stack.
-        matrices: k, matrices of one layer.
-        partition: Cut of the factor's dimension into n blocks of s rows.
-        dtype: float32, or float64 for a float64 model.
-        device: Device of the layers.
+    """One factor (A or G) of L layers of k matrices, cut into n blocks of s rows: averages.
 
     Attributes:
         blocks: ``[L, k, n, s, s]``; never changed by damping or inversion.

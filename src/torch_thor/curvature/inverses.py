@@ -26,14 +26,7 @@ if TYPE_CHECKING:
 
 
 class Inverses(ABC):
-    """What the factors of a stack of layers become.
-
-    Args:
-        a: Input factors.
-        g: Output gradient factors.
-        power: p, 1 or 1/2.
-        dtype: Type of what is stored, and of the products.
-    """
+    """What the factors (A, G) of a stack become, in the type of the products."""
 
     def __init__(self, a: FactorStack, g: FactorStack, power: float, dtype: torch.dtype) -> None:
         self.power = power

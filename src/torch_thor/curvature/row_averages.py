@@ -22,7 +22,7 @@ _LEAST = 1e-12  # of a mean square that is divided by; the mean of all rows is 1
 _MOST_EVENINGS = 64
 _SEGMENTED = ("cpu", "cuda")  # devices with segment_reduce
 
-Shape: TypeAlias = tuple[int, int, int]
+Shape: TypeAlias = tuple[int, int, int]  # (L, k, rows): layers, matrices of one, rows of a matrix
 Places: TypeAlias = tuple[tuple[int, tuple[int, ...]], ...]
 
 
@@ -32,12 +32,8 @@ class RowAverages:
     A row's share is its mean square ÷ that of the whole layer, so that the length of a direction,
     which damping and refreshes change, does not enter.
 
-    Args:
-        shapes: (L, k, rows) of each stack: layers, matrices of one, rows of a matrix.
-        dtype: Type of the averages.
-        device: Device of the layers.
-
     Attributes:
+        shapes: Of each stack.
         shares: Running averages of the shares, layer by layer.
         weights: Each layer's weight of its average, see ``kept_share``.
     """

@@ -24,7 +24,7 @@ from torch_thor.options.errors import InvalidOptionError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from torch_thor.capture.statistics import FactorBatch
+    from torch_thor.capture.statistics import Batch, FactorBatch
     from torch_thor.capture.tracked import TrackedLayer
     from torch_thor.curvature.inverses import Inverses
     from torch_thor.curvature.options import CurvatureOptions
@@ -149,7 +149,7 @@ class LayerStack:
         """Of the blocks (A, G) of a whole layer, those that this rank holds."""
         return blocks if self.shard is None else (blocks[0], self.shard.take(blocks[1]))
 
-    def empty_batch(self) -> tuple[FactorBatch, FactorBatch]:
+    def empty_batch(self) -> Batch:
         """Statistics (A, G) of a layer without any rows."""
         a = self.a.empty_batch(self.geometry.columns, one_hot=self.geometry.one_hot)
         return a, self.g.empty_batch(self.outputs)
@@ -186,7 +186,7 @@ class LayerStack:
             raise InvalidOptionError("eigenvalue_correction", self.is_corrected, "True")
         return self.inverses
 
-    def moments(self, slot: int, batch: tuple[FactorBatch, FactorBatch]) -> Tensor:
+    def moments(self, slot: int, batch: Batch) -> Tensor:
         """EKFAC: second moments of a batch's gradients, in the basis of a layer."""
         return self._basis.moments(slot, *batch)
 

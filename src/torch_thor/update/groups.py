@@ -17,7 +17,6 @@ from torch_thor.options.update import Update
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch_thor.options.schedules import Schedule
 
 ParameterGroup: TypeAlias = dict[str, Any]
 
@@ -125,21 +124,51 @@ def says(group: ParameterGroup, name: str) -> bool:
     return name in group.get(OWN, ())
 
 
-def values_at(
-    groups: Iterable[ParameterGroup], schedules: Mapping[str, Schedule], step: int
-) -> list[dict[str, float]]:
-    """Returns what schedules give to each group; nothing in the place of what is its own.
+class ScheduledValues:
+    """What schedules give to groups, step by step; a group keeps what is its own.
 
-    Raises:
-        InvalidOptionError: For a value, scheduled or a group's, that the step can't take.
+    Attributes:
+        schedules: Of learning rate and damping, as far as these are scheduled.
     """
-    given = {name: value_at(schedule, step, name) for name, schedule in schedules.items()}
-    found = []
-    for number, group in enumerate(groups):
-        values = {name: value for name, value in given.items() if not says(group, name)}
-        check_values({**group, **values}, f" of group {number} at step {step}")
-        found.append(values)
-    return found
+
+    def __init__(self, **values: ScheduledFloat) -> None:
+        self.schedules = {name: value for name, value in values.items() if callable(value)}
+        self._given: dict[int, dict[str, float]] = {}
+        self._told_overruled = False
+
+    def at(self, groups: Iterable[ParameterGroup], step: int) -> list[dict[str, float]]:
+        """Returns the values of each group; changes nothing.
+
+        Raises:
+            InvalidOptionError: For a value, scheduled or a group's, that the step can't take.
+        """
+        given = {name: value_at(schedule, step, name) for name, schedule in self.schedules.items()}
+        found = []
+        for number, group in enumerate(groups):
+            values = {name: value for name, value in given.items() if not says(group, name)}
+            check_values({**group, **values}, f" of group {number} at step {step}")
+            found.append(values)
+        return found
+
+    def give(self, groups: Iterable[ParameterGroup], values: list[dict[str, float]]) -> None:
+        """Gives groups their values; warns, once, where somebody else sets what a schedule sets."""
+        for group, given in zip(groups, values, strict=True):
+            last = self._given.get(id(group), {})
+            changed = [name for name, old in last.items() if name in given and group[name] != old]
+            self._given[id(group)] = given
+            if changed and not self._told_overruled:
+                self._told_overruled = True
+                warn(
+                    f"{changed[0]}={group[changed[0]]!r} of a parameter group was set by hand or "
+                    "by a scheduler, but this optimizer was built with a schedule for it, which "
+                    "holds. Build it with a number, or give the group a "
+                    f"{changed[0]} of its own."
+                )
+            group.update(given)
+
+    def take_over(self) -> None:
+        """Knows that the groups' values are others, as those of a checkpoint."""
+        self._given.clear()
 
 
 def check_saved(groups: list[ParameterGroup], saved: Any) -> None:

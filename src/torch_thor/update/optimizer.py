@@ -20,14 +20,15 @@ from torch_thor.options.update import Base, BaseRule, Update, as_base
 from torch_thor.update.groups import (
     OWN,
     ParameterGroup,
+    ScheduledValues,
     as_groups,
     check_new_group,
     check_options,
     check_saved,
     tell_foreign,
 )
+from torch_thor.update.plan import Planner
 from torch_thor.update.rule import UpdateRule
-from torch_thor.update.step import Step
 
 if TYPE_CHECKING:
     from torch_thor.curvature.engine import CurvatureEngine
@@ -69,16 +70,16 @@ class CurvatureOptimizer(torch.optim.Optimizer, HasCurvature):
             self.norm_control = as_norm_control(norm_control)
             self._rule = UpdateRule(update, as_base(base))
             damping = engine.options.damping.value
-            scheduled = {"lr": lr, "damping": damping}
-            self._schedules = {name: value for name, value in scheduled.items() if callable(value)}
+            self._scheduled = ScheduledValues(lr=lr, damping=damping)
             defaults = {
                 "lr": value_at(lr, 0, "lr"),
                 "momentum": momentum,
                 "weight_decay": weight_decay,
                 "damping": value_at(damping, 0, "damping"),
             }
-            control = control_of(self.norm_control)
-            self._step = Step(engine, self._rule, control, self._schedules)
+            self._control = control_of(self.norm_control)
+            self._planner = Planner(engine.store, self._control)
+            self._parameters: list[nn.Parameter] = []  # all that are stepped
             self._is_built = False
             chosen = engine.model.parameters() if params is None else params
             super().__init__(as_groups(chosen), defaults)
@@ -97,7 +98,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, HasCurvature):
         groups = [
             {k: len(v) if k == "params" else v for k, v in g.items()} for g in self.param_groups
         ]
-        options = (type(self), self._schedules, self.norm_control, self._rule)
+        options = (type(self), self._scheduled.schedules, self.norm_control, self._rule)
         ranks = self.engine.communicator
         ranks.agree("options of the optimizer", describe([*options, groups]))
 
@@ -139,8 +140,10 @@ class CurvatureOptimizer(torch.optim.Optimizer, HasCurvature):
     def _follow_model(self) -> None:
         """Keeps the curvature to the layers whose weight is in a group now."""
         parameters = [p for group in self.param_groups for p in group["params"]]
-        if not are_same(parameters, self._step.parameters):
-            self._step.serve(parameters)
+        if not are_same(parameters, self._parameters):
+            self._parameters = parameters
+            self._planner.forget()
+            self.engine.serve(parameters)
         self.engine.follow()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -188,17 +191,34 @@ class CurvatureOptimizer(torch.optim.Optimizer, HasCurvature):
             with torch.enable_grad():
                 loss = closure()
         self._begin_step()
-        self._take_step(self._step.values(self.param_groups))
+        self._take_step(self._coming_values())
         return loss
+
+    def _coming_values(self) -> list[dict[str, float]]:
+        """What schedules give to the groups in this step; checked before anything changes."""
+        steps = self.engine.steps
+        self.engine.calendar.check(steps + 1)
+        return self._scheduled.at(self.param_groups, steps)
 
     def _take_step(self, values: list[dict[str, float]]) -> None:
         self._follow_model()
-        step, groups = self._step, self.param_groups
-        looked = self._look_at_gradients(step.parameters, step.dampings(groups))
+        looked = self._look_at_gradients(self._parameters, self._dampings())
         if looked is not None:
             lots, scale = looked
-            step.refresh(groups, values, scale)
-            step.move(groups, self.state, lots)
+            self._refresh(values, scale)
+            plan = self._planner.plan(self.param_groups, lots)
+            self._rule.step(plan, self._control, self.state)
+
+    def _refresh(self, values: list[dict[str, float]], scale: float = 1.0) -> None:
+        """Takes in scheduled values and the statistics, of losses that were multiplied by scale."""
+        self._scheduled.give(self.param_groups, values)
+        self.engine.update(self._dampings(), scale)
+
+    def _dampings(self) -> dict[nn.Parameter, float]:
+        """λ of each parameter, in steps that need it."""
+        if not self.engine.wants_statistics:
+            return {}
+        return {p: group["damping"] for group in self.param_groups for p in group["params"]}
 
     def shadow_step(self) -> None:
         """Takes part in a step of the other ranks, without samples.
@@ -206,7 +226,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, HasCurvature):
         DistributedDataParallel keeps the others' gradients to itself and sends the weights at
         the end; with gradients of our own (``reduce_gradients``) the step is a full one.
         """
-        values, engine = self._step.values(self.param_groups), self.engine
+        values, engine = self._coming_values(), self.engine
         self.zero_grad()
         if engine.options.distributed.reduce_gradients:
             self._take_step(values)
@@ -214,7 +234,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, HasCurvature):
             engine.discard()
         else:
             engine.follow()
-            self._step.refresh(self.param_groups, values)
+            self._refresh(values)
 
     def catch_up(self, *, up_to_date: bool) -> None:
         """Takes over momentum and groups of a rank that took every step."""
@@ -228,7 +248,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, HasCurvature):
         """Takes over groups and states as torch has them."""
         super().load_state_dict(state)
         self._rule.adopt(self.state)
-        self._step.take_over()
+        self._scheduled.take_over()
 
     def allocate(self) -> None:
         """Makes room for momentum too, see ``HasCurvature.allocate``."""
