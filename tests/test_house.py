@@ -16,6 +16,8 @@ from torch_thor.curvature.damping import RULES
 from torch_thor.directions.controls import CONTROLS
 from torch_thor.options.curvature import DampingMode
 from torch_thor.options.norm_control import NormControlKind
+from torch_thor.options.update import BaseRule
+from torch_thor.update.base_rules import BASE_RULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -153,6 +155,7 @@ def files_that_say(words: tuple[str, ...]) -> set[str]:
     [
         (NormControlKind, "options/norm_control.py", "directions/controls.py"),
         (DampingMode, "options/curvature.py", "curvature/damping.py"),
+        (BaseRule, "options/update.py", "update/base_rules.py"),
     ],
 )
 def test_a_new_kind_touches_two_files(kinds: object, option: str, classes: str) -> None:
@@ -163,3 +166,4 @@ def test_a_new_kind_touches_two_files(kinds: object, option: str, classes: str) 
 def test_every_kind_has_its_class() -> None:
     assert set(CONTROLS) == set(get_args(NormControlKind))
     assert set(RULES) == set(get_args(DampingMode))
+    assert set(BASE_RULES) == set(get_args(BaseRule))

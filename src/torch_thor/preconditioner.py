@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torch_thor.capture.selection import as_selectors
-from torch_thor.curvature import state
 from torch_thor.curvature.engine import CurvatureEngine
 from torch_thor.curvature.options import CurvatureOptions
 from torch_thor.curvature.surface import HasCurvature
 from torch_thor.directions.banded import GradientRows, gradient_of
 from torch_thor.directions.controls import control_of
-from torch_thor.directions.plan import DirectionPlan, all_finite
-from torch_thor.distributed.joining import UnevenInputs
+from torch_thor.directions.plan import DirectionPlan
 from torch_thor.layers.shards import local
-from torch_thor.linalg.foreach import Sorter
 from torch_thor.options.checks import DAMPING, require_number
 from torch_thor.options.curvature import (
     Damping,
@@ -42,11 +39,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from torch_thor.capture.selection import Selector
-    from torch_thor.curvature.memory import MemoryReport
     from torch_thor.options.trace_rule import TraceRule
 
 
-class Preconditioner(HasCurvature, UnevenInputs):
+class Preconditioner(HasCurvature):
     """Natural-gradient preconditioning in front of any torch optimizer.
 
     Call ``preconditioner.step()`` after ``backward()`` and before the optimizer's
@@ -116,10 +112,8 @@ class Preconditioner(HasCurvature, UnevenInputs):
             eigenvalue_correction=eigenvalue_correction,
             distributed=distributed,
         )
-        self.engine = CurvatureEngine(model, options)
+        super().__init__(CurvatureEngine(model, options))
         check_norm_control(said, sharded=self.engine.followed.is_sharded)
-        self._sorter = Sorter()
-        UnevenInputs.__init__(self)
 
     def step(self) -> None:
         """Updates the curvature and rewrites ``.grad`` of every preconditioned layer.
@@ -134,76 +128,44 @@ class Preconditioner(HasCurvature, UnevenInputs):
                 changed then.
         """
         self._begin_step()
-        self._begin()
-        if self._take_in():
+        if self._take_in(self._begin()):
             with torch.no_grad():
                 self._rewrite()
 
-    def _begin(self) -> None:
-        """Follows the model, and λ; nothing changes before all values are known to be fine."""
+    def _begin(self) -> dict[nn.Parameter, float]:
+        """Follows the model, and returns λ; nothing changes before all values are fine."""
         engine = self.engine
         engine.calendar.check(engine.steps + 1)
         engine.follow()
         damping = value_at(engine.options.damping.value, engine.steps, "damping")
         require_number(f"damping at step {engine.steps}", damping, DAMPING)
-        for layer in engine.layers:
-            layer.damping = damping
+        return {layer.weight: damping for layer in engine.layers}
 
-    def _take_in(self) -> bool:
+    def _take_in(self, dampings: dict[nn.Parameter, float]) -> bool:
         """Updates the curvature, unless a gradient is not finite; returns whether none is."""
-        engine = self.engine
-        ranks, parameters = engine.communicator, engine.followed.parameters
-        ranks.average_gradients(parameters)
-        gradients = [local(p.grad) for p in parameters if p.grad is not None]
-        ignored = engine.options.refresh.on_nonfinite == "ignore" or not gradients
-        finite = ignored or all_finite(gradients, self._sorter.sort(gradients))
-        self._tell_joined(ranks, skipped=not finite)
-        scale = engine.scale_in_force()
-        if finite:
-            engine.skips.in_a_row = 0
-            engine.update(scale)
-            return True
-        engine.leave_out(scale)
-        return False
+        looked = self._look_at_gradients(self.engine.followed.parameters, dampings)
+        if looked is not None:
+            self.engine.update(dampings, gradient_scale=looked[1])
+        return looked is not None
 
     def shadow_step(self) -> None:
         """Takes part in a step of the other ranks, without samples."""
         engine = self.engine
         engine.model.zero_grad()
-        self._begin()
+        dampings = self._begin()
         if engine.options.distributed.reduce_gradients:
-            self._take_in()
+            self._take_in(dampings)
         elif engine.communicator.any(False):  # noqa: FBT003 (as the built-in)
             engine.discard()
         else:
-            engine.update()
+            engine.update(dampings)
 
     def catch_up(self, *, up_to_date: bool) -> None:
         """Does nothing: curvature is never behind."""
 
-    @property
-    def _distribution(self) -> tuple[Distributed, torch.device]:
-        return self.engine.options.distributed, self.engine.device
-
-    def memory(self) -> MemoryReport:
-        """Says what the curvature of each layer takes, before the first step as after it.
-
-        Raises:
-            InvalidOptionError: Where the split is measured, before the first statistics.
-        """
-        return self.engine.store.memory(self.engine.layers)
-
-    def allocate(self) -> None:
-        """Makes room for the curvature now, so that a distributed checkpoint can be loaded into it.
-
-        Raises:
-            InvalidOptionError: Where the split is measured, which needs statistics.
-        """
-        self.engine.store.allocate(self.engine.layers)
-
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that the next steps depend on, keyed by layer name."""
-        return state.save(self.engine)
+        return self.engine.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores a ``state_dict``; the run goes on bit for bit.
@@ -221,10 +183,9 @@ class Preconditioner(HasCurvature, UnevenInputs):
         self.engine.adopt(self.engine.fitting(state_dict))
 
     def _rewrite(self) -> None:
-        rule = GradientRows()
-        plan = DirectionPlan(self.engine.stacks, rule.moves, self._control)
+        plan = DirectionPlan(self.engine.stacks, lambda p: p.grad is not None, self._control)
         for large in plan.banded:
-            large.run(rule, self._control)
+            large.run(GradientRows(), self._control)
         parameters = filter(plan.goes_together, self.engine.followed.layer_of)
         sources = {parameter: local(gradient_of(parameter)) for parameter in parameters}
         directions = plan.take(sources, rates={})

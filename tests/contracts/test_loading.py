@@ -183,7 +183,7 @@ def test_the_curvature_can_be_forgotten_and_the_momentum_stays(name: str) -> Non
     assert after["param_groups"] == before["param_groups"]
     assert (optimizer.factor_norms(), optimizer.last_decisions) == ({}, ())
     assert optimizer.engine.steps == 5
-    assert not any(record.frozen for record in optimizer.engine.store.records.values())
+    assert not any(place.record.frozen for place in optimizer.engine.store)
     assert optimizer.wants_statistics
     train(model, optimizer, [data(8)])
     assert len(optimizer.factor_norms()) == 2
@@ -586,7 +586,7 @@ def test_layers_that_another_rule_froze_are_free(rule: TraceRule | None, version
     model = mlp()
     saver = THOR(model, trace_rule=FREEZING, **AT_EVERY_STEP)
     train(model, saver, [data(8)] * 3)
-    assert all(record.frozen for record in saver.engine.store.records.values())
+    assert all(place.record.frozen for place in saver.engine.store)
     saved = through_a_file(saver.state_dict())
     saver.remove()
     same = THOR(model, trace_rule=FREEZING, **AT_EVERY_STEP)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -23,6 +23,9 @@ from torch_thor import (
     Update,
 )
 
+if TYPE_CHECKING:
+    from torch_thor.curvature.decisions import DueLayer
+
 RATE = PolynomialDecay(0.1, end_epoch=10, power=1, steps_per_epoch=1)
 DAMPING = Damping(ExponentialDamping(0.2, 0.5, steps_per_epoch=1), "both")
 
@@ -35,18 +38,28 @@ def groups(model: nn.Module, **own: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", [THOR, KFAC, EKFAC])
-def test_a_schedule_serves_the_groups_that_did_not_say_their_own(kind: Any) -> None:
+def test_a_schedule_serves_the_groups_that_did_not_say_their_own(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Case 60."""
     model = mlp()
     said = groups(model, lr=1e-3)
     said[1]["damping"] = 0.7
-    optimizer = kind(model, said, lr=RATE, damping=DAMPING)
+    often = AT_EVERY_STEP if kind is THOR else {"factor_interval": 1, "inverse_interval": 1}
+    optimizer = kind(model, said, lr=RATE, damping=DAMPING, **often)
+    used: dict[str, float] = {}
+    renew = optimizer.engine._renew
+
+    def noting(due: list[DueLayer]) -> None:
+        used.update({one.layer.name: one.damping for one in due})
+        renew(due)
+
+    monkeypatch.setattr(optimizer.engine, "_renew", noting)
     for step in range(3):
         train(model, optimizer, [data(8)])
         first, second = optimizer.param_groups
         assert (first["lr"], second["lr"]) == (1e-3, RATE(step))
         assert (first["damping"], second["damping"]) == (DAMPING.value(step), 0.7)
-        used = {layer.name: layer.damping for layer in optimizer.engine.layers}
         assert used == {"0": DAMPING.value(step), "2": 0.7}
 
 

@@ -21,7 +21,6 @@ from torch_thor.curvature.stacks import SplitRule
 from torch_thor.layers import Geometry
 from torch_thor.linalg import timing
 from torch_thor.linalg.partition import Partition
-from torch_thor.linalg.timing import InversionTime
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,9 +42,9 @@ def costs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Inverting s rows takes s³ ns and products s ns; returns which sizes were asked for."""
     asked: list[tuple[int, ...]] = []
 
-    def inversions(sizes: Sequence[int], *_: object) -> tuple[InversionTime, ...]:
+    def inversions(sizes: Sequence[int], *_: object) -> tuple[float, ...]:
         asked.append(tuple(sizes))
-        return tuple(InversionTime(size, 1e-9 * size**3) for size in sizes)
+        return tuple(1e-9 * size**3 for size in sizes)
 
     def products(sizes: Sequence[int], _: object) -> tuple[float, ...]:
         return tuple(1e-9 * size for size in sizes)
@@ -153,9 +152,9 @@ def test_blocks_that_hold_everything_are_not_exceeded(costs: list[tuple[int, ...
 def test_cheap_inversions_of_correlated_rows_leave_a_factor_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def flat(sizes: Sequence[int], *_: object) -> tuple[InversionTime, ...]:
+    def flat(sizes: Sequence[int], *_: object) -> tuple[float, ...]:
         # One inversion takes as long as another, so that fewer are faster.
-        return tuple(InversionTime(size, 1e-3) for size in sizes)
+        return tuple(1e-3 for size in sizes)
 
     monkeypatch.setattr(layer_splits, "inversion_times", flat)
     monkeypatch.setattr(layer_splits, "product_times", lambda sizes, _: (1e-9,) * len(sizes))
@@ -165,8 +164,8 @@ def test_cheap_inversions_of_correlated_rows_leave_a_factor_whole(
 
 
 def test_products_of_every_step_are_part_of_the_price(monkeypatch: pytest.MonkeyPatch) -> None:
-    def flat(sizes: Sequence[int], *_: object) -> tuple[InversionTime, ...]:
-        return tuple(InversionTime(size, 1e-9) for size in sizes)
+    def flat(sizes: Sequence[int], *_: object) -> tuple[float, ...]:
+        return tuple(1e-9 for size in sizes)
 
     monkeypatch.setattr(layer_splits, "inversion_times", flat)
     monkeypatch.setattr(

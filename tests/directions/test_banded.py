@@ -42,8 +42,7 @@ def small_bands(monkeypatch: pytest.MonkeyPatch) -> None:
 def bands_of(trainer: HasCurvature) -> int:
     return sum(
         len(large.bands)
-        for stack in trainer.engine.stacks
-        for large in banded.banded_layers_of(stack)
+        for large in banded.banded_layers(trainer.engine.stacks, lambda _: True, Control())
     )
 
 
@@ -224,9 +223,9 @@ def test_lengths_of_more_or_less_than_a_layer_are_not_swept(control: NormControl
     module(torch.randn(12, 6)).square().mean().backward()
     thor.step()
     stacks = thor.engine.stacks
-    assert banded.ready_banded_layers(stacks, lambda _: True, control_of(control)) == []
-    assert len(banded.ready_banded_layers(stacks, lambda _: True, Control())) == 1
-    assert banded.ready_banded_layers(stacks, lambda _: False, Control()) == []
+    assert banded.banded_layers(stacks, lambda _: True, control_of(control)) == []
+    assert len(banded.banded_layers(stacks, lambda _: True, Control())) == 1
+    assert banded.banded_layers(stacks, lambda _: False, Control()) == []
 
 
 def test_ekfac_and_grouped_layers_are_not_swept() -> None:

@@ -37,9 +37,9 @@ def test_the_same_route_serves_steps_that_are_alike() -> None:
     thor = THOR(module, lr=0.1)
     for _ in range(2):
         step(module, thor)
-    known = thor._step._planner._known
+    known = thor._planner._known
     step(module, thor)
-    assert thor._step._planner._known is known
+    assert thor._planner._known is known
 
 
 def test_groups_that_loading_a_state_replaced_are_followed() -> None:

@@ -31,7 +31,6 @@ class TrackedLayer:
         weight: The trained weight.
         bias: The trained bias, where there is one.
         part: Name below the module's, where the module has several weights.
-        damping: λ of the weight's parameter group; the optimizer keeps it current.
         share: Where in an interval the layer refreshes, in [0, 1).
         armed: Whether its calls count now.
         called: Whether its forward ran since the last step.
@@ -49,7 +48,6 @@ class TrackedLayer:
     weight: nn.Parameter
     bias: nn.Parameter | None
     part: str = ""
-    damping: float = 0.0
     share: float = 0.0
     armed: bool = False
     called: bool = False

@@ -42,13 +42,12 @@ class Both(DampingRule):
         return damping.expand_as(mean_a), damping.expand_as(mean_g)
 
 
-class Sqrt(DampingRule):
+class Sqrt(Both):
     """√λ to both factors."""
 
     def shifts(self, damping: Tensor, mean_a: Tensor, mean_g: Tensor) -> tuple[Tensor, Tensor]:
         """√λ and √λ."""
-        root = damping.sqrt()
-        return root.expand_as(mean_a), root.expand_as(mean_g)
+        return super().shifts(damping.sqrt(), mean_a, mean_g)
 
 
 class Pi(DampingRule):

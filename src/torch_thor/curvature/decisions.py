@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from torch_thor.capture.capture import REPLACED
+from torch_thor.curvature.stacks import Place
 from torch_thor.distributed.pooling import LayerStatistics
 from torch_thor.options.notices import warn
 from torch_thor.options.trace_rule import Decision, LayerDecision, TraceRule
@@ -16,77 +17,32 @@ from torch_thor.options.trace_rule import Decision, LayerDecision, TraceRule
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from torch_thor.capture.statistics import FactorBatch
+    from torch_thor.capture.statistics import Batch
     from torch_thor.capture.tracked import TrackedLayer
-    from torch_thor.curvature.stacks import LayerStack
     from torch_thor.distributed.communicator import Communicator
 
 
-@dataclass
-class LayerRecord:
-    """What the engine remembers of one layer between refreshes.
+@dataclass(eq=False)
+class DueLayer(Place):
+    """One due layer, with the statistics of all ranks since the last step."""
 
-    Args:
-        trace: Damped trace of the curvature in use, eq. 8's reference; ``None`` before it.
-        frozen: Whether the trace rule froze the layer.
-        failures: Failed inversions in a row.
-        starved: Whether it was said that it gets a gradient and no statistics.
-    """
-
-    trace: float | None = None
-    frozen: bool = False
-    failures: int = 0
-    starved: bool = False
-
-
-@dataclass
-class DueLayer:
-    """One due layer.
-
-    Args:
-        stack: Stack that holds its curvature.
-        slot: Its place there.
-        record: What is remembered of it.
-        statistics: Statistics since the last step, of all ranks.
-        refresh: Whether its inverses are due, and not its factors alone.
-        trace: tr(F + λI) with this batch folded in.
-        decision: Verdict of the trace rule.
-        change: Δ of eq. 8.
-        fold: Whether the batch enters the running average.
-        blocks: Blocks (A, G) of the batch of all ranks, where the rule has asked for them.
-    """
-
-    stack: LayerStack
-    slot: int
-    record: LayerRecord
+    damping: float  # λ
     statistics: LayerStatistics
-    refresh: bool
-    trace: float = 0.0
+    refresh: bool  # whether its inverses are due, and not its factors alone
+    trace: float = 0.0  # tr(F + λI) with this batch folded in
     decision: Decision = Decision.UPDATE
-    change: float = math.inf
-    fold: bool = True
-    blocks: tuple[Tensor, Tensor] | None = None
-
-    @property
-    def layer(self) -> TrackedLayer:
-        """The layer itself."""
-        return self.stack.layers[self.slot]
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the layer has an inverse."""
-        return self.stack.ready[self.slot]
+    change: float = math.inf  # Δ of eq. 8
+    fold: bool = True  # whether the batch enters the running average
+    blocks: tuple[Tensor, Tensor] | None = None  # (A, G) of the batch, if the rule asked for them
 
     def report(self, step: int) -> LayerDecision:
         """Returns the entry of ``optimizer.last_decisions``."""
         return LayerDecision(self.layer.name, step, self.decision, self.change)
 
 
-def statistics_of(
-    stack: LayerStack, slot: int, batch: tuple[FactorBatch, FactorBatch] | None
-) -> LayerStatistics:
+def statistics_of(place: Place, batch: Batch | None) -> LayerStatistics:
     """What this rank knows of a due layer."""
-    layer, seen = stack.layers[slot], batch is not None
+    stack, layer, seen = place.stack, place.layer, batch is not None
     a, g = batch or stack.empty_batch()
     traces = (a.trace(stack.dtype), g.trace(stack.dtype))
     graded = layer.weight.grad is not None
@@ -95,16 +51,15 @@ def statistics_of(
     )
 
 
-def tell_starved(layer: TrackedLayer, record: LayerRecord, *, called: bool, sampled: bool) -> None:
+def tell_starved(layer: TrackedLayer, *, called: bool, sampled: bool) -> None:
     """Says once that a layer gets a gradient but no statistics.
 
     Args:
-        layer: The layer.
-        record: Remembers what was said.
-        called: Whether the layer's forward ran on any rank.
+        layer: The layer, which remembers the cause.
+        called: Whether its forward ran on any rank.
         sampled: Whether only a backward of sampled labels counts.
     """
-    told = record.starved or not layer.listened
+    told = layer.cause or not layer.listened
     if told or (called and not sampled and not layer.obstacle):
         return
     if layer.obstacle and not (sampled and layer.obstacle is REPLACED):
@@ -124,7 +79,7 @@ def tell_starved(layer: TrackedLayer, record: LayerRecord, *, called: bool, samp
             "modules and not their weights, differentiate by backward() and not by torch.func, or "
             "exclude the layer."
         )
-    record.starved, layer.cause = True, cause
+    layer.cause = cause
     what = f"Layer {layer.name!r} has a gradient but {cause}"
     warn(f"{what}, so its curvature is not updated. {remedy}")
 
@@ -133,25 +88,16 @@ def decide(due_layers: list[DueLayer], rule: TraceRule | None, ranks: Communicat
     """Fills in trace, change, decision and fold; one transfer to the host for all layers.
 
     Statistics that are not finite never reach a factor: the layer is kept.
-
-    Args:
-        due_layers: The due layers.
-        rule: The trace rule.
-        ranks: Those who hold other rows of sharded layers.
     """
-    if not due_layers:
-        return
     traces = _stacked([damped_trace(c, rule) for c in due_layers]).tolist()
-    asked = [c for c in due_layers if c.blocks is not None]
-    distances = _distances(asked, ranks)
-    distance_of = {id(c): value for c, value in zip(asked, distances, strict=True)}
+    distances = _distances(due_layers, ranks)
     for due_layer, trace in zip(due_layers, traces, strict=True):
         due_layer.trace, record = trace, due_layer.record
         if not math.isfinite(trace):
             due_layer.fold, due_layer.decision = False, Decision.KEEP
         elif due_layer.refresh and record.trace is not None:
             change = relative_change(trace, record.trace)
-            due_layer.change = distance_of.get(id(due_layer), change)
+            due_layer.change = distances.get(due_layer, change)
             if rule is not None:
                 due_layer.decision = rule.decide(due_layer.change)
                 due_layer.fold = due_layer.decision is Decision.UPDATE
@@ -167,28 +113,30 @@ def damped_trace(due_layer: DueLayer, rule: TraceRule | None) -> Tensor:
         for factor, trace in zip((stack.a, stack.g), due_layer.statistics.traces, strict=True)
     )
     if rule is not None and rule.damped_trace == "product":
-        return stack.product_trace(slot, trace_a, trace_g)
-    shift_a, shift_g = stack.shifts([slot], trace_a.unsqueeze(0), trace_g.unsqueeze(0))
+        return stack.product_trace(due_layer.damping, trace_a, trace_g)
+    traces = trace_a.unsqueeze(0), trace_g.unsqueeze(0)
+    shift_a, shift_g = stack.shifts([due_layer.damping], *traces)
     damped_a = trace_a + shift_a[0] * stack.geometry.columns
     damped_g = trace_g + shift_g[0] * stack.outputs
     return (damped_a * damped_g).sum()
 
 
-def _distances(due_layers: list[DueLayer], ranks: Communicator) -> list[float]:
-    """How far the batch moves the running averages of layers: the larger ‖X − X'‖ / ‖X'‖ of A, G.
+def _distances(due_layers: list[DueLayer], ranks: Communicator) -> dict[DueLayer, float]:
+    """How far the batch moves the averages where a rule asked: the larger ‖X − X'‖ / ‖X'‖ of A, G.
 
     A factor that was all zeros and stays so has not moved.
     """
-    found = [(c, _lengths(c, *c.blocks)) for c in due_layers if c.blocks is not None]
+    found = {c: _lengths(c, *c.blocks) for c in due_layers if c.blocks is not None}
     if not found:
-        return []
-    lengths = _stacked([own for _, own in found])
-    sharded = [n for n, (c, _) in enumerate(found) if c.stack.shard is not None]
+        return {}
+    lengths = _stacked(list(found.values()))
+    sharded = [n for n, c in enumerate(found) if c.stack.shard is not None]
     if sharded:
         own = lengths[sharded, 1].square()
         lengths[sharded, 1] = ranks.total("distances of sharded layers", own).sqrt()
     gaps, old = lengths.unbind(-1)
-    return torch.where(gaps > 0, gaps / old, 0.0).amax(1).tolist()
+    changes = torch.where(gaps > 0, gaps / old, 0.0).amax(1).tolist()
+    return dict(zip(found, changes, strict=True))
 
 
 def _lengths(due_layer: DueLayer, a: Tensor, g: Tensor) -> Tensor:
@@ -209,5 +157,5 @@ def _stacked(values: list[Tensor]) -> Tensor:
 def relative_change(current: float, reference: float) -> float:
     """Returns Δ of eq. 8; ``inf`` where there is no reference yet or it is zero."""
     if reference == 0.0:
-        return float("inf")
+        return math.inf
     return abs(abs(current) - abs(reference)) / abs(reference)

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from torch_thor import linalg
 from torch_thor.capture.statistics import OneHotBatch, add_to_columns
-from torch_thor.curvature.inverses import InverseRoots
+from torch_thor.curvature.inverses import Inverses
 from torch_thor.linalg.factorize import (
     Factorization,
     Solution,
@@ -25,27 +25,18 @@ if TYPE_CHECKING:
     from torch_thor.curvature.factors import FactorStack
 
 
-class EigenBasis:
+class EigenBasis(Inverses):
     """EKFAC: eigenbases of A and G with second moments of the gradient in that basis.
 
     Scalings S = E[(Q_Gᵀ ∇W Q_A)²] take the place of the products of eigenvalues
     (George et al. 2018). Rows count as samples, as the factors' "expand" does.
-
-    Args:
-        a: Input factors.
-        g: Output gradient factors.
-        power: p, 1 or 1/2.
-        dtype: Type of the stored bases and of the products.
     """
 
     def __init__(self, a: FactorStack, g: FactorStack, power: float, dtype: torch.dtype) -> None:
-        """Allocates bases, eigenvalues and scalings."""
-        self.power = power
+        super().__init__(a, g, power, dtype)
         self._padding = (a.partition.padding, g.partition.padding)
         # In the basis, padded rows are ordinary rows.
         self._partitions = tuple(Partition(p.padded, p.block) for p in (a.partition, g.partition))
-        self.a = torch.zeros_like(a.blocks, dtype=dtype)
-        self.g = torch.zeros_like(g.blocks, dtype=dtype)
         self.values_a = torch.zeros_like(a.blocks[..., 0])
         self.values_g = torch.zeros_like(g.blocks[..., 0])
         shape = (*a.blocks.shape[:2], g.partition.padded, a.partition.padded)
@@ -129,6 +120,3 @@ class EigenBasis:
     def tensors(self) -> tuple[Tensor, ...]:
         """What a checkpoint has to hold."""
         return self.a, self.g, self.values_a, self.values_g, self.scalings, self.inverse
-
-
-Inverses = EigenBasis | InverseRoots

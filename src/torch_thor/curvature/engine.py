@@ -13,19 +13,13 @@ from torch_thor.capture.capture import Capture
 from torch_thor.capture.followed import FollowedModel
 from torch_thor.capture.scaling import LossScale
 from torch_thor.capture.statistics import batch_of
-from torch_thor.curvature import loading, state
-from torch_thor.curvature.clock import Calendar, fresh_clocks
-from torch_thor.curvature.decisions import (
-    DueLayer,
-    LayerRecord,
-    decide,
-    statistics_of,
-    tell_starved,
-)
+from torch_thor.curvature.clock import Calendar
+from torch_thor.curvature.decisions import DueLayer, decide, statistics_of, tell_starved
 from torch_thor.curvature.layer_splits import split_rule
-from torch_thor.curvature.loading import Restored
+from torch_thor.curvature.loading import Loading, Restored
 from torch_thor.curvature.refresh import correct, fold, gather, refresh
 from torch_thor.curvature.skips import SkippedSteps
+from torch_thor.curvature.state import FORMAT, SavedState, saved_options
 from torch_thor.curvature.store import CurvatureStore
 from torch_thor.distributed.data_parallel import communicator_for
 from torch_thor.distributed.description import describe, describe_model
@@ -33,7 +27,7 @@ from torch_thor.options.errors import require
 from torch_thor.options.trace_rule import Decision, LayerDecision
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch_thor.capture.coverage import Coverage
     from torch_thor.capture.selection import Selector
@@ -48,25 +42,17 @@ _RANK_STRIDE = 1_000_000_007
 class CurvatureEngine:
     """Keeps the curvature of a model's layers, from hooks to inverses.
 
-    Args:
-        model: Model whose layers are tracked.
-        options: See ``CurvatureOptions``.
-
     Attributes:
         followed: The model's layers, as they are now.
         capture: Collects their calls.
         store: Their curvature.
         steps: Steps taken.
         scale: What losses are multiplied by.
-        skips: Steps that were left out.
         calendar: When factors and inverses are due.
         last_decisions: Decisions of the latest step; empty when it refreshed nothing.
-        communicator: Where the other ranks are reached.
-        device: Where the model lives.
     """
 
     def __init__(self, model: nn.Module, options: CurvatureOptions) -> None:
-        """Finds the layers and hangs the hooks."""
         allowed = "a torch.nn.Module: the model itself, whose parameters are found in it"
         require("model", model, isinstance(model, nn.Module), allowed)
         self.model, self.options = model, options
@@ -80,7 +66,7 @@ class CurvatureEngine:
         self.capture = Capture(options.statistics, matched=options.eigenvalue_correction)
         self.store = CurvatureStore(options, self.communicator)
         self.calendar = Calendar(options.intervals)
-        self._take_in_layers()
+        self.capture.attach(self.followed.all_layers)
         corrected = options.eigenvalue_correction and any(layer.shard for layer in self.layers)
         allowed = "False for sharded weights: no rank has their gradients' second moments"
         require("eigenvalue_correction", corrected, not corrected, allowed)
@@ -110,40 +96,19 @@ class CurvatureEngine:
             self._find_layers_again()
 
     def serve(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Leaves the model's other parameters alone, whoever trains them.
-
-        Args:
-            parameters: All that the optimizer steps.
-        """
+        """Keeps to the parameters that the optimizer steps, whoever trains the model's others."""
         if self.followed.serve(parameters):
             self._find_layers_again()
 
     def _find_layers_again(self) -> None:
         """Takes in another set of layers; those that stay keep their curvature."""
-        store = self.store
-        old = {layer.identity: layer.name for stack in store.stacks for layer in stack.layers}
-        saved = state.save(self)["layers"]
-        store.resting |= {one: saved[name] for one, name in old.items()}
+        self.store.rest()
         before = set(self.followed.parameters)
         self.followed.find()
-        self._take_in_layers()
-        self.followed.tell_left_out(before)
-        present = set(self.model.modules())
-        store.resting = {one: it for one, it in store.resting.items() if one[0] in present}
-        if store.rule is not None:
-            store.rebuild(self.layers)
-            back = {
-                layer.name: store.resting.pop(layer.identity)
-                for layer in self.layers
-                if layer.identity in store.resting
-            }
-            state.restore_layers(store, back)
-            store.note_ready(self.layers)
-        self._arm()
-
-    def _take_in_layers(self) -> None:
         self.capture.attach(self.followed.all_layers)
-        self.store.remember(self.layers)
+        self.followed.tell_left_out(before)
+        self.store.wake(self.followed)
+        self._arm()
 
     def coverage(self) -> Coverage:
         """Says for every parameter how it trains, and why."""
@@ -169,23 +134,23 @@ class CurvatureEngine:
         return twin
 
     @torch.no_grad()
-    def update(self, gradient_scale: float = 1.0) -> None:
+    def update(self, dampings: Mapping[nn.Parameter, float], gradient_scale: float = 1.0) -> None:
         """Takes in the statistics since the last call and refreshes what is due.
 
         Whoever calls it has let the engine ``follow`` the model before.
 
         Args:
+            dampings: λ of each weight; in a step that ``wants_statistics`` of none, not needed.
             gradient_scale: What the loss was multiplied by (a GradScaler's scale).
         """
         self.capture.tell_rivals(self.layers)
         self.capture.settle(self.layers)
         if self.layers and not self.stacks:
             self._begin_curvature()
-        due = self._due_layers(gradient_scale)
+        due = self._due_layers(dampings, gradient_scale)
         if due:
             self._renew(due)
         self.last_decisions = tuple(one.report(self.steps) for one in due if one.refresh)
-        self.store.note_ready(self.layers)
         self.steps += 1
         self.discard()
 
@@ -194,7 +159,7 @@ class CurvatureEngine:
         ours = self.options.distributed.reduce_gradients
         return self.scale.in_force(self.layers, ours=ours) if self.wants_statistics else 1.0
 
-    def leave_out(self, gradient_scale: float) -> None:
+    def leave_out(self, dampings: Mapping[nn.Parameter, float], gradient_scale: float) -> None:
         """Takes no part of a step whose gradients are not finite.
 
         Raises:
@@ -202,7 +167,7 @@ class CurvatureEngine:
         """
         if self.followed.is_sharded:
             # The other ranks, whose shards may be finite, count on this one.
-            self.update(gradient_scale)
+            self.update(dampings, gradient_scale)
         self.discard()
         raises = self.options.refresh.on_nonfinite == "raise"
         self.skips.leave_out(self.steps, self.model, raises=raises)
@@ -222,43 +187,43 @@ class CurvatureEngine:
         some = any(layer.ledger.read() for layer in layers)
         self.store.begin(layers, measured if some else None)
 
-    def _due_layers(self, gradient_scale: float) -> list[DueLayer]:
+    def _due_layers(
+        self, dampings: Mapping[nn.Parameter, float], gradient_scale: float
+    ) -> list[DueLayer]:
         """The layers that have new statistics on any rank, with those of all ranks."""
         statistics = self.options.statistics
         sampled = statistics.fisher == "mc"
         for layer in () if self.stacks else self.layers:
             if layer.weight.grad is not None:
-                tell_starved(
-                    layer, self.store.records[layer.name], called=layer.called, sampled=sampled
-                )
-        places = [(s, n) for s in self.stacks for n, layer in enumerate(s.layers) if layer.armed]
+                tell_starved(layer, called=layer.called, sampled=sampled)
+        places = [place for place in self.store if place.layer.armed]
         own = [
-            statistics_of(stack, slot, batch_of(stack.layers[slot], statistics, gradient_scale))
-            for stack, slot in places
+            statistics_of(place, batch_of(place.layer, statistics, gradient_scale))
+            for place in places
         ]
         found = []
-        pooled = self.communicator.pool(self.steps, own)
-        for (stack, slot), seen in zip(places, pooled, strict=True):
-            layer = stack.layers[slot]
-            record = self.store.records[layer.name]
+        for place, seen in zip(places, self.communicator.pool(self.steps, own), strict=True):
+            layer = place.layer
             if seen.seen:
                 due = self.calendar.inverses_due(self.steps, layer.share)
-                refreshes = due or not stack.ready[slot]
-                found.append(DueLayer(stack, slot, record, seen, refreshes))
+                refreshes = due or not place.record.ready
+                damping = dampings[layer.weight]
+                found.append(DueLayer(place.stack, place.slot, damping, seen, refreshes))
             elif seen.graded:
-                tell_starved(layer, record, called=seen.called, sampled=sampled)
+                tell_starved(layer, called=seen.called, sampled=sampled)
         return found
 
     def _renew(self, due: list[DueLayer]) -> None:
         """Decides about layers with new statistics, folds these in, and refreshes what is due."""
         ranks, rule = self.communicator, self.options.trace_rule
         if rule is not None and rule.compare == "distance":
-            gather([one for one in due if one.refresh and one.is_ready], ranks)
+            gather([one for one in due if one.refresh and one.record.ready], ranks)
         decide(due, rule, ranks)
         fold([one for one in due if one.fold], ranks)
         chosen = [one for one in due if one.refresh and one.decision is Decision.UPDATE]
-        renewed = refresh(self.stacks, chosen, ranks, self.options.refresh.tolerated_failures)
+        renewed = refresh(chosen, ranks, self.options.refresh.tolerated_failures)
         correct(due, renewed, ranks)
+        self.store.note_ready()
 
     def _arm(self) -> None:
         """Tells the capture which layers the next step needs."""
@@ -269,32 +234,41 @@ class CurvatureEngine:
         seed += self.communicator.rank * _RANK_STRIDE
         self.capture.arm(self.followed.all_layers, wanted, seed)
 
-    def fitting(self, state_dict: object) -> Restored:
+    def state_dict(self) -> dict[str, Any]:
+        """Returns tensors and plain numbers only, so ``weights_only=True`` loads it."""
+        return {
+            "format": FORMAT,
+            **saved_options(self.options),
+            "steps": self.steps,
+            **self.calendar.state_dict(),
+            **self.store.state_dict(self.model),
+        }
+
+    def fitting(self, state: object) -> Restored:
         """Checks a ``state_dict`` and makes the curvature that it holds; takes nothing over.
 
         Raises:
             StateMismatchError: Where layers, shapes or what curvature is differ.
         """
         self.follow()
-        return loading.whole(self, state_dict)
+        return Loading(self.followed, self.store, SavedState.read(state)).whole(self.calendar)
 
-    def fitting_part(self, saved: object, leave_out: Selector | Iterable[Selector]) -> Restored:
+    def fitting_part(self, state: object, leave_out: Selector | Iterable[Selector]) -> Restored:
         """The same for all layers but some, which have no curvature then."""
         self.follow()
-        return loading.some(self, saved, leave_out)
+        inner = state.get("curvature", state) if isinstance(state, dict) else state
+        loading = Loading(self.followed, self.store, SavedState.read(inner))
+        return loading.some(self.steps, self.calendar, leave_out)
 
     def adopt(self, restored: Restored) -> None:
         """Takes over another curvature in the place of all that was there."""
-        store = self.store
-        store.stacks, store.rule = restored.stacks, restored.rule
-        store.records, store.resting = restored.records, restored.resting
-        self.steps = restored.steps
-        self.calendar.restart(restored.began, restored.clocks)
+        self.store.put(restored.stacks, restored.rule, restored.resting)
+        self.steps, self.calendar = restored.steps, restored.calendar
         self.last_decisions = ()
-        store.note_ready(self.layers)
         self.discard()
 
     def reset(self) -> None:
-        """Forgets the curvature; steps go on counting."""
-        records = {layer.name: LayerRecord() for layer in self.layers}
-        self.adopt(Restored([], None, records, self.steps, self.steps, fresh_clocks()))
+        """Forgets the curvature, and what was said of its lack; steps go on counting."""
+        for layer in self.layers:
+            layer.cause = ""
+        self.adopt(Restored(self.steps, self.calendar.at(self.steps)))

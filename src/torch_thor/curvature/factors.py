@@ -15,14 +15,7 @@ if TYPE_CHECKING:
 
 
 class FactorStack:
-    """One factor (A or G) of all layers in a stack: a running average that knows its weight.
-
-    Args:
-        layers: L, layers in the stack.
-        matrices: k, matrices of one layer.
-        partition: Cut of the factor's dimension into n blocks of s rows.
-        dtype: float32, or float64 for a float64 model.
-        device: Device of the layers.
+    """One factor (A or G) of L layers of k matrices, cut into n blocks of s rows: averages.
 
     Attributes:
         blocks: ``[L, k, n, s, s]``; never changed by damping or inversion.
@@ -38,7 +31,6 @@ class FactorStack:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        """Allocates an empty average."""
         size = partition.block
         self.partition = partition
         self.blocks = torch.zeros(
@@ -61,15 +53,7 @@ class FactorStack:
         self.traces[slot].lerp_(trace, 1.0 - keep)
 
     def damped(self, slots: list[int], shift: Tensor) -> Tensor:
-        """Returns the blocks of some layers plus a shift, padding as the identity.
-
-        Args:
-            slots: Layers to take.
-            shift: ``[len(slots), k]`` addition to the diagonals.
-
-        Returns:
-            ``[len(slots), k, n, s, s]``.
-        """
+        """Blocks ``[l, k, n, s, s]`` of some layers plus shifts ``[l, k]``, padding as identity."""
         chosen = linalg.take(self.blocks, slots)
         chosen.diagonal(dim1=-2, dim2=-1).add_(shift[..., None, None])
         if self.partition.padding:

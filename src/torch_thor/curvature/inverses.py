@@ -5,6 +5,7 @@ Both act on gradients stacked as ``[L, k, out, columns]``, block by block.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,22 +25,40 @@ if TYPE_CHECKING:
     from torch_thor.curvature.factors import FactorStack
 
 
-class InverseRoots:
-    """(A + ..)^-p and (G + ..)^-p of every block (paper, eq. 6 at p = 1).
-
-    Args:
-        a: Input factors.
-        g: Output gradient factors.
-        power: p, 1 or 1/2.
-        dtype: Type of the stored roots and of the products.
-    """
+class Inverses(ABC):
+    """What the factors (A, G) of a stack become, in the type of the products."""
 
     def __init__(self, a: FactorStack, g: FactorStack, power: float, dtype: torch.dtype) -> None:
-        """Allocates the roots."""
         self.power = power
-        self._partitions = (a.partition, g.partition)
         self.a = torch.zeros_like(a.blocks, dtype=dtype)
         self.g = torch.zeros_like(g.blocks, dtype=dtype)
+
+    @abstractmethod
+    def jobs(
+        self, a: FactorStack, g: FactorStack, slots: list[int], shifts: tuple[Tensor, Tensor]
+    ) -> list[Factorization]:
+        """Returns what has to be factorized of A and of G to refresh some layers."""
+
+    @abstractmethod
+    def solver(self, condition: float) -> Solver:
+        """Returns what factorizes blocks, given a bound on their condition numbers."""
+
+    @abstractmethod
+    def direction(self, matrices: Tensor, slots: list[int] | None) -> Tensor:
+        """Preconditions ``[l, k, out, columns]``; ``slots`` names the layers, None all."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What a checkpoint has to hold."""
+
+
+class InverseRoots(Inverses):
+    """(A + ..)^-p and (G + ..)^-p of every block (paper, eq. 6 at p = 1)."""
+
+    def __init__(self, a: FactorStack, g: FactorStack, power: float, dtype: torch.dtype) -> None:
+        super().__init__(a, g, power, dtype)
+        self._partitions = (a.partition, g.partition)
         self._flat = (self.a.flatten(0, 1), self.g.flatten(0, 1))
 
     def jobs(
@@ -71,10 +90,7 @@ class InverseRoots:
     def band(self, matrices: Tensor, slot: int, blocks: slice) -> Tensor:
         """Preconditions the rows of some blocks of G of one layer that is one matrix.
 
-        Args:
-            matrices: ``[1, rows, columns]``, padded to whole blocks both ways.
-            slot: The layer.
-            blocks: The blocks of G.
+        ``matrices`` is ``[1, rows, columns]``, padded to whole blocks both ways.
         """
         a, g = self.a[slot], self.g[slot, :, blocks]
         rows = Partition(matrices.shape[1], g.shape[-1])

@@ -50,7 +50,7 @@ STEPS_BETWEEN_REFRESHES = 20  # where the default interval begins
 DAMPING = 3e-4
 _CLOSEST = 1.25  # sizes closer than this are no choice, and no base for a power law
 
-Pair = tuple[int, int]
+Sizes = tuple[int, int]  # of blocks of A and of G
 
 
 def split_rule(
@@ -59,13 +59,9 @@ def split_rule(
     statistics: Statistics,
     power: float,
 ) -> SplitRule:
-    """Turns the ``split`` argument into block sizes; its words measure device and factors.
+    """Turns the ``split`` argument of ``THOR`` into block sizes for a model's layers.
 
-    Args:
-        split: See ``THOR``.
-        layers: All tracked layers.
-        statistics: How the first batch's rows are estimated, on which information is measured.
-        power: p of the inverse root.
+    Its words measure the device, and information on the rows of the first statistics.
     """
     if split == "per_layer":
         return SplitRule(SMALLEST_SPLIT, chosen_pairs(layers, statistics, power))
@@ -76,23 +72,16 @@ def split_rule(
 
 @dataclass(frozen=True)
 class BlockTimes:
-    """What blocks of each size cost: measured, and power laws between and beyond.
+    """What blocks of each size cost: measured, and power laws between and beyond."""
 
-    Args:
-        sizes: Block sizes, increasing, at least two.
-        inversions: Seconds to invert one block.
-        products: Seconds to multiply ``PRODUCT_ENTRIES`` entries of a weight.
-    """
-
-    sizes: tuple[int, ...]
-    inversions: tuple[float, ...]
-    products: tuple[float, ...]
+    sizes: tuple[int, ...]  # rising, at least two
+    inversions: tuple[float, ...]  # seconds to invert one block
+    products: tuple[float, ...]  # seconds to multiply ``PRODUCT_ENTRIES`` entries of a weight
 
     @classmethod
     def measured(cls, sizes: tuple[int, ...], device: torch.device, power: float) -> BlockTimes:
         """Measures a device, or reads what was measured of it before."""
-        inversions = tuple(found.seconds for found in inversion_times(sizes, device, power))
-        return cls(sizes, inversions, product_times(sizes, device))
+        return cls(sizes, inversion_times(sizes, device, power), product_times(sizes, device))
 
     def between_refreshes(self, cut: Partition, entries: int) -> float:
         """Seconds that one factor of a weight of so many entries costs in an interval."""
@@ -110,10 +99,12 @@ class BlockTimes:
 
 def chosen_pairs(
     layers: Sequence[TrackedLayer], statistics: Statistics, power: float
-) -> dict[Geometry, Pair]:
+) -> dict[Geometry, Sizes]:
     """Chooses the sizes of (A, G) for every geometry that has statistics and a factor to cut."""
     device = layers[0].weight.device
-    sizes = affordable(_candidates([layer.geometry for layer in layers]), device)
+    offered = candidate_sizes([layer.geometry for layer in layers])
+    larger = [size for size in offered if size >= _CLOSEST * SMALLEST_SPLIT]
+    sizes = affordable((SMALLEST_SPLIT, *(larger or [2 * SMALLEST_SPLIT])), device)
     rows: dict[Geometry, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     for layer in layers:
         batch = None if layer.geometry.unit_wise else batch_of(layer, statistics)
@@ -132,12 +123,7 @@ def chosen_pairs(
     }
 
 
-def _candidates(geometries: Sequence[Geometry]) -> tuple[int, ...]:
-    larger = [size for size in candidate_sizes(geometries) if size >= _CLOSEST * SMALLEST_SPLIT]
-    return (SMALLEST_SPLIT, *(larger or [2 * SMALLEST_SPLIT]))
-
-
-def affordable_pairs(geometry: Geometry, sizes: Sequence[int]) -> list[Pair]:
+def affordable_pairs(geometry: Geometry, sizes: Sequence[int]) -> list[Sizes]:
     """Returns the pairs of sizes (A, G) within the budget, the smallest always and first."""
     offered_a = [1] if geometry.one_hot else _offered(geometry.columns, sizes)
     first, *others = product(offered_a, _offered(geometry.outputs, sizes))
@@ -150,11 +136,8 @@ def _offered(width: int, sizes: Sequence[int]) -> list[int]:
 
 
 def _best_pair(
-    geometry: Geometry,
-    pairs: list[Pair],
-    rows: list[tuple[Tensor, Tensor]],
-    times: BlockTimes,
-) -> Pair:
+    geometry: Geometry, pairs: list[Sizes], rows: list[tuple[Tensor, Tensor]], times: BlockTimes
+) -> Sizes:
     entries = geometry.columns * geometry.outputs
     gains_a, gains_g = (
         _gains(list(tables), sorted(set(offered)), entries, times)

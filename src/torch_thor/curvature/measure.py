@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING
 from torch_thor.capture.capture import Capture
 from torch_thor.capture.survey import survey
 from torch_thor.curvature.split import (
-    TOLERATED_LOSS,
     SplitCurves,
-    candidate_sizes,
+    almost_whole,
+    candidates_on,
     information_losses,
     input_rows,
-    kept_and_speed,
     log_det_divergences,
     trade_gains,
 )
-from torch_thor.linalg.timing import affordable, inversion_times
+from torch_thor.linalg.timing import inversion_times
 from torch_thor.options.curvature import Statistics
 from torch_thor.options.errors import InvalidOptionError
 
@@ -61,7 +60,7 @@ class SplitMeasurement:
     """What ``measure_split`` found.
 
     Args:
-        sizes: DueLayer block sizes.
+        sizes: Candidate block sizes.
         seconds: Measured time to invert one matrix of each size.
         layers: One entry per layer whose A can be cut.
     """
@@ -73,15 +72,12 @@ class SplitMeasurement:
     @property
     def counts(self) -> tuple[int, ...]:
         """How many factors lose less than 1 % at each size (Table 1)."""
-        return tuple(
-            sum(layer.loss[n] < TOLERATED_LOSS for layer in self.layers)
-            for n in range(len(self.sizes))
-        )
+        return almost_whole([layer.loss for layer in self.layers], len(self.sizes))
 
     @property
     def curves(self) -> SplitCurves:
         """The paper's two curves."""
-        return kept_and_speed(self.sizes, [layer.loss for layer in self.layers], self.seconds)
+        return SplitCurves.of(self.sizes, [layer.loss for layer in self.layers], self.seconds)
 
 
 def measure_split(
@@ -119,14 +115,10 @@ def measure_split(
     if not found:
         raise InvalidOptionError("model", type(model).__name__, "one with a layer to split")
     device = found[0][0].weight.device
-    sizes = affordable(candidate_sizes([layer.geometry for layer in layers]), device)
-    times = inversion_times(sizes, device, power)
-    seconds = tuple(time.seconds for time in times)
-    return SplitMeasurement(
-        sizes,
-        seconds,
-        tuple(_layer_split(layer.name, table, sizes, seconds, damping) for layer, table in found),
-    )
+    sizes = candidates_on(device, layers)
+    seconds = inversion_times(sizes, device, power)
+    splits = [_layer_split(layer.name, table, sizes, seconds, damping) for layer, table in found]
+    return SplitMeasurement(sizes, seconds, tuple(splits))
 
 
 def _layer_split(
@@ -134,13 +126,10 @@ def _layer_split(
 ) -> LayerSplit:
     columns = rows.shape[-1]
     blocks = [min(size, columns) for size in sizes]
-    counts = [-(-columns // block) for block in blocks]
-    time_of = dict(zip(sizes, seconds, strict=True))
-    nearest = [min(sizes, key=lambda size, b=block: abs(size - b)) for block in blocks]  # type: ignore[misc]
-    return LayerSplit(
-        name,
-        columns,
-        information_losses(rows, sizes),
-        log_det_divergences(rows, blocks, damping),
-        tuple(count * time_of[size] for count, size in zip(counts, nearest, strict=True)),
-    )
+
+    def time_of_all(block: int) -> float:
+        _, nearest = min(zip(sizes, seconds, strict=True), key=lambda one: abs(one[0] - block))
+        return -(-columns // block) * nearest
+
+    loss, divergence = information_losses(rows, sizes), log_det_divergences(rows, blocks, damping)
+    return LayerSplit(name, columns, loss, divergence, tuple(map(time_of_all, blocks)))

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from torch_thor.capture.tracked import TrackedLayer
-    from torch_thor.curvature.stacks import StackOptions
+    from torch_thor.curvature.options import CurvatureOptions
     from torch_thor.distributed.communicator import Communicator
-    from torch_thor.options.curvature import MeasuredSplit
 
 _SHAPES = torch.device("meta")
 _WORD_FROM = 1 << 30  # bytes of a layer from which a share of the free memory is worth a word
@@ -76,7 +75,6 @@ class MemoryReport:
     state: int = 0
 
     def __iter__(self) -> Iterator[LayerMemory]:
-        """Iterates over the layers."""
         return iter(self.layers)
 
     @property
@@ -105,7 +103,6 @@ class MemoryReport:
         return sum(layer.held for layer in self) + self.state
 
     def __str__(self) -> str:
-        """Renders a table with totals."""
         head = ("layer", "matrix", "blocks of A, G", "factors", "inverses", "buffers", "refresh")
         rows = [
             (
@@ -137,17 +134,16 @@ def readable(size: float) -> str:
     return f"{size:.3g} GB" if size < 1000 else f"{size:.0f} GB"
 
 
-def report_on(stacks: Iterable[LayerStack], *, state: int = 0) -> MemoryReport:
+def report_on(stacks: Iterable[LayerStack]) -> MemoryReport:
     """Counts what stacks hold; those of shapes alone count as if they were there."""
-    found = [_layer(stack, layer) for stack in stacks for layer in stack.layers]
-    return MemoryReport(tuple(found), state)
+    return MemoryReport(tuple(_layer(stack, layer) for stack in stacks for layer in stack.layers))
 
 
 def planned(
-    layers: Iterable[TrackedLayer], rule: SplitRule, options: StackOptions
-) -> list[LayerStack]:
-    """The stacks that layers will have, as shapes without memory."""
-    return build_stacks(layers, rule, options, device=_SHAPES)
+    layers: Iterable[TrackedLayer], rule: SplitRule, options: CurvatureOptions
+) -> MemoryReport:
+    """The report on stacks that layers will have, of which there are only shapes."""
+    return report_on(build_stacks(layers, rule, options, device=_SHAPES))
 
 
 def _layer(stack: LayerStack, layer: TrackedLayer) -> LayerMemory:
@@ -172,19 +168,10 @@ def _bytes(tensor: Tensor) -> int:
 
 
 class Room:
-    """Whether curvature finds room, said before it is taken.
+    """Whether curvature finds room, said before it is taken; no rank goes on where one can't."""
 
-    Args:
-        split: What the user said.
-        options: What the stacks share.
-        ranks: Where the others are reached: no rank goes on where one can't.
-    """
-
-    def __init__(
-        self, split: int | MeasuredSplit | None, options: StackOptions, ranks: Communicator
-    ) -> None:
-        """Has looked at no layers yet."""
-        self._split, self._options, self._ranks = split, options, ranks
+    def __init__(self, options: CurvatureOptions, ranks: Communicator) -> None:
+        self._options, self._ranks, self._split = options, ranks, options.split
         self._seen: list[TrackedLayer] | None = None
 
     def require(
@@ -192,12 +179,8 @@ class Room:
     ) -> None:
         """Warns of layers that take much of what is free, and refuses what is more than that.
 
-        It looks once at each list of layers.
-
-        Args:
-            layers: The layers.
-            rule: Their block sizes; ``None`` takes those that were said, if any were.
-            alone: Whether other ranks may have no reason to ask; else all of them call it.
+        It looks once at each list of layers. Where no block sizes are given, those count that were
+        said, if any were. All ranks call it, unless one is ``alone`` in having a reason to.
 
         Raises:
             InvalidOptionError: Where a device has too little; on all ranks, unless ``alone``.
@@ -214,19 +197,16 @@ class Room:
 
     def _lacks(self, layers: list[TrackedLayer], rule: SplitRule) -> list[str]:
         by_device: dict[torch.device, list[LayerMemory]] = defaultdict(list)
-        for entry in report_on(planned(layers, rule, self._options)):
+        for entry in planned(layers, rule, self._options):
             by_device[entry.device].append(entry)
         lacks = []
         for device, entries in by_device.items():
             free, needed = free_memory(device), sum(entry.held for entry in entries)
             worst = max(entries, key=lambda entry: entry.held)
-            if free is None:
-                continue
-            said = self._describe(worst, layers, needed, free)
-            if needed > free:
-                lacks.append(said)
-            elif worst.held > max(_SHARE * free, _WORD_FROM):
-                warn(f"{said}.")
+            if free is not None and needed > free:
+                lacks.append(self._describe(worst, layers, needed, free))
+            elif free is not None and worst.held > max(_SHARE * free, _WORD_FROM):
+                warn(f"{self._describe(worst, layers, needed, free)}.")
         return lacks
 
     def _describe(
@@ -234,7 +214,7 @@ class Room:
     ) -> str:
         (layer,) = (layer for layer in layers if layer.name == worst.name)
         name = repr(worst.name) if worst.name else "the model"
-        smaller = report_on(planned([layer], SplitRule(_WAY_OUT), self._options)).held
+        smaller = planned([layer], SplitRule(_WAY_OUT), self._options).held
         ways = ["take a smaller split" if isinstance(self._split, int) else "take other layers"]
         if smaller < worst.held:
             ways = [f"cut it: THOR(split={_WAY_OUT}) takes {readable(smaller)} for it"]

@@ -15,20 +15,7 @@ from torch_thor.options.trace_rule import TraceRule  # noqa: TC001 (read by chec
 
 @dataclass(frozen=True)
 class CurvatureOptions:
-    """Everything that the engine is told, see ``Preconditioner``.
-
-    Args:
-        damping: λ and how it enters.
-        split: Block size of both factors, ``"auto"``, ``"per_layer"`` or ``None``.
-        power: p of the inverse root.
-        intervals: Steps between updates of factors and inverses.
-        trace_rule: When a due layer is refreshed, kept or frozen.
-        statistics: How factors are estimated.
-        refresh: Staggering, type of the inverses, failure handling.
-        exclude: Modules left alone.
-        include: Modules of types that are left alone unless asked for.
-        eigenvalue_correction: EKFAC's eigenvalue-corrected basis.
-        distributed: How ranks share the curvature.
+    """Everything that the engine is told, under the names that ``Preconditioner`` explains.
 
     Raises:
         InvalidOptionError: For a value out of range.
@@ -47,7 +34,6 @@ class CurvatureOptions:
     distributed: Distributed = Distributed()
 
     def __post_init__(self) -> None:
-        """Validates what is not validated by the groups themselves."""
         check_types(self)
         require("power", self.power, self.power in (0.5, 1.0), "1 or 1/2")
         split = self.split

@@ -1,7 +1,8 @@
-"""From decided due_layers to renewed curvature: fold, factorize, correct."""
+"""From decided layers to renewed curvature: fold, factorize, correct."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,24 +20,17 @@ if TYPE_CHECKING:
     from torch_thor.linalg.factorize import Factorization, Solver, Success
 
 
-def fold(due_layers: Iterable[DueLayer], ranks: Communicator) -> None:
-    """Folds the statistics of all ranks into the running averages.
-
-    Args:
-        due_layers: Those whose statistics are wanted.
-        ranks: Where the other ranks are reached.
-    """
-    chosen = list(due_layers)
-    summed = ranks.reduce(_blocks(c for c in chosen if c.blocks is None))
-    for c in chosen:
+def fold(due_layers: list[DueLayer], ranks: Communicator) -> None:
+    """Folds the statistics of all ranks into the running averages."""
+    summed = ranks.reduce(_blocks(c for c in due_layers if c.blocks is None))
+    for c in due_layers:
         c.stack.fold(c.slot, c.blocks or (next(summed), next(summed)), c.statistics.traces)
 
 
-def gather(due_layers: Iterable[DueLayer], ranks: Communicator) -> None:
+def gather(due_layers: list[DueLayer], ranks: Communicator) -> None:
     """Forms the blocks of all ranks' statistics, for a rule that compares matrices."""
-    chosen = list(due_layers)
-    summed = ranks.reduce(_blocks(chosen))
-    for c in chosen:
+    summed = ranks.reduce(_blocks(due_layers))
+    for c in due_layers:
         c.blocks = (next(summed), next(summed))
 
 
@@ -47,37 +41,29 @@ def _blocks(due_layers: Iterable[DueLayer]) -> Iterator[Part]:
         yield Part(partial(c.stack.blocks_g, g), symmetric=True)
 
 
-def refresh(
-    stacks: Iterable[LayerStack], due_layers: list[DueLayer], ranks: Communicator, tolerated: int
-) -> list[DueLayer]:
-    """Factorizes anew what belongs to some due_layers, block sizes of all stacks together.
-
-    Args:
-        stacks: All stacks of the engine.
-        due_layers: Those to refresh.
-        ranks: Where the other ranks are reached.
-        tolerated: Failures in a row of one layer before an error.
-
-    Returns:
-        Those that succeeded.
+def refresh(due_layers: list[DueLayer], ranks: Communicator, tolerated: int) -> list[DueLayer]:
+    """Factorizes anew what belongs to some layers, and returns those that succeeded.
 
     Raises:
-        CurvatureError: Where a layer failed more often than is tolerated.
+        CurvatureError: Where a layer failed more often in a row than is tolerated.
     """
-    chosen = [(s, [c for c in due_layers if c.stack is s]) for s in stacks]
-    chosen = [(stack, due) for stack, due in chosen if due]
-    if not chosen:
+    if not due_layers:
         return []
-    jobs = [stack.jobs([c.slot for c in due]) for stack, due in chosen]
-    condition = max(stack.condition([c.slot for c in due]) for stack, due in chosen)
-    solver = chosen[0][0].inverses.solver(condition)
+    chosen: dict[LayerStack, list[DueLayer]] = defaultdict(list)
+    for c in due_layers:
+        chosen[c.stack].append(c)
+    jobs = [
+        stack.jobs([c.slot for c in due], [c.damping for c in due]) for stack, due in chosen.items()
+    ]
+    condition = max(c.stack.condition(c.damping) for c in due_layers)
+    solver = due_layers[0].stack.inverses.solver(condition)
     success = _factorize([job for of_stack in jobs for job in of_stack], solver, ranks)
     renewed = []
-    for of_stack, (_, due) in zip(jobs, chosen, strict=True):
+    for of_stack, due in zip(jobs, chosen.values(), strict=True):
         for place, c in enumerate(due):
             if all(success[job][place] for job in of_stack):
-                c.record.trace, c.record.failures = c.trace, 0
-                c.stack.ready[c.slot] = True
+                record = c.record
+                record.trace, record.failures, record.ready = c.trace, 0, True
                 renewed.append(c)
             else:
                 _fail(c, tolerated)
@@ -85,11 +71,7 @@ def refresh(
 
 
 def _factorize(jobs: list[Factorization], solver: Solver, ranks: Communicator) -> Success:
-    """Factorizes what all ranks have together, and what this one owns alone.
-
-    Returns:
-        For every job, for each of its slots, whether all ranks succeeded.
-    """
+    """Factorizes what all ranks have together, and what this one owns alone."""
     owned = [job for job in jobs if job.owned]
     shared = (job for job in jobs if not job.owned)
     success = factorize(shared, lambda blocks: ranks.solve(blocks, solver))
@@ -114,21 +96,15 @@ def _fail(due_layer: DueLayer, tolerated: int) -> None:
 
 
 def correct(due_layers: list[DueLayer], renewed: list[DueLayer], ranks: Communicator) -> None:
-    """EKFAC: renews the scalings of layers whose statistics or whose basis changed.
-
-    Args:
-        due_layers: All that were due.
-        renewed: Those among them that have a new basis.
-        ranks: Where the other ranks are reached.
-    """
+    """EKFAC: renews the scalings of due layers whose statistics, or whose basis, changed."""
     new = {id(c) for c in renewed}
     changed = [
         c
         for c in due_layers
-        if c.stack.is_corrected and (id(c) in new or (c.fold and not c.refresh and c.is_ready))
+        if c.stack.is_corrected and (id(c) in new or (c.fold and not c.refresh and c.record.ready))
     ]
     summed = ranks.reduce(
         Part(partial(c.stack.moments, c.slot, c.statistics.batch), symmetric=False) for c in changed
     )
     for c, moments in zip(changed, summed, strict=True):
-        c.stack.correct(c.slot, moments, new=id(c) in new)
+        c.stack.correct(c.slot, c.damping, moments, new=id(c) in new)

@@ -6,6 +6,7 @@ what costs.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -15,12 +16,13 @@ from torch import Tensor
 from torch_thor.curvature.factors import kept_share
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 _LEAST = 1e-12  # of a mean square that is divided by; the mean of all rows is 1
 _MOST_EVENINGS = 64
 _SEGMENTED = ("cpu", "cuda")  # devices with segment_reduce
 
+Shape: TypeAlias = tuple[int, int, int]  # (L, k, rows): layers, matrices of one, rows of a matrix
 Places: TypeAlias = tuple[tuple[int, tuple[int, ...]], ...]
 
 
@@ -30,20 +32,15 @@ class RowAverages:
     A row's share is its mean square ÷ that of the whole layer, so that the length of a direction,
     which damping and refreshes change, does not enter.
 
-    Args:
-        shapes: (L, k, rows) of each stack: layers, matrices of one, rows of a matrix.
-        dtype: Type of the averages.
-        device: Device of the layers.
-
     Attributes:
+        shapes: Of each stack.
         shares: Running averages of the shares, layer by layer.
         weights: Each layer's weight of its average, see ``kept_share``.
     """
 
     def __init__(
-        self, shapes: Sequence[tuple[int, int, int]], *, dtype: torch.dtype, device: torch.device
+        self, shapes: Sequence[Shape], *, dtype: torch.dtype, device: torch.device
     ) -> None:
-        """Allocates empty averages."""
         self.shapes = tuple(shapes)
         counts = [matrices * rows for layers, matrices, rows in shapes for _ in range(layers)]
         self.shares = torch.zeros(sum(counts), dtype=dtype, device=device)
@@ -69,17 +66,12 @@ class RowAverages:
 class RowEvening:
     """Makes the rows of some layers alike, in three calls a step: write, ``fold``, ``factors``.
 
-    Args:
-        averages: Where the layers' averages are.
-        chosen: Numbers of stacks, each with its slots.
-
     Attributes:
         lengths: ``[l, k, rows]`` of each stack, where the lengths of rows are to be written.
         counts: Rows of each layer.
     """
 
     def __init__(self, averages: RowAverages, chosen: Places) -> None:
-        """Finds the rows and makes room for what is computed of them."""
         self._averages = averages
         shares = averages.shares
         found = [averages.layer(stack, slot) for stack, slots in chosen for slot in slots]
@@ -101,15 +93,10 @@ class RowEvening:
         self._columns = [one.unsqueeze(-1) for one in _views(self._factors, parts, shapes)]
 
     def fold(self, decay: float) -> Tensor:
-        """Folds the lengths of rows in.
+        """Folds the lengths of rows in, ρ being the weight of the old average.
 
-        A direction of zeros shrinks a layer's averages alike and so changes no direction.
-
-        Args:
-            decay: Weight ρ of the old average.
-
-        Returns:
-            The length of each layer's direction once its rows are evened, layer by layer.
+        A direction of zeros shrinks a layer's averages alike and so changes no direction. Returns
+        the length of each layer's direction once its rows are evened.
         """
         squares = self._flat.square_()
         means = self._sums(squares).div_(self._sizes).clamp_min_(torch.finfo(squares.dtype).tiny)
@@ -126,8 +113,7 @@ class RowEvening:
     def factors(self, scales: Tensor) -> list[Tensor]:
         """Returns ``[l, k, rows, 1]`` of each stack: what evens a row, times its layer's scale.
 
-        Args:
-            scales: One a layer. The result is memory that the next step writes to.
+        The result is memory that the next step writes to.
         """
         self._factors.mul_(self._of_rows(scales))
         return self._columns
@@ -153,22 +139,17 @@ class RowEvening:
         return fresh[0] if len(steps) == 1 else self._of_rows(self._sizes.new_tensor(fresh))
 
 
-def _views(flat: Tensor, parts: list[int], shapes: list[tuple[int, int, int]]) -> list[Tensor]:
+def _views(flat: Tensor, parts: list[int], shapes: list[Shape]) -> list[Tensor]:
     pieces = torch.split(flat, parts)
     return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
 @dataclass(frozen=True)
 class StackRows:
-    """The averages of one stack.
+    """The averages of one stack."""
 
-    Args:
-        averages: Those of all stacks on its device.
-        number: The stack's number there.
-    """
-
-    averages: RowAverages
-    number: int
+    averages: RowAverages  # those of all stacks on its device
+    number: int  # the stack's there
 
     @property
     def bytes(self) -> int:
@@ -187,6 +168,24 @@ class StackRows:
         layer, rows = self.averages.layer(self.number, slot)
         self.averages.shares[rows] = saved[:-1]
         self.averages.weights[layer] = float(saved[-1])
+
+
+KindOfRows: TypeAlias = tuple[torch.dtype, torch.device, Shape]
+
+
+def room_for_rows(kinds: Iterable[KindOfRows]) -> list[StackRows]:
+    """Makes room for stacks of (type, device, shape): one vector for each type and device."""
+    shapes: dict[tuple[torch.dtype, torch.device], list[Shape]] = defaultdict(list)
+    places = []
+    for dtype, device, shape in kinds:
+        own = shapes[dtype, device]
+        places.append(((dtype, device), len(own)))
+        own.append(shape)
+    averages = {
+        (dtype, device): RowAverages(own, dtype=dtype, device=device)
+        for (dtype, device), own in shapes.items()
+    }
+    return [StackRows(averages[kind], number) for kind, number in places]
 
 
 Chosen: TypeAlias = "tuple[StackRows, tuple[int, ...]]"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class SplitCurves:
     """The two curves of the paper's Figure 5 over the candidates.
 
     Args:
-        sizes: DueLayer block sizes, increasing.
+        sizes: Candidate block sizes, increasing.
         kept: Share of the factors that lose less than 1 % at each size ("normalized loss").
         speed: Inversion time at the first size ÷ time at each size (eq. 12).
     """
@@ -42,12 +42,19 @@ class SplitCurves:
     speed: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        """Validates the curves."""
         require("sizes", self.sizes, len(self.sizes) >= 1, "at least one candidate")
         increasing = all(a < b for a, b in zip(self.sizes, self.sizes[1:], strict=False))
         require("sizes", self.sizes, increasing, "increasing")
         if not len(self.sizes) == len(self.kept) == len(self.speed):
             raise InvalidOptionError("kept", self.kept, "one value per candidate size")
+
+    @classmethod
+    def of(
+        cls, sizes: tuple[int, ...], losses: Sequence[Sequence[float]], seconds: Sequence[float]
+    ) -> Self:
+        """Returns both curves from each factor's L, and the time of an inversion, at each size."""
+        kept = tuple(count / max(len(losses), 1) for count in almost_whole(losses, len(sizes)))
+        return cls(sizes, kept, tuple(seconds[0] / time for time in seconds))
 
     def crossing(self) -> tuple[float, float]:
         """Returns (size, height) where the curves cross, linear between candidates.
@@ -67,6 +74,11 @@ class SplitCurves:
         """Returns the candidate nearest to the crossing."""
         crossing, _ = self.crossing()
         return min(self.sizes, key=lambda size: abs(size - crossing))
+
+
+def almost_whole(losses: Sequence[Sequence[float]], sizes: int) -> tuple[int, ...]:
+    """How many factors lose less than 1 % at each of so many sizes (Table 1)."""
+    return tuple(sum(of_factor[n] < TOLERATED_LOSS for of_factor in losses) for n in range(sizes))
 
 
 def candidate_sizes(geometries: Sequence[Geometry]) -> tuple[int, ...]:
@@ -89,17 +101,10 @@ def candidate_sizes(geometries: Sequence[Geometry]) -> tuple[int, ...]:
 
 
 def information_loss(rows: Tensor, block: int) -> Tensor:
-    """L of eq. 11 for the factor rowsᵀ rows cut into blocks.
+    """L of eq. 11 for the factors of rows ``[k, r, d]``, cut into blocks: ``[k]``, 0 to 1.
 
     √(λmax(Â Âᵀ) / λmax(A Aᵀ)) = λmax(Â) / λmax(A), because both are symmetric and
-    positive semidefinite.
-
-    Args:
-        rows: ``[k, r, d]``.
-        block: Block size.
-
-    Returns:
-        ``[k]``, 0 (nothing lost) to 1; 0 for a factor that is all zeros.
+    positive semidefinite. A factor that is all zeros loses nothing.
     """
     whole = linalg.largest_eigenvalue(rows)
     tiles = _tiles(rows, Partition.of(rows.shape[-1], block))
@@ -109,18 +114,11 @@ def information_loss(rows: Tensor, block: int) -> Tensor:
 
 
 def log_det_divergences(rows: Tensor, blocks: Sequence[int], damping: float) -> tuple[float, ...]:
-    """Log det of the cut factor − log det of the whole one, mean over the matrices.
+    """Log det of the cut factor − log det of the whole one, in nats, for each block size.
 
-    Both are damped by λ times the mean eigenvalue. tr(Â⁻¹A) = d, because Â holds A's own
-    blocks, so this is the whole of the log-det (Burg) divergence.
-
-    Args:
-        rows: ``[k, r, d]``.
-        blocks: Block sizes.
-        damping: λ.
-
-    Returns:
-        One value for each block size, in nats.
+    The mean over the matrices of rows ``[k, r, d]``. Both are damped by λ times the mean
+    eigenvalue. tr(Â⁻¹A) = d, because Â holds A's own blocks, so this is the whole of the log-det
+    (Burg) divergence.
     """
     table = rows.double()
     width = table.shape[-1]
@@ -164,11 +162,6 @@ def trade_gains(
     Information is the divergence that a diagonal factor would have; larger blocks are
     worth their time as long as they bring more of it per microsecond than the whole
     factor does on average.
-
-    Args:
-        divergence: Of each size.
-        seconds: Of each size.
-        diagonal: Divergence of the diagonal factor, above 0.
     """
     longest = max(seconds)
     return tuple(
@@ -180,21 +173,22 @@ def trade_gains(
 def split_curves(
     layers: Sequence[TrackedLayer], statistics: Statistics, power: float
 ) -> SplitCurves:
-    """Measures both curves for a model that has seen one backward.
-
-    The loss is counted over the input factors A, as in the paper's Table 1.
-    """
+    """Measures both curves on the input factors A, as the paper's Table 1, after one backward."""
     device = layers[0].weight.device
-    sizes = affordable(candidate_sizes([layer.geometry for layer in layers]), device)
-    sizes = _that_fit(sizes, layers, device)
+    sizes = _that_fit(candidates_on(device, layers), layers, device)
     times = inversion_times(sizes, device, power)
     losses = [information_losses(rows, sizes) for _, rows in input_rows(layers, statistics)]
-    return kept_and_speed(sizes, losses, [time.seconds for time in times])
+    return SplitCurves.of(sizes, losses, times)
 
 
-def held_entries(geometry: Geometry, pair: tuple[int, int]) -> int:
-    """Entries of the factors and inverses of one matrix at the sizes (A, G)."""
-    cuts = map(Partition.of, (geometry.columns, geometry.outputs), pair)
+def candidates_on(device: torch.device, layers: Sequence[TrackedLayer]) -> tuple[int, ...]:
+    """Those candidates for some layers that a device can measure."""
+    return affordable(candidate_sizes([layer.geometry for layer in layers]), device)
+
+
+def held_entries(geometry: Geometry, sizes: tuple[int, int]) -> int:
+    """Entries of the factors and inverses of one matrix at the sizes of (A, G)."""
+    cuts = map(Partition.of, (geometry.columns, geometry.outputs), sizes)
     return 2 * sum(cut.count * cut.block**2 for cut in cuts)
 
 
@@ -215,17 +209,6 @@ def _that_fit(
         )
 
     return (*sizes[:1], *(size for size in sizes[1:] if needed(size) <= free / 2))
-
-
-def kept_and_speed(
-    sizes: tuple[int, ...], losses: Sequence[Sequence[float]], seconds: Sequence[float]
-) -> SplitCurves:
-    """Returns both curves from each factor's L, and the time of an inversion, at each size."""
-    kept = [
-        sum(of_layer[n] < TOLERATED_LOSS for of_layer in losses) / max(len(losses), 1)
-        for n in range(len(sizes))
-    ]
-    return SplitCurves(sizes, tuple(kept), tuple(seconds[0] / time for time in seconds))
 
 
 def input_rows(

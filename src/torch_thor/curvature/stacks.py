@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from torch_thor import linalg
-from torch_thor.curvature.damping import RULES, DampingRule, mean_eigenvalue
-from torch_thor.curvature.eigenbasis import EigenBasis, Inverses
+from torch_thor.curvature.damping import RULES, mean_eigenvalue
+from torch_thor.curvature.eigenbasis import EigenBasis
 from torch_thor.curvature.factors import FactorStack, kept_share
 from torch_thor.curvature.inverses import InverseRoots
-from torch_thor.curvature.row_averages import RowAverages, StackRows
+from torch_thor.curvature.row_averages import StackRows, room_for_rows
 from torch_thor.layers.layout import SMALL_LAYER, Matrices
 from torch_thor.layers.shards import local
 from torch_thor.linalg.partition import Partition
@@ -22,63 +22,38 @@ from torch_thor.linalg.timing import multiplies_bfloat16
 from torch_thor.options.errors import InvalidOptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from torch_thor.capture.statistics import FactorBatch
+    from torch_thor.capture.statistics import Batch, FactorBatch
     from torch_thor.capture.tracked import TrackedLayer
+    from torch_thor.curvature.inverses import Inverses
     from torch_thor.curvature.options import CurvatureOptions
+    from torch_thor.curvature.row_averages import KindOfRows
     from torch_thor.layers import Geometry
     from torch_thor.linalg.factorize import Factorization
 
 
 @dataclass(frozen=True)
 class SplitRule:
-    """Block sizes of (A, G) for every geometry; ``None`` leaves a factor whole.
+    """Block sizes of (A, G) for every geometry; ``None`` leaves a factor whole."""
 
-    Args:
-        usual: Size of both factors where ``chosen`` has none.
-        chosen: Sizes of the geometries that have their own.
-    """
-
-    usual: int | None
+    usual: int | None  # of both factors, where ``chosen`` has none
     chosen: Mapping[Geometry, tuple[int | None, int | None]] = field(default_factory=dict)
 
     def __call__(self, geometry: Geometry) -> tuple[int | None, int | None]:
-        """Returns the sizes of a geometry."""
+        """The sizes of a geometry."""
         return self.chosen.get(geometry, (self.usual, self.usual))
 
 
-@dataclass(frozen=True)
-class StackOptions:
-    """What all stacks of one engine share.
+@dataclass
+class LayerRecord:
+    """What is remembered of one layer between refreshes, beside its tensors."""
 
-    Args:
-        power: p of the inverse root.
-        damping: How damping enters.
-        decay: ρ of the running average.
-        eigen: EKFAC's eigenvalue-corrected basis in place of inverse roots.
-        inverse_dtype: Type of inverses and products, see ``Refresh``.
-        diagonal_norms: Whether norms have a diagonal Fisher in place of the unit-wise one.
-    """
-
-    power: float
-    damping: DampingRule
-    decay: float
-    eigen: bool
-    inverse_dtype: torch.dtype | Literal["auto"] | None
-    diagonal_norms: bool = False
-
-    @classmethod
-    def of(cls, options: CurvatureOptions) -> StackOptions:
-        """What stacks are told of an engine's options."""
-        return cls(
-            options.power,
-            RULES[options.damping.mode],
-            options.statistics.decay,
-            options.eigenvalue_correction,
-            options.refresh.inverse_dtype,
-            options.statistics.norm_fisher == "diagonal",
-        )
+    weight: float = 0.0  # of its running averages, see ``kept_share``
+    ready: bool = False  # whether it has an inverse
+    trace: float | None = None  # damped, of the curvature in use: eq. 8's reference
+    frozen: bool = False  # by the trace rule
+    failures: int = 0  # failed inversions in a row
 
 
 class LayerStack:
@@ -87,11 +62,12 @@ class LayerStack:
     Args:
         layers: The layers.
         split: Block sizes of (A, G); ``None`` leaves a factor whole.
-        options: See ``StackOptions``.
+        options: Of the engine.
         rows: Averages of the directions' rows; all stacks share memory.
         device: Where to allocate; ``None``: beside the layers. "meta" has shapes alone.
 
     Attributes:
+        records: What is remembered of each layer.
         held: Rows of a matrix that this rank holds; a shard's matrices are padded with others.
     """
 
@@ -99,48 +75,61 @@ class LayerStack:
         self,
         layers: list[TrackedLayer],
         split: tuple[int | None, int | None],
-        options: StackOptions,
+        options: CurvatureOptions,
         rows: StackRows,
         device: torch.device | None = None,
     ) -> None:
-        """Allocates factors and inverses."""
-        self.layers = layers
-        self.options = options
-        self.rows = rows
+        self.layers, self.rows = layers, rows
+        self.records = [LayerRecord() for _ in layers]
         geometry, weight = layers[0].kept, local(layers[0].weight)
         self.geometry = geometry
         self.shard = layers[0].shard
         self.outputs = layers[0].geometry.outputs
         self.dtype = _curvature_dtype(layers[0])
+        self.is_corrected = options.eigenvalue_correction
+        self._damping = RULES[options.damping.mode]
+        self._decay = options.statistics.decay
         cut_a = Partition.of(geometry.columns, 1 if geometry.one_hot else split[0])
-        split_g = (1 if options.diagonal_norms else None) if geometry.unit_wise else split[1]
+        diagonal_norms = options.statistics.norm_fisher == "diagonal"
+        split_g = (1 if diagonal_norms else None) if geometry.unit_wise else split[1]
         cut_g = Partition.of(geometry.outputs, split_g)
         count, matrices = len(layers), geometry.matrices
         place = device or weight.device
         self.a = FactorStack(count, matrices, cut_a, dtype=self.dtype, device=place)
         self.g = FactorStack(count, matrices, cut_g, dtype=self.dtype, device=place)
-        kind = EigenBasis if options.eigen else InverseRoots
-        stored = self._inverse_dtype()
+        kind = EigenBasis if self.is_corrected else InverseRoots
+        stored = self._inverse_dtype(options.refresh.inverse_dtype)
         self.inverses: Inverses = kind(self.a, self.g, options.power, stored)
         missing = 0 if self.shard is None else self.shard.chunk - self.shard.own
         self.held = geometry.outputs - missing
         weights = [local(layer.weight) for layer in layers]
         self.matrices = Matrices(geometry, weights, stored, missing, place)
-        self.weights = [0.0] * count
-        self.ready = [False] * count
 
-    def _inverse_dtype(self) -> torch.dtype:
-        chosen = self.options.inverse_dtype
-        if chosen != "auto":
+    def _inverse_dtype(self, chosen: torch.dtype | str | None) -> torch.dtype:
+        if isinstance(chosen, torch.dtype) or chosen is None:
             return chosen or self.dtype
         entries = self.geometry.matrices * self.geometry.outputs * self.geometry.columns
         large = self.dtype == torch.float32 and entries >= SMALL_LAYER
         native = large and multiplies_bfloat16(self.layers[0].weight.device)
         return torch.bfloat16 if native else self.dtype
 
+    def __iter__(self) -> Iterator[Place]:
+        return (Place(self, slot) for slot in range(len(self.layers)))
+
+    @property
+    def ready(self) -> list[bool]:
+        """Whether each layer has an inverse."""
+        return [record.ready for record in self.records]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What a checkpoint has to hold, layers first: factors, traces, inverses."""
+        factors = (self.a.blocks, self.g.blocks, self.a.traces, self.g.traces)
+        return (*factors, *self.inverses.tensors)
+
     def keep(self, slot: int) -> float:
         """Share that the old average keeps when a batch is folded in now."""
-        return kept_share(self.options.decay, self.weights[slot])[0]
+        return kept_share(self._decay, self.records[slot].weight)[0]
 
     def blocks_g(self, batch: FactorBatch) -> Tensor:
         """Blocks of G of a batch: ``[k, n, s, s]``, or ``[W, n, s, s]``, those of every owner."""
@@ -150,139 +139,132 @@ class LayerStack:
 
     def fold(self, slot: int, blocks: tuple[Tensor, Tensor], traces: tuple[Tensor, Tensor]) -> None:
         """Folds (A, G) of a batch, and their traces, into the running averages of a layer."""
-        keep, following = kept_share(self.options.decay, self.weights[slot])
+        record = self.records[slot]
+        keep, following = kept_share(self._decay, record.weight)
         for factor, new, trace in zip((self.a, self.g), self.own(blocks), traces, strict=True):
             factor.fold(slot, new, trace, keep)
-        self.weights[slot] = following
+        record.weight = following
 
     def own(self, blocks: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Of the blocks (A, G) of a whole layer, those that this rank holds."""
         return blocks if self.shard is None else (blocks[0], self.shard.take(blocks[1]))
 
-    def empty_batch(self) -> tuple[FactorBatch, FactorBatch]:
+    def empty_batch(self) -> Batch:
         """Statistics (A, G) of a layer without any rows."""
         a = self.a.empty_batch(self.geometry.columns, one_hot=self.geometry.one_hot)
         return a, self.g.empty_batch(self.outputs)
 
-    def damping(self, slots: list[int]) -> Tensor:
+    def _lambdas(self, dampings: Sequence[float]) -> Tensor:
         """λ of some layers as ``[l, 1]``."""
-        values = [self.layers[slot].damping for slot in slots]
-        return linalg.vector(values, self.dtype, self.a.blocks.device).unsqueeze(-1)
+        return linalg.vector(dampings, self.dtype, self.a.blocks.device).unsqueeze(-1)
 
-    def shifts(self, slots: list[int], trace_a: Tensor, trace_g: Tensor) -> tuple[Tensor, Tensor]:
-        """Diagonal shifts of A and G of some layers, given their traces ``[l, k]``."""
-        rule, damping = self.options.damping, self.damping(slots)
+    def shifts(
+        self, dampings: Sequence[float], trace_a: Tensor, trace_g: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Diagonal shifts of A and G of some layers, given their λ and traces ``[l, k]``."""
+        damping = self._lambdas(dampings)
         mean_g = mean_eigenvalue(trace_g, self.outputs)
         if self.geometry.unit_wise:  # A is 1
-            return torch.zeros_like(trace_a), rule.whole_shift(damping, mean_g)
-        return rule.shifts(damping, mean_eigenvalue(trace_a, self.geometry.columns), mean_g)
+            return torch.zeros_like(trace_a), self._damping.whole_shift(damping, mean_g)
+        mean_a = mean_eigenvalue(trace_a, self.geometry.columns)
+        return self._damping.shifts(damping, mean_a, mean_g)
 
-    def condition(self, slots: list[int]) -> float:
-        """Bound on the condition numbers of some layers' damped blocks; infinite where unknown."""
-        least = min(self.layers[slot].damping for slot in slots)
-        return self.options.damping.condition(least, max(self.geometry.columns, self.outputs))
+    def condition(self, damping: float) -> float:
+        """Bound on the condition numbers of blocks damped by λ; infinite where unknown."""
+        return self._damping.condition(damping, max(self.geometry.columns, self.outputs))
 
-    def jobs(self, slots: list[int]) -> list[Factorization]:
+    def jobs(self, slots: list[int], dampings: Sequence[float]) -> list[Factorization]:
         """Returns the factorizations that refresh some layers."""
         traces = [linalg.take(factor.traces, slots) for factor in (self.a, self.g)]
-        shifts = self.shifts(slots, traces[0], traces[1])
+        shifts = self.shifts(dampings, traces[0], traces[1])
         a, g = self.inverses.jobs(self.a, self.g, slots, shifts)
         return [a, g if self.shard is None else replace(g, owned=True)]
 
     @property
-    def is_corrected(self) -> bool:
-        """Whether the layers have EKFAC's scalings."""
-        return self.options.eigen
-
-    @property
     def _basis(self) -> EigenBasis:
         if not isinstance(self.inverses, EigenBasis):
-            raise InvalidOptionError("eigenvalue_correction", self.options.eigen, "True")
+            raise InvalidOptionError("eigenvalue_correction", self.is_corrected, "True")
         return self.inverses
 
-    def moments(self, slot: int, batch: tuple[FactorBatch, FactorBatch]) -> Tensor:
+    def moments(self, slot: int, batch: Batch) -> Tensor:
         """EKFAC: second moments of a batch's gradients, in the basis of a layer."""
         return self._basis.moments(slot, *batch)
 
-    def correct(self, slot: int, moments: Tensor, *, new: bool) -> None:
+    def correct(self, slot: int, damping: float, moments: Tensor, *, new: bool) -> None:
         """EKFAC: renews the scalings of a layer after its statistics or its basis changed."""
         basis = self._basis
         if new:
             basis.reset_scalings(slot)
         basis.fold_scalings(slot, moments, self.keep(slot))
-        shift = self.product_shift(slot, self.a.traces[slot], self.g.traces[slot])
-        basis.damp(slot, shift)
+        basis.damp(slot, self.product_shift(damping, self.a.traces[slot], self.g.traces[slot]))
 
-    def product_shift(self, slot: int, trace_a: Tensor, trace_g: Tensor) -> Tensor:
+    def product_shift(self, damping: float, trace_a: Tensor, trace_g: Tensor) -> Tensor:
         """What λ adds to the diagonal of A ⊗ G itself, for traces ``[k]`` of one layer."""
         mean = mean_eigenvalue(trace_a * trace_g, self.geometry.columns * self.outputs)
-        return self.options.damping.whole_shift(self.damping([slot]).squeeze(0), mean)
+        return self._damping.whole_shift(self._lambdas([damping]).squeeze(0), mean)
 
-    def product_trace(self, slot: int, trace_a: Tensor, trace_g: Tensor) -> Tensor:
+    def product_trace(self, damping: float, trace_a: Tensor, trace_g: Tensor) -> Tensor:
         """tr(A ⊗ G + λI) of a layer, summed over its matrices."""
         entries = self.geometry.columns * self.outputs
-        shift = self.product_shift(slot, trace_a, trace_g)
+        shift = self.product_shift(damping, trace_a, trace_g)
         return (trace_a * trace_g + shift * entries).sum()
 
     def direction(self, slots: list[int], matrices: Tensor) -> Tensor:
         """Preconditions ``[l, k, out, columns]``; layers without an inverse pass through."""
-        ready = [self.ready[slot] for slot in slots]
-        if all(ready):
+        ready = [place for place, slot in enumerate(slots) if self.records[slot].ready]
+        if len(ready) == len(slots):
             whole = len(slots) == len(self.layers)
             return self.inverses.direction(matrices, None if whole else slots)
         result = matrices.clone()
-        chosen = [place for place, fine in enumerate(ready) if fine]
-        if chosen:
-            result[chosen] = self.inverses.direction(
-                matrices[chosen], [slots[place] for place in chosen]
-            )
+        if ready:
+            chosen = [slots[place] for place in ready]
+            result[ready] = self.inverses.direction(matrices[ready], chosen)
         return result
+
+
+@dataclass(eq=False)
+class Place:
+    """Where the curvature of a layer is."""
+
+    stack: LayerStack
+    slot: int  # its number there
+
+    @property
+    def layer(self) -> TrackedLayer:
+        """The layer."""
+        return self.stack.layers[self.slot]
+
+    @property
+    def record(self) -> LayerRecord:
+        """What is remembered of it."""
+        return self.stack.records[self.slot]
 
 
 def build_stacks(
     layers: Iterable[TrackedLayer],
     split: SplitRule,
-    options: StackOptions,
+    options: CurvatureOptions,
     device: torch.device | None = None,
 ) -> list[LayerStack]:
-    """Groups layers by shape, type and device, in the order of first appearance.
-
-    Args:
-        layers: The layers.
-        split: Their block sizes.
-        options: What the stacks share.
-        device: Where to allocate; ``None``: beside the layers.
-    """
+    """Groups layers by shape, type and device, in the order of first appearance."""
     groups: dict[tuple[object, ...], list[TrackedLayer]] = defaultdict(list)
     for layer in layers:
         weight = layer.weight
         groups[layer.geometry, layer.shard, weight.dtype, weight.device].append(layer)
     found = list(groups.values())
-    rows = _room_for_rows(found, device)
+    rows = room_for_rows(_kind_of_rows(group, device) for group in found)
     return [
         LayerStack(group, split(group[0].geometry), options, own, device)
         for group, own in zip(found, rows, strict=True)
     ]
 
 
-def _room_for_rows(
-    groups: Sequence[list[TrackedLayer]], device: torch.device | None
-) -> list[StackRows]:
-    """Makes room for the averages of rows: one vector for all stacks of a type and device."""
-    shapes: dict[tuple[torch.dtype, torch.device], list[tuple[int, int, int]]] = defaultdict(list)
-    places = []
-    for group in groups:
-        layer, geometry = group[0], group[0].kept
-        kind = (_curvature_dtype(layer), device or local(layer.weight).device)
-        places.append((kind, len(shapes[kind])))
-        # No rank sees the length of a sharded layer, against which its rows would be weighed.
-        rows = geometry.outputs if layer.shard is None else 0
-        shapes[kind].append((len(group), geometry.matrices, rows))
-    averages = {
-        (dtype, device): RowAverages(own, dtype=dtype, device=device)
-        for (dtype, device), own in shapes.items()
-    }
-    return [StackRows(averages[kind], number) for kind, number in places]
+def _kind_of_rows(group: list[TrackedLayer], device: torch.device | None) -> KindOfRows:
+    layer, geometry = group[0], group[0].kept
+    # No rank sees the length of a sharded layer, against which its rows would be weighed.
+    rows = geometry.outputs if layer.shard is None else 0
+    shape = (len(group), geometry.matrices, rows)
+    return _curvature_dtype(layer), device or local(layer.weight).device, shape
 
 
 def _curvature_dtype(layer: TrackedLayer) -> torch.dtype:

@@ -8,31 +8,86 @@ import torch
 from torch import Tensor
 
 from torch_thor.capture.fisher import Likelihood, sampled_loss
+from torch_thor.distributed.joining import UnevenInputs
+from torch_thor.layers.shards import local
+from torch_thor.linalg.foreach import Sorter, all_finite
 from torch_thor.options.errors import require
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
+
+    from torch import nn
 
     from torch_thor.capture.coverage import Coverage
     from torch_thor.capture.selection import Selector
     from torch_thor.curvature.engine import CurvatureEngine
+    from torch_thor.curvature.memory import MemoryReport
     from torch_thor.distributed.wire import Traffic
+    from torch_thor.linalg.foreach import Lots
+    from torch_thor.options.distributed import Distributed
     from torch_thor.options.trace_rule import LayerDecision
 
 
-class HasCurvature:
-    """Something that trains a model with the curvature of its layers.
+class HasCurvature(UnevenInputs):
+    """Something that trains a model with the curvature of its layers, which its engine has."""
 
-    Attributes:
-        engine: Where the curvature is.
-    """
-
-    engine: CurvatureEngine
+    def __init__(self, engine: CurvatureEngine) -> None:
+        super().__init__()
+        self.engine = engine
+        self._sorter = Sorter()
 
     def _follow_model(self) -> None:
         """Takes in what has changed in the model, and in who trains it."""
         self.engine.follow()
+
+    def _look_at_gradients(
+        self, parameters: Sequence[nn.Parameter], dampings: Mapping[nn.Parameter, float]
+    ) -> tuple[Lots, float] | None:
+        """Averages gradients over ranks, and leaves the step out where one is not finite.
+
+        Returns:
+            Which of them go together, and what losses were multiplied by; ``None``: left out.
+
+        Raises:
+            NonFiniteGradientError: Where a gradient is not finite and that is to be an error.
+        """
+        engine = self.engine
+        engine.communicator.average_gradients(parameters)
+        gradients = [local(p.grad) for p in parameters if p.grad is not None]
+        lots = self._sorter.sort(gradients)
+        ignored = engine.options.refresh.on_nonfinite == "ignore" or not gradients
+        finite = ignored or all_finite(lots, gradients)
+        self._tell_joined(engine.communicator, skipped=not finite)
+        scale = engine.scale_in_force()
+        if finite:
+            engine.skips.end_row()
+            return lots, scale
+        engine.leave_out(dampings, scale)
+        return None
+
+    @property
+    def _distribution(self) -> tuple[Distributed, torch.device]:
+        return self.engine.options.distributed, self.engine.device
+
+    def memory(self) -> MemoryReport:
+        """Says what the curvature of each layer takes, before the first step as after it.
+
+        Raises:
+            InvalidOptionError: Where the split is measured, before the first statistics.
+        """
+        return self.engine.store.memory(self.engine.layers)
+
+    def allocate(self) -> None:
+        """Makes room for all state now, so that a distributed checkpoint can be loaded into it.
+
+        ``torch.distributed.checkpoint`` loads into the tensors of a ``state_dict()``, of which
+        there are none before the first step.
+
+        Raises:
+            InvalidOptionError: Where the split is measured, which needs statistics.
+        """
+        self.engine.store.allocate(self.engine.layers)
 
     @property
     def last_decisions(self) -> tuple[LayerDecision, ...]:

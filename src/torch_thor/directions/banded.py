@@ -41,9 +41,6 @@ BAND = 1 << 19
 class RowRule(Protocol):
     """What is preconditioned of a parameter, and what its direction does, some rows at a time."""
 
-    def moves(self, parameter: nn.Parameter) -> bool:
-        """Says whether a parameter takes part in this step."""
-
     def source(self, parameter: nn.Parameter, rows: slice) -> Tensor:
         """Returns the rows of what is preconditioned."""
 
@@ -53,10 +50,6 @@ class RowRule(Protocol):
 
 class GradientRows:
     """A row rule that writes directions into ``.grad``, in the place of the gradients."""
-
-    def moves(self, parameter: nn.Parameter) -> bool:
-        """Says whether a parameter has a gradient."""
-        return parameter.grad is not None
 
     def source(self, parameter: nn.Parameter, rows: slice) -> Tensor:
         """Returns the rows of the gradient."""
@@ -76,34 +69,22 @@ def gradient_of(parameter: nn.Parameter) -> Tensor:
 
 @dataclass(frozen=True)
 class Band:
-    """Rows of a layer that are taken together: whole blocks of G.
-
-    Args:
-        blocks: The blocks.
-        rows: The rows.
-        geometry: Shape of the rows as a matrix.
-        padded: Rows of the blocks, padding included.
-    """
+    """Rows of a layer that are taken together: whole blocks of G."""
 
     blocks: slice
     rows: slice
-    geometry: Geometry
-    padded: int
+    geometry: Geometry  # of the rows as a matrix
+    padded: int  # rows of the blocks, padding included
 
 
 @dataclass(frozen=True)
 class BandedLayer:
-    """A way through one layer, band by band.
-
-    Args:
-        stack: The layer's stack.
-        slot: Its place there.
-        roots: The stack's inverse roots.
-    """
+    """A way through one layer, band by band."""
 
     stack: LayerStack
     slot: int
-    roots: InverseRoots
+    roots: InverseRoots  # of the stack
+    bias: nn.Parameter | None  # where it takes part
 
     @property
     def layer(self) -> TrackedLayer:
@@ -126,12 +107,9 @@ class BandedLayer:
     def run(self, rule: RowRule, control: Control) -> None:
         """Preconditions the layer, gives its direction the length that is asked for, and moves it.
 
-        Args:
-            rule: What is preconditioned, and what becomes of the direction.
-            control: Norm control that needs no whole layer.
+        The control is one that needs no whole layer.
         """
-        geometry, layer = self.stack.geometry, self.layer
-        bias = layer.bias if layer.bias is not None and rule.moves(layer.bias) else None
+        geometry, layer, bias = self.stack.geometry, self.layer, self.bias
         bias_source = None if bias is None else rule.source(bias, slice(None))
         directions = self.roots.a.new_empty(1, geometry.outputs, geometry.columns)
         lengths = control if isinstance(control, LengthControl) else None
@@ -190,39 +168,30 @@ def _length(tensor: Tensor) -> float:
     )
 
 
-def banded_layers_of(stack: LayerStack) -> list[BandedLayer]:
-    """Returns the ways through a stack's layers, if these are large ones on the CPU."""
-    geometry, weight, roots = stack.geometry, stack.layers[0].weight, stack.inverses
-    plain = not (geometry.transposed or geometry.one_hot or geometry.unit_wise)
-    if not plain or geometry.matrices > 1 or is_dtensor(weight):
-        return []
-    large = weight.numel() >= SMALL_LAYER and weight.device.type == "cpu"
-    if not (large and isinstance(roots, InverseRoots)):
-        return []
-    return [BandedLayer(stack, slot, roots) for slot in range(len(stack.layers))]
-
-
-def ready_banded_layers(
-    stacks: Sequence[LayerStack],
-    moves: Callable[[nn.Parameter], bool],
-    control: Control,
+def banded_layers(
+    stacks: Sequence[LayerStack], moves: Callable[[nn.Parameter], bool], control: Control
 ) -> list[BandedLayer]:
-    """Returns the ways through all layers that can be swept in this step.
+    """Returns the ways through all layers that go some rows at a time in this step.
 
-    Not swept are layers without an inverse, and all layers where a direction needs more than its
-    layer's length: the KL clip, singular values, lengths of blocks of rows.
-
-    Args:
-        stacks: The model's curvature.
-        moves: Says whether a parameter takes part.
-        control: Norm control.
+    These are large ones on the CPU that have an inverse. There are none where a direction needs
+    more than its layer's length: the KL clip, singular values, lengths of blocks of rows.
     """
     by_rows = isinstance(control, LengthControl) and control.options.per == "rows"
     if control.needs_whole_layer or by_rows:
         return []
-    return [
-        large
-        for stack in stacks
-        for large in banded_layers_of(stack)
-        if stack.ready[large.slot] and moves(large.layer.weight)
-    ]
+    found = []
+    for stack in filter(_fits_bands, stacks):
+        for slot, (layer, record) in enumerate(zip(stack.layers, stack.records, strict=True)):
+            roots, bias = stack.inverses, layer.bias
+            if isinstance(roots, InverseRoots) and record.ready and moves(layer.weight):
+                moving = bias if bias is not None and moves(bias) else None
+                found.append(BandedLayer(stack, slot, roots, moving))
+    return found
+
+
+def _fits_bands(stack: LayerStack) -> bool:
+    """Whether a stack's layers are large ones on the CPU, each a plain matrix."""
+    geometry, weight = stack.geometry, stack.layers[0].weight
+    plain = not (geometry.transposed or geometry.one_hot or geometry.unit_wise)
+    large = weight.numel() >= SMALL_LAYER and weight.device.type == "cpu"
+    return plain and large and geometry.matrices == 1 and not is_dtensor(weight)

@@ -18,15 +18,10 @@ if TYPE_CHECKING:
 
 
 class Control:
-    """Leaves directions as they are.
+    """Leaves directions as they are."""
 
-    Attributes:
-        needs_whole_layer: Whether directions change by more than a number a layer or a row.
-        needs_rates: Whether learning rates enter.
-    """
-
-    needs_whole_layer: ClassVar[bool] = False
-    needs_rates: ClassVar[bool] = False
+    needs_whole_layer: ClassVar[bool] = False  # they change by more than a number a layer or a row
+    needs_rates: ClassVar[bool] = False  # learning rates enter
 
     def turn(self, directions: Tensor) -> Tensor:
         """Changes where directions ``[l, k, out, columns]`` point."""
@@ -49,17 +44,12 @@ class Control:
 
 
 class KLClip(Control):
-    """All directions alike by min(1, √(limit / Σ lr² ⟨direction, source⟩)).
-
-    Args:
-        options: Its limit κ.
-    """
+    """All directions alike by min(1, √(limit / Σ lr² ⟨direction, source⟩))."""
 
     needs_whole_layer = True
     needs_rates = True
 
     def __init__(self, options: NormControl) -> None:
-        """Takes the limit."""
         self._limit = options.limit
 
     def factor(
@@ -79,17 +69,9 @@ class KLClip(Control):
 
 
 class LengthControl(Control):
-    """Gives each layer's direction a length.
-
-    Args:
-        options: Scale, rows.
-
-    Attributes:
-        options: The same.
-    """
+    """Gives each layer's direction a length."""
 
     def __init__(self, options: NormControl) -> None:
-        """Keeps the options."""
         self.options = options
 
     def fixed_length(self, rows: int) -> float | None:

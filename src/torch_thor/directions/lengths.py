@@ -37,7 +37,6 @@ class Lengths:
         rows: Sequence[Chosen | None],
         held: Sequence[int] | None = None,
     ) -> None:
-        """Sorts the stacks by where their averages lie."""
         self._control = control
         self._cuts = cuts
         self._held = held
@@ -54,9 +53,7 @@ class Lengths:
     def factors(self, directions: Sequence[Tensor], sources: Sequence[Tensor]) -> list[Tensor]:
         """Returns ``[l, 1, 1, 1]`` or ``[l, k, out, 1]`` of each stack, in its directions' type.
 
-        Args:
-            directions: One ``[l, k, out, columns]`` a stack.
-            sources: What was preconditioned, same shapes.
+        Directions, and sources that were preconditioned, are ``[l, k, out, columns]`` a stack.
         """
         found: dict[int, Tensor] = {}
         if self._plain:

@@ -12,14 +12,10 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalize(matrices: Tensor, iterations: int) -> Tensor:
-    """Makes the nonzero singular values of each matrix about alike, by products alone.
+    """Makes the nonzero singular values of ``[l, k, out, columns]`` about alike, by products alone.
 
     Newton–Schulz iteration X ← aX + (bXXᵀ + c(XXᵀ)²)X from X / ‖X‖, in bfloat16 where the
     hardware multiplies it.
-
-    Args:
-        matrices: ``[l, k, out, columns]``.
-        iterations: Steps.
     """
     a, b, c = _QUINTIC
     wide = matrices.shape[2] <= matrices.shape[3]

@@ -138,7 +138,7 @@ class Inverter:
         per_byte = max(seconds[1] - seconds[0], 0.0) / (_PROBE_BYTES[1] - _PROBE_BYTES[0])
         numbers = [seconds[0], per_byte]
         if self._wire.rank == 0:
-            numbers += [found.seconds for found in inversion_times(_SIZES, device, power)]
+            numbers += inversion_times(_SIZES, device, power)
         else:
             numbers = [0.0] * (len(numbers) + len(_SIZES))
         message = torch.tensor(numbers, dtype=torch.float64, device=self._wire.device)

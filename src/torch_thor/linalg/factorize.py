@@ -15,41 +15,28 @@ from torch.nn.functional import pad
 if TYPE_CHECKING:
     from torch_thor.linalg.partition import Partition
 
-Solution = tuple[tuple[Tensor, ...], Tensor]
+Solution = tuple[tuple[Tensor, ...], Tensor]  # results, and a mask ``[b]`` of what succeeded
 Solutions = list[Solution]
 Kernel = Callable[[Tensor], Solution]
 
 
 @dataclass(frozen=True)
 class Solver:
-    """How blocks are factorized.
+    """How blocks are factorized."""
 
-    Args:
-        kernel: Factorizes a stack ``[b, s, s]``.
-        symmetric: Whether its results are symmetric matrices.
-        power: p of inverse roots.
-    """
-
-    kernel: Kernel
-    symmetric: bool
-    power: float
+    kernel: Kernel  # of a stack ``[b, s, s]``
+    symmetric: bool  # whether its results are symmetric matrices
+    power: float  # p of inverse roots
 
 
 @dataclass(frozen=True, eq=False)
 class Factorization:
-    """Blocks to factorize and where the results belong.
+    """Blocks to factorize and where the results belong."""
 
-    Args:
-        matrices: ``[l, k, n, s, s]``.
-        targets: Results' stores, each ``[L, k, n, ...]``.
-        slots: The l layers of the stack that ``matrices`` belong to.
-        owned: Whether only this rank has these blocks.
-    """
-
-    matrices: Tensor
-    targets: tuple[Tensor, ...]
-    slots: list[int]
-    owned: bool = False
+    matrices: Tensor  # ``[l, k, n, s, s]``
+    targets: tuple[Tensor, ...]  # each ``[L, k, n, ...]``
+    slots: list[int]  # the l layers of the stack that ``matrices`` belong to
+    owned: bool = False  # whether only this rank has these blocks
 
     @property
     def blocks(self) -> int:
@@ -73,14 +60,10 @@ Success = dict[Factorization, list[bool]]
 
 
 def factorize(jobs: Iterable[Factorization], solve: Callable[[list[Tensor]], Solutions]) -> Success:
-    """Solves all jobs, stacked by block size, and stores what succeeded.
+    """Solves all jobs, in one stack ``[b, s, s]`` for each size, type and device.
 
-    Args:
-        jobs: What to factorize.
-        solve: Factorizes stacks ``[b, s, s]``, one for each size, type and device.
-
-    Returns:
-        For every job, for each of its slots, whether all its blocks succeeded.
+    What succeeded is stored. Returns for every job, for each of its slots, whether all its blocks
+    did.
     """
     alike: dict[tuple[int, torch.dtype, torch.device], list[Factorization]] = defaultdict(list)
     for job in jobs:
@@ -108,11 +91,7 @@ def solve_all(stacks: Sequence[Tensor], solver: Solver) -> Solutions:
 
 
 def solve(matrices: Tensor, kernel: Kernel) -> Solution:
-    """Factorizes a stack ``[b, s, s]``; blocks that fail are tried again in float64.
-
-    Returns:
-        The kernel's results, and a mask ``[b]`` of the blocks that succeeded.
-    """
+    """Factorizes a stack ``[b, s, s]``; blocks that fail are tried again in float64."""
     results, good = kernel(matrices)
     if matrices.dtype == torch.float64 or bool(good.all()):
         return results, good

@@ -8,6 +8,7 @@ rules such calls may lack, sparse and mkldnn layouts, complex tensors on the CPU
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -25,15 +26,10 @@ _DEVICES = frozenset({"cuda", "xpu", "mtia"})  # torch's, without backends of th
 
 @dataclass(frozen=True)
 class Lot:
-    """Tensors of a list that are treated alike.
+    """Tensors of a list that are treated alike."""
 
-    Args:
-        places: Their places in the list; ``None`` for all of it.
-        together: Whether one call takes them all; otherwise they go one by one.
-    """
-
-    places: tuple[int, ...] | None
-    together: bool
+    places: tuple[int, ...] | None  # in the list; None: all of it
+    together: bool  # whether one call takes them all; otherwise they go one by one
 
     def take(self, values: Sequence[T]) -> list[T]:
         """Returns what a list holds at the lot's places."""
@@ -73,7 +69,6 @@ class Sorter:
     """Sorts the gradients of step after step, again only where their kinds have changed."""
 
     def __init__(self) -> None:
-        """Knows no gradients yet."""
         self._kinds: tuple[list[object], ...] = ()
         self._lots: Lots = ()
 
@@ -141,6 +136,18 @@ def norms(lots: Lots, tensors: Sequence[Tensor]) -> list[Tensor]:
         else:
             found += [torch.linalg.vector_norm(entry, dtype=_wide(entry)) for entry in own]
     return found
+
+
+def all_finite(lots: Lots, tensors: Sequence[Tensor]) -> bool:
+    """Says whether no tensor, of at least one, holds NaN or Inf; waits for the device.
+
+    The Euclidean norm, which must not overflow either, is vectorized where the largest entry is
+    not. One sum of all norms stands for them.
+    """
+    lengths = norms(lots, tensors)
+    if len(lots) > 1:  # of several types, or devices
+        lengths = [length.to(lengths[0].device, torch.float64) for length in lengths]
+    return math.isfinite(torch.stack(lengths).sum().item())
 
 
 def _entries(tensor: Tensor) -> Tensor:

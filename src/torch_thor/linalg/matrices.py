@@ -93,12 +93,9 @@ def _inverse_square_root(matrices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigendecomposition with non-finite matrices replaced by the identity.
+    """Eigenvalues ``[..., n]`` in rising order, and eigenvectors ``[..., n, n]``.
 
     LAPACK raises on NaN; here such a matrix gives NaN eigenvalues instead.
-
-    Returns:
-        Eigenvalues ``[..., n]`` in rising order, eigenvectors ``[..., n, n]``.
     """
     finite = matrices.isfinite().flatten(-2).all(-1)[..., None, None]
     identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
@@ -107,15 +104,7 @@ def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def diagonal_blocks(rows: Tensor, block: int) -> Tensor:
-    """Accumulates the diagonal blocks of rowsᵀ rows, and only those.
-
-    Args:
-        rows: ``[k, r, d]`` with d a multiple of ``block``.
-        block: Block size s.
-
-    Returns:
-        ``[k, d / s, s, s]``.
-    """
+    """The diagonal blocks of rowsᵀ rows, and only those: ``[k, r, d]`` to ``[k, d / s, s, s]``."""
     matrices, count, size = rows.shape
     tiles = rows.view(matrices, count, size // block, block).transpose(1, 2)
     return tiles.mT @ tiles
@@ -128,17 +117,10 @@ def sum_of_squares(rows: Tensor) -> Tensor:
 
 
 def largest_eigenvalue(rows: Tensor, iterations: int = 64) -> Tensor:
-    """Largest eigenvalue of rowsᵀ rows by power iteration, without forming it.
+    """Largest eigenvalue of rowsᵀ rows, by power iteration: ``[..., r, d]`` to ``[...]``.
 
     The Rayleigh quotient squares the error of the vector, so eigenvalues that lie close
     together do no harm.
-
-    Args:
-        rows: ``[..., r, d]``.
-        iterations: Products to take.
-
-    Returns:
-        ``[...]``.
     """
     generator = torch.Generator("cpu").manual_seed(0)
     vector = torch.randn(rows.shape[-1], 1, generator=generator, device="cpu").to(rows)

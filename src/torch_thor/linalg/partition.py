@@ -19,41 +19,27 @@ class Partition:
     split of 72 are 8 blocks of 64, not 7 of 72 and a tail of 8. Where that leaves padding
     and a multiple of eight just below s (or below the block that came out) does not, blocks
     have that size: 1024 rows are 16 blocks of 64, not 15 of 69.
-
-    Args:
-        size: Dimension of the factor.
-        block: Rows of one block, at most ``size``.
     """
 
-    size: int
-    block: int
+    size: int  # dimension of the factor
+    block: int  # rows of one block, at most ``size``
 
     def __post_init__(self) -> None:
-        """Validates the sizes."""
         require("size", self.size, self.size >= 1, ">= 1")
         require("block", self.block, 1 <= self.block <= self.size, f"in 1..{self.size}")
 
     @classmethod
-    def of(cls, size: int, split: int | None, unit: int = 1) -> Partition:
-        """Cuts ``size`` into equal blocks of at most ``split`` rows.
-
-        Args:
-            size: Dimension of the factor.
-            split: Most rows a block; ``None`` leaves one block.
-            unit: Rows that belong together, a channel's taps: blocks are whole units
-                wherever a unit fits into ``split``.
-        """
+    def of(cls, size: int, split: int | None) -> Partition:
+        """Cuts ``size`` into equal blocks of at most ``split`` rows; ``None`` leaves one block."""
         if split is None or split >= size:
             return cls(size, size)
-        block = -(-size // -(-size // split))
-        whole = -(-block // unit) * unit
-        even = cls(size, whole if whole <= split else block)
+        even = cls(size, -(-size // -(-size // split)))
         if even.padding:
             for aligned in range(split - split % _ALIGNED, split * 3 // 4, -_ALIGNED):
-                if size % aligned == 0 and aligned % unit == 0:
+                if size % aligned == 0:
                     return cls(size, aligned)
         # A checkpoint holds the block: cut by it, the rows must come out the same.
-        return cls.of(size, even.block, unit) if even.block < split else even
+        return cls.of(size, even.block) if even.block < split else even
 
     @cached_property
     def count(self) -> int:

@@ -20,13 +20,6 @@ class Rung:
     """One step x ← x (a + b x² + c x⁴), the minimax polynomial of 1 on [lower, upper].
 
     It maps that interval to the next rung's, which lies around 1.
-
-    Args:
-        lower: Smallest x.
-        upper: Largest x.
-        a: Factor of x.
-        b: Factor of x³.
-        c: Factor of x⁵.
     """
 
     lower: float
@@ -57,12 +50,9 @@ _CONVERGED = 1e-2  # of an entry of Z Y - I before the last step, which cubes it
 
 
 def rungs_for(condition: float, dtype: torch.dtype) -> list[Rung]:
-    """Returns the steps for matrices of a type and condition, the fewest that do.
+    """Returns the steps for matrices of a type and bound on the condition, the fewest that do.
 
-    Args:
-        condition: Bound on the ratio of the largest and the smallest eigenvalue. What the type
-            can't resolve is not counted.
-        dtype: float32 or float64.
+    What the type can't resolve is not counted.
     """
     condition = min(condition, 0.1 / torch.finfo(dtype).eps)
     start = max((n for n, rung in enumerate(LADDER) if condition <= rung.condition), default=0)
@@ -78,15 +68,7 @@ def rungs_for(condition: float, dtype: torch.dtype) -> list[Rung]:
 
 
 def inverse_square_root(matrices: Tensor, condition: float) -> tuple[Tensor, Tensor]:
-    """Computes M^-1/2 of symmetric positive definite matrices.
-
-    Args:
-        matrices: ``[..., n, n]``, symmetric, float32 or float64.
-        condition: Bound on their condition numbers; ``math.inf`` where nothing is known.
-
-    Returns:
-        The roots ``[..., n, n]``, and a mask ``[...]`` that is true where the iteration converged.
-    """
+    """M^-1/2 of symmetric positive definite ``[..., n, n]``, and a mask of where it converged."""
     flat = matrices.reshape(-1, *matrices.shape[-2:])
     rungs = rungs_for(condition, matrices.dtype)
     # The largest row sum bounds the spectral radius more tightly than the trace does.

@@ -8,9 +8,8 @@ import os
 import platform
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,19 +29,6 @@ _MEASURE_SHARE = 0.25
 _MEASURE_BYTES = 4 * 12
 
 PRODUCT_ENTRIES = _PRODUCT_ROWS * _PRODUCT_COLUMNS
-
-
-@dataclass(frozen=True)
-class InversionTime:
-    """Time to invert one matrix.
-
-    Args:
-        size: Rows of the matrix.
-        seconds: Shortest of several repeats.
-    """
-
-    size: int
-    seconds: float
 
 
 def device_name(device: torch.device) -> str:
@@ -71,11 +57,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that a device can still give to this process; ``None`` where nobody knows.
-
-    Args:
-        device: A CUDA device, or the CPU of a Linux machine (or container).
-    """
+    """Bytes that a CUDA device or Linux' CPU can still give; ``None`` where nobody knows."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -106,12 +88,7 @@ def _left_in_container() -> int | None:
 
 
 def affordable(sizes: Sequence[int], device: torch.device) -> tuple[int, ...]:
-    """Those of some block sizes that a device can measure with a share of its free memory.
-
-    Args:
-        sizes: Increasing; the first two are always returned.
-        device: Where to measure.
-    """
+    """Those of rising block sizes that a device has memory to measure; always the first two."""
     free = free_memory(device)
     if free is None:
         return tuple(sizes)
@@ -128,33 +105,18 @@ def cache_file() -> Path:
     return base.expanduser() / "inversion_times.json"
 
 
-def inversion_times(
-    sizes: Sequence[int], device: torch.device, power: float
-) -> tuple[InversionTime, ...]:
-    """Returns the time to invert a matrix of each size, measured once per device.
+def inversion_times(sizes: Sequence[int], device: torch.device, power: float) -> tuple[float, ...]:
+    """Returns the seconds to invert a matrix of each size, measured once per device.
 
     Sizes that the cache lacks are measured and added to it; a cache that can't be read
-    or written is measured anew each time.
-
-    Args:
-        sizes: Matrix sizes.
-        device: Where to measure.
-        power: 1 measures inverses, 1/2 inverse square roots.
+    or written is measured anew each time. A power of 1 measures inverses, 1/2 their roots.
     """
     key = f"{device_name(device)}-p{power:g}"
-    found = _measured_once(key, sizes, lambda size: measure_inversion(size, device, power))
-    return tuple(InversionTime(size, seconds) for size, seconds in zip(sizes, found, strict=True))
+    return _measured_once(key, sizes, lambda size: measure_inversion(size, device, power))
 
 
 def product_times(sizes: Sequence[int], device: torch.device) -> tuple[float, ...]:
-    """Returns the seconds to multiply ``PRODUCT_ENTRIES`` of a weight by blocks of each size.
-
-    Kept as ``inversion_times`` are.
-
-    Args:
-        sizes: Block sizes.
-        device: Where to measure.
-    """
+    """The same for multiplying ``PRODUCT_ENTRIES`` of a weight by blocks of each size."""
     key = f"{device_name(device)}-products"
     return _measured_once(key, sizes, lambda size: measure_product(size, device))
 
@@ -163,7 +125,7 @@ def _measured_once(
     key: str, sizes: Sequence[int], measure: Callable[[int], float]
 ) -> tuple[float, ...]:
     """Reads the times of a key from the cache, and adds those that it lacks."""
-    known = _read_cache(key)
+    known = _known_times(key)
     missing = [size for size in sizes if size not in known]
     for size in missing:
         known[size] = measure(size)
@@ -207,27 +169,28 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _read_cache(key: str) -> dict[int, float]:
+def _read_cache() -> dict[str, Any]:
+    """What is known of all devices; nothing where the file is none of ours."""
     try:
         content = json.loads(cache_file().read_text())
-        if content["version"] != _CACHE_VERSION:
-            return {}
-        return {int(size): float(seconds) for size, seconds in content["times"][key].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return dict(content["times"]) if content["version"] == _CACHE_VERSION else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _known_times(key: str) -> dict[int, float]:
+    try:
+        return {int(size): float(seconds) for size, seconds in _read_cache().get(key, {}).items()}
+    except (ValueError, TypeError, AttributeError):
         return {}
 
 
 def _write_cache(key: str, times: dict[int, float]) -> None:
-    path = cache_file()
+    path, known = cache_file(), _read_cache()
+    known[key] = {str(size): seconds for size, seconds in sorted(times.items())}
+    content = {"version": _CACHE_VERSION, "times": known}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            content = json.loads(path.read_text())
-            if content["version"] != _CACHE_VERSION or not isinstance(content["times"], dict):
-                content = {"version": _CACHE_VERSION, "times": {}}
-        except (OSError, ValueError, KeyError, TypeError):
-            content = {"version": _CACHE_VERSION, "times": {}}
-        content["times"][key] = {str(size): seconds for size, seconds in sorted(times.items())}
         with tempfile.NamedTemporaryFile(
             "w", dir=path.parent, suffix=".tmp", delete=False
         ) as temporary:

@@ -1,7 +1,13 @@
-"""First-order rules of every parameter outside the tracked layers."""
+"""First-order rules of every parameter outside the tracked layers, a class each.
+
+State is laid out as torch's own optimizers do.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,184 +15,207 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
+from torch_thor.directions.banded import gradient_of
 from torch_thor.layers.shards import local
-from torch_thor.linalg.foreach import ALL, Lots, add, add_
+from torch_thor.linalg.foreach import ALL, Lots
 from torch_thor.options.errors import require
-from torch_thor.update.momentum import ParameterState, after_momentum, momentum_buffers
+from torch_thor.update.groups import says
+from torch_thor.update.momentum import ParameterState, States, momentum_buffers, step_with_momentum
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from torch_thor.options.update import Base
+    from torch_thor.options.update import Base, BaseRule, Update
+    from torch_thor.update.groups import ParameterGroup
 
-
-def allocate_state(
-    base: Base, parameter: nn.Parameter, state: ParameterState, momentum: float
-) -> None:
-    """Gives a parameter the state that its first step would."""
-    if base.rule == "adamw" and "exp_avg" not in state:
-        device = _counting_device(base, parameter)
-        state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-        state["exp_avg"] = torch.zeros_like(parameter)
-        state["exp_avg_sq"] = torch.zeros_like(parameter)
-    elif base.rule == "sgd" and momentum:
-        momentum_buffers([parameter], [state])
+_STEP_BYTES = 4  # of a parameter's count of steps
 
 
-def _counting_device(base: Base, parameter: nn.Parameter) -> torch.device:
-    """Where torch's AdamW counts steps: fused kernels beside the parameter, others on the CPU."""
-    return parameter.device if base.fused else torch.device("cpu")
+@dataclass(frozen=True)
+class Plain:
+    """Parameters without curvature that are treated alike."""
+
+    parameters: list[nn.Parameter]
+    steps: list[Tensor]  # this rank's part of the gradients
+    states: list[ParameterState]
+    together: bool  # whether one call takes them all
+
+    @cached_property
+    def weights(self) -> list[Tensor]:
+        """This rank's part of the parameters."""
+        return [local(parameter) for parameter in self.parameters]
 
 
-def place_counts(base: Base, states: Mapping[Any, ParameterState]) -> None:
-    """Moves counts of steps from a checkpoint to where the kernels in use expect them."""
-    for parameter, state in states.items():
-        if "step" in state:
-            state["step"] = state["step"].to(_counting_device(base, parameter))
-
-
-def sgd_step(
-    parameters: Sequence[nn.Parameter],
-    steps: list[Tensor],
-    states: list[ParameterState],
-    lots: Lots,
-    *,
-    lr: float,
-    weight_decay: float,
-    momentum: float,
-    nesterov: bool,
-    fused: bool | None,
-) -> None:
-    """torch.optim.SGD's update over given directions, with its own state layout.
-
-    Its arithmetic too, to the bit, but without writing to the steps, and all tensors that go
-    together at once: on the CPU torch's own goes through them one by one, and its multi-tensor
-    kernel leaves Nesterov's sum in the gradients.
+class FirstOrder(ABC):
+    """How parameters without curvature move.
 
     Args:
-        parameters: What moves.
-        steps: Its directions.
-        states: Its state.
-        lots: Which of them go together.
-        lr: Learning rate.
-        weight_decay: Coupled decay.
-        momentum: Momentum factor.
-        nesterov: Nesterov's momentum.
-        fused: See ``Base``.
+        options: What the user said.
+        order: Order of the update, for what it says of momentum.
     """
-    rule: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
-    rule["nesterov"] = nesterov and momentum > 0
-    for lot in lots:
-        own, directions = lot.take(parameters), [local(step) for step in lot.take(steps)]
-        if lot.together and not (fused and own[0].is_floating_point()):
-            _sgd_together(own, directions, lot.take(states), **rule)
+
+    def __init__(self, options: Base, order: Update) -> None:
+        self._options, self._nesterov = options, order.nesterov
+
+    @abstractmethod
+    def allocate(self, parameter: nn.Parameter, state: ParameterState, momentum: float) -> None:
+        """Gives a parameter the state that its first step would."""
+
+    @abstractmethod
+    def state_bytes(self, parameter: nn.Parameter, momentum: float) -> int:
+        """Bytes of that state."""
+
+    @abstractmethod
+    def adopt(self, states: States) -> None:
+        """Takes over a loaded state, which may come from another device or kernel."""
+
+    def step(
+        self, group: ParameterGroup, parameters: Sequence[nn.Parameter], states: States, lots: Lots
+    ) -> None:
+        """Moves parameters of a group, of which some go together, along their gradients."""
+        said = self._options
+        decay = said.weight_decay
+        if decay is None or says(group, "weight_decay"):
+            decay = float(group["weight_decay"])
+        lr, momentum = group["lr"] * said.lr_scale, group["momentum"]
+        state = [states[parameter] for parameter in parameters]
+        steps = [local(gradient_of(parameter)) for parameter in parameters]
+        for lot in lots:
+            own = Plain(lot.take(parameters), lot.take(steps), lot.take(state), lot.together)
+            self._move(own, lr, decay, momentum)
+
+    @abstractmethod
+    def _move(self, own: Plain, lr: float, weight_decay: float, momentum: float) -> None:
+        """Moves parameters of one lot."""
+
+
+class SGD(FirstOrder):
+    """torch.optim.SGD's arithmetic, to the bit, but without writing to the gradients.
+
+    All tensors that go together move at once: on the CPU torch's own goes through them one by one,
+    and its multi-tensor kernel leaves Nesterov's sum in the gradients.
+    """
+
+    def allocate(self, parameter: nn.Parameter, state: ParameterState, momentum: float) -> None:
+        """Makes room for momentum."""
+        if momentum:
+            momentum_buffers([parameter], [state])
+
+    def state_bytes(self, parameter: nn.Parameter, momentum: float) -> int:
+        """Those of momentum."""
+        return bytes_of(parameter) if momentum else 0
+
+    def adopt(self, states: States) -> None:
+        """Leaves momentum where it is."""
+
+    def _move(self, own: Plain, lr: float, weight_decay: float, momentum: float) -> None:
+        rule: dict[str, Any] = {"lr": float(lr), "weight_decay": weight_decay}
+        rule |= {"momentum": momentum, "nesterov": self._nesterov and momentum > 0}
+        weights, fused = own.weights, self._options.fused
+        if own.together and not (fused and weights[0].is_floating_point()):
+
+            def buffers() -> list[Tensor]:
+                return momentum_buffers(own.parameters, own.states)
+
+            step_with_momentum(ALL, weights, own.steps, buffers, **rule)
         else:
-            _sgd_of_torch(own, directions, lot.take(states), fused=lot.together, **rule)
+            self._step_of_torch(own, rule)
+
+    def _step_of_torch(self, own: Plain, rule: dict[str, Any]) -> None:
+        """Torch's own functions, fused or one by one, know every layout and type."""
+        if own.together and rule["momentum"]:
+            momentum_buffers(own.parameters, own.states)
+        kept = [state.get("momentum_buffer") for state in own.states]
+        buffers = [None if buffer is None else local(buffer) for buffer in kept]
+        sgd(
+            own.weights,
+            own.steps,
+            buffers,
+            has_sparse_grad=any(step.is_sparse for step in own.steps),
+            foreach=False,
+            fused=own.together,
+            dampening=0.0,
+            maximize=False,
+            **rule,
+        )
+        for state, before, buffer in zip(own.states, kept, buffers, strict=True):
+            if before is None and buffer is not None:
+                state["momentum_buffer"] = buffer
 
 
-def _sgd_together(
-    parameters: Sequence[nn.Parameter],
-    steps: list[Tensor],
-    states: list[ParameterState],
-    *,
-    lr: float,
-    weight_decay: float,
-    momentum: float,
-    nesterov: bool,
-) -> None:
-    weights = [local(parameter) for parameter in parameters]
-    if weight_decay:
-        steps = add(ALL, steps, weights, alpha=weight_decay)
-    if momentum:
-        buffers = momentum_buffers(parameters, states)
-        steps = after_momentum(ALL, steps, buffers, momentum, nesterov=nesterov)
-    add_(ALL, weights, steps, alpha=-lr)
+class AdamW(FirstOrder):
+    """torch.optim.AdamW's update; there is none for a sparse gradient."""
 
+    def allocate(self, parameter: nn.Parameter, state: ParameterState, momentum: float) -> None:  # noqa: ARG002
+        """Makes room for both averages."""
+        if "exp_avg" not in state:
+            device = self._counting_device(parameter)
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
 
-def _sgd_of_torch(
-    parameters: Sequence[nn.Parameter],
-    steps: list[Tensor],
-    states: list[ParameterState],
-    *,
-    fused: bool,
-    **rule: Any,
-) -> None:
-    """SGD by torch's own functions, fused or one by one, which know every layout and type."""
-    kept = [state.get("momentum_buffer") for state in states]
-    if fused and rule["momentum"]:
-        kept = list(momentum_buffers(parameters, states))
-    buffers = [None if buffer is None else local(buffer) for buffer in kept]
-    sgd(
-        [local(parameter) for parameter in parameters],
-        steps,
-        buffers,
-        has_sparse_grad=any(step.is_sparse for step in steps),
-        foreach=False,
-        fused=fused,
-        dampening=0.0,
-        maximize=False,
-        **rule,
-    )
-    for state, before, buffer in zip(states, kept, buffers, strict=True):
-        if before is None and buffer is not None:
-            state["momentum_buffer"] = buffer
+    def state_bytes(self, parameter: nn.Parameter, momentum: float) -> int:  # noqa: ARG002
+        """Those of both averages and the count."""
+        return 2 * bytes_of(parameter) + _STEP_BYTES
 
+    def adopt(self, states: States) -> None:
+        """Moves counts of steps to where the kernels in use expect them."""
+        for parameter, state in states.items():
+            if "step" in state:
+                state["step"] = state["step"].to(self._counting_device(parameter))
 
-def adamw_step(
-    base: Base,
-    parameters: Sequence[nn.Parameter],
-    gradients: list[Tensor],
-    states: list[ParameterState],
-    lots: Lots,
-    *,
-    lr: float,
-    weight_decay: float,
-) -> None:
-    """torch.optim.AdamW's update, with its own state layout.
+    def _counting_device(self, parameter: nn.Parameter) -> torch.device:
+        """Beside the parameter for fused kernels, on the CPU for others."""
+        return parameter.device if self._options.fused else torch.device("cpu")
 
-    Raises:
-        InvalidOptionError: For a sparse gradient, which AdamW has no rule for.
-    """
-    for parameter, state in zip(parameters, states, strict=True):
-        allocate_state(base, parameter, state, momentum=0.0)
-    for lot in lots:
-        own = lot.take(states)
-        weights = [local(parameter) for parameter in lot.take(parameters)]
-        steps = [local(gradient) for gradient in lot.take(gradients)]
-        for step in () if lot.together else steps:
+    def _move(self, own: Plain, lr: float, weight_decay: float, momentum: float) -> None:
+        for parameter, state in zip(own.parameters, own.states, strict=True):
+            self.allocate(parameter, state, momentum)
+        for step in () if own.together else own.steps:
             allowed = (
                 "dense for the base rule 'adamw': take Base('sgd'), or an optimizer of its own"
             )
             require("gradient", step.layout, step.layout == torch.strided, allowed)
+        said = self._options
         adamw(
-            weights,
-            steps,
-            [local(state["exp_avg"]) for state in own],
-            [local(state["exp_avg_sq"]) for state in own],
+            own.weights,
+            own.steps,
+            [local(state["exp_avg"]) for state in own.states],
+            [local(state["exp_avg_sq"]) for state in own.states],
             [],
-            [state["step"] for state in own],
-            fused=_fused(base, weights, steps) if lot.together else None,
-            has_complex=any(weight.is_complex() for weight in weights),
+            [state["step"] for state in own.states],
+            fused=self._fused(own) if own.together else None,
+            has_complex=any(weight.is_complex() for weight in own.weights),
             amsgrad=False,
-            beta1=base.betas[0],
-            beta2=base.betas[1],
+            beta1=said.betas[0],
+            beta2=said.betas[1],
             lr=lr,
             weight_decay=weight_decay,
-            eps=base.eps,
+            eps=said.eps,
             maximize=False,
         )
 
+    def _fused(self, own: Plain) -> bool | None:
+        """Whether torch's fused kernel is taken for tensors that go together; None: its choice.
 
-def _fused(base: Base, weights: list[Tensor], steps: list[Tensor]) -> bool | None:
-    """Whether torch's fused AdamW is taken for tensors that go together; None: torch's choice.
+        On the CPU it walks through memory, so a gradient has to lie there in its weight's order.
+        """
+        first = own.weights[0]
+        if not first.is_floating_point():
+            return None
+        if self._options.fused is not None:
+            return self._options.fused
+        fitting = first.device.type == "cpu" and all(
+            weight.stride() == step.stride()
+            for weight, step in zip(own.weights, own.steps, strict=True)
+        )
+        return True if fitting else None
 
-    On the CPU it walks through memory, so a gradient has to lie there in the order of its weight.
-    """
-    if not weights[0].is_floating_point():
-        return None
-    if base.fused is not None:
-        return base.fused
-    fitting = weights[0].device.type == "cpu" and all(
-        weight.stride() == step.stride() for weight, step in zip(weights, steps, strict=True)
-    )
-    return True if fitting else None
+
+BASE_RULES: dict[BaseRule, type[FirstOrder]] = {"sgd": SGD, "adamw": AdamW}
+
+
+def bytes_of(parameter: nn.Parameter) -> int:
+    """Bytes of this rank's part of a parameter."""
+    own = local(parameter)
+    return own.numel() * own.element_size()

@@ -17,7 +17,6 @@ from torch_thor.options.update import Update
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch_thor.options.schedules import Schedule
 
 ParameterGroup: TypeAlias = dict[str, Any]
 
@@ -32,11 +31,7 @@ _PARAMS = (
 
 
 def as_groups(params: object) -> list[Any]:
-    """Returns parameters, or groups of them, as a list.
-
-    Raises:
-        InvalidOptionError: For what is neither.
-    """
+    """Returns parameters, or groups of them, as a list, or raises ``InvalidOptionError``."""
     # A module, a tensor and a dict can be iterated over too, and never should be.
     single = isinstance(params, str | Tensor | nn.Module | dict)
     if single or not isinstance(params, Iterable):
@@ -53,18 +48,7 @@ def complete(group: Any, number: int, defaults: Mapping[str, Any]) -> list[Tenso
     """Checks a new group and notes which options it brought, before defaults fill in the others.
 
     The note is plain data, so that it is saved and loaded with the group. A group that served
-    another optimizer has one already.
-
-    Args:
-        group: The group; its parameters become a list.
-        number: Its place among all.
-        defaults: Options and their values where a group has none.
-
-    Returns:
-        Its parameters.
-
-    Raises:
-        InvalidOptionError: For a value that no step could take.
+    another optimizer has one already. The group's parameters become a list, and are returned.
     """
     if not isinstance(group, dict) or "params" not in group:
         raise InvalidOptionError(f"group {number}", group, "a dict with 'params'")
@@ -77,14 +61,11 @@ def complete(group: Any, number: int, defaults: Mapping[str, Any]) -> list[Tenso
 
 
 def check_options(update: object, **values: object) -> None:
-    """Raises unless an optimizer can be built with these options.
+    """Raises ``InvalidOptionError`` unless an optimizer can be built with these options.
 
     Args:
         update: See ``Update``.
         values: ``lr`` (which may be a schedule), ``momentum`` and ``weight_decay``.
-
-    Raises:
-        InvalidOptionError: For the first that it can't be built with.
     """
     require_type("lr", values["lr"], ScheduledFloat)
     for name, value in values.items():
@@ -94,12 +75,7 @@ def check_options(update: object, **values: object) -> None:
 
 
 def check_new_group(model: nn.Module, group: Any, number: int, defaults: Mapping[str, Any]) -> None:
-    """Completes a new group, see ``complete``.
-
-    Raises:
-        InvalidOptionError: For a value that no step could take, or a parameter whose gradients
-            are sparse.
-    """
+    """Completes a new group, see ``complete``; refuses parameters whose gradients are sparse."""
     parameters = complete(group, number, defaults)
     sparse = sparse_parameters(model)
     for parameter in parameters:
@@ -114,13 +90,9 @@ def check_new_group(model: nn.Module, group: Any, number: int, defaults: Mapping
 def tell_foreign(model: nn.Module, groups: list[ParameterGroup], *, refuses: bool) -> None:
     """Warns of parameters in some groups that the model does not have.
 
-    Args:
-        model: The model.
-        groups: The groups.
-        refuses: Whether it is an error where the model has none of them.
-
     Raises:
-        InvalidOptionError: Where it has none: of another model, or replaced since.
+        InvalidOptionError: Where it has none of them (of another model, or replaced since), if
+            that is to be refused.
     """
     own = set(model.parameters())
     given = [p for group in groups for p in group["params"]]
@@ -140,15 +112,7 @@ def tell_foreign(model: nn.Module, groups: list[ParameterGroup], *, refuses: boo
 
 
 def check_values(values: Mapping[str, Any], place: str) -> None:
-    """Raises unless a step can take the values of a group.
-
-    Args:
-        values: The group.
-        place: Where it stands, for messages.
-
-    Raises:
-        InvalidOptionError: For the first that it can't take.
-    """
+    """Raises ``InvalidOptionError`` unless a step can take the values of a group at a place."""
     for name, within in RANGES.items():
         value = values.get(name)
         if not (type(value) is float and within.holds(value)):
@@ -160,33 +124,55 @@ def says(group: ParameterGroup, name: str) -> bool:
     return name in group.get(OWN, ())
 
 
-def values_at(
-    groups: Iterable[ParameterGroup], schedules: Mapping[str, Schedule], step: int
-) -> list[dict[str, float]]:
-    """Returns what schedules give to each group; nothing in the place of what is its own.
+class ScheduledValues:
+    """What schedules give to groups, step by step; a group keeps what is its own.
 
-    Raises:
-        InvalidOptionError: For a value, scheduled or a group's, that the step can't take.
+    Attributes:
+        schedules: Of learning rate and damping, as far as these are scheduled.
     """
-    given = {name: value_at(schedule, step, name) for name, schedule in schedules.items()}
-    found = []
-    for number, group in enumerate(groups):
-        values = {name: value for name, value in given.items() if not says(group, name)}
-        check_values({**group, **values}, f" of group {number} at step {step}")
-        found.append(values)
-    return found
+
+    def __init__(self, **values: ScheduledFloat) -> None:
+        self.schedules = {name: value for name, value in values.items() if callable(value)}
+        self._given: dict[int, dict[str, float]] = {}
+        self._told_overruled = False
+
+    def at(self, groups: Iterable[ParameterGroup], step: int) -> list[dict[str, float]]:
+        """Returns the values of each group; changes nothing.
+
+        Raises:
+            InvalidOptionError: For a value, scheduled or a group's, that the step can't take.
+        """
+        given = {name: value_at(schedule, step, name) for name, schedule in self.schedules.items()}
+        found = []
+        for number, group in enumerate(groups):
+            values = {name: value for name, value in given.items() if not says(group, name)}
+            check_values({**group, **values}, f" of group {number} at step {step}")
+            found.append(values)
+        return found
+
+    def give(self, groups: Iterable[ParameterGroup], values: list[dict[str, float]]) -> None:
+        """Gives groups their values; warns, once, where somebody else sets what a schedule sets."""
+        for group, given in zip(groups, values, strict=True):
+            last = self._given.get(id(group), {})
+            changed = [name for name, old in last.items() if name in given and group[name] != old]
+            self._given[id(group)] = given
+            if changed and not self._told_overruled:
+                self._told_overruled = True
+                warn(
+                    f"{changed[0]}={group[changed[0]]!r} of a parameter group was set by hand or "
+                    "by a scheduler, but this optimizer was built with a schedule for it, which "
+                    "holds. Build it with a number, or give the group a "
+                    f"{changed[0]} of its own."
+                )
+            group.update(given)
+
+    def take_over(self) -> None:
+        """Knows that the groups' values are others, as those of a checkpoint."""
+        self._given.clear()
 
 
 def check_saved(groups: list[ParameterGroup], saved: Any) -> None:
-    """Raises unless a saved state of an optimizer fits these groups.
-
-    Args:
-        groups: The groups.
-        saved: What ``state_dict`` returned.
-
-    Raises:
-        StateMismatchError: For the first thing that doesn't fit.
-    """
+    """Raises ``StateMismatchError`` unless what ``state_dict`` returned fits these groups."""
     if not isinstance(saved, dict) or not isinstance(saved.get("state"), dict):
         raise StateMismatchError("The checkpoint holds no state of an optimizer." + _REMEDY)
     others = saved.get("param_groups")

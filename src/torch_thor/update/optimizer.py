@@ -11,37 +11,34 @@ import torch
 from torch import nn
 
 from torch_thor.capture.snapshot import are_same
-from torch_thor.curvature import state
-from torch_thor.curvature.skips import SkippedSteps
 from torch_thor.curvature.surface import HasCurvature
 from torch_thor.directions.controls import control_of
 from torch_thor.distributed.description import describe
-from torch_thor.distributed.joining import UnevenInputs
 from torch_thor.options.norm_control import as_norm_control, check_norm_control
 from torch_thor.options.schedules import ScheduledFloat, value_at
 from torch_thor.options.update import Base, BaseRule, Update, as_base
 from torch_thor.update.groups import (
     OWN,
     ParameterGroup,
+    ScheduledValues,
     as_groups,
     check_new_group,
     check_options,
     check_saved,
     tell_foreign,
 )
+from torch_thor.update.plan import Planner
 from torch_thor.update.rule import UpdateRule
-from torch_thor.update.step import Step
 
 if TYPE_CHECKING:
     from torch_thor.curvature.engine import CurvatureEngine
     from torch_thor.curvature.memory import MemoryReport
-    from torch_thor.options.distributed import Distributed
     from torch_thor.options.norm_control import NormControl, NormControlKind
 
 Parameters = Iterable[nn.Parameter] | Iterable[ParameterGroup]
 
 
-class CurvatureOptimizer(HasCurvature, torch.optim.Optimizer, UnevenInputs):
+class CurvatureOptimizer(torch.optim.Optimizer, HasCurvature):
     """The step that THOR, KFAC and EKFAC share.
 
     Args:
@@ -67,30 +64,28 @@ class CurvatureOptimizer(HasCurvature, torch.optim.Optimizer, UnevenInputs):
         update: Update,
         base: Base | BaseRule,
     ) -> None:
-        """Builds the parameter groups."""
         try:
             check_options(update, lr=lr, momentum=momentum, weight_decay=weight_decay)
-            self.engine = engine
+            HasCurvature.__init__(self, engine)
             self.norm_control = as_norm_control(norm_control)
             self._rule = UpdateRule(update, as_base(base))
             damping = engine.options.damping.value
-            scheduled = {"lr": lr, "damping": damping}
-            self._schedules = {name: value for name, value in scheduled.items() if callable(value)}
+            self._scheduled = ScheduledValues(lr=lr, damping=damping)
             defaults = {
                 "lr": value_at(lr, 0, "lr"),
                 "momentum": momentum,
                 "weight_decay": weight_decay,
                 "damping": value_at(damping, 0, "damping"),
             }
-            control = control_of(self.norm_control)
-            self._step = Step(engine, self._rule, control, self._schedules)
+            self._control = control_of(self.norm_control)
+            self._planner = Planner(engine.store, self._control)
+            self._parameters: list[nn.Parameter] = []  # all that are stepped
             self._is_built = False
             chosen = engine.model.parameters() if params is None else params
             super().__init__(as_groups(chosen), defaults)
             tell_foreign(engine.model, self.param_groups, refuses=True)
             self._is_built = True
             self._follow_model()
-            UnevenInputs.__init__(self)
             check_norm_control(self.norm_control, sharded=engine.followed.is_sharded)
             self._agree()
             engine.store.room.require(engine.layers)
@@ -103,7 +98,7 @@ class CurvatureOptimizer(HasCurvature, torch.optim.Optimizer, UnevenInputs):
         groups = [
             {k: len(v) if k == "params" else v for k, v in g.items()} for g in self.param_groups
         ]
-        options = (type(self), self._schedules, self.norm_control, self._rule)
+        options = (type(self), self._scheduled.schedules, self.norm_control, self._rule)
         ranks = self.engine.communicator
         ranks.agree("options of the optimizer", describe([*options, groups]))
 
@@ -121,14 +116,10 @@ class CurvatureOptimizer(HasCurvature, torch.optim.Optimizer, UnevenInputs):
         return self.engine.skips.total
 
     def memory(self) -> MemoryReport:
-        """Says what curvature and momentum take, before the first step as after it.
-
-        Raises:
-            InvalidOptionError: Where the split is measured, before the first statistics.
-        """
+        """Says what curvature and momentum take, see ``HasCurvature.memory``."""
         curved = self.engine.followed.layer_of
         own = sum(self._rule.state_bytes(group, curved) for group in self.param_groups)
-        return replace(self.engine.store.memory(self.engine.layers), state=own)
+        return replace(super().memory(), state=own)
 
     def add_param_group(self, param_group: ParameterGroup) -> None:
         """Adds a group, as any torch optimizer does.
@@ -149,8 +140,10 @@ class CurvatureOptimizer(HasCurvature, torch.optim.Optimizer, UnevenInputs):
     def _follow_model(self) -> None:
         """Keeps the curvature to the layers whose weight is in a group now."""
         parameters = [p for group in self.param_groups for p in group["params"]]
-        if not are_same(parameters, self._step.parameters):
-            self._step.serve(parameters)
+        if not are_same(parameters, self._parameters):
+            self._parameters = parameters
+            self._planner.forget()
+            self.engine.serve(parameters)
         self.engine.follow()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -198,18 +191,34 @@ class CurvatureOptimizer(HasCurvature, torch.optim.Optimizer, UnevenInputs):
             with torch.enable_grad():
                 loss = closure()
         self._begin_step()
-        self._take_step(self._step.values(self.param_groups))
+        self._take_step(self._coming_values())
         return loss
+
+    def _coming_values(self) -> list[dict[str, float]]:
+        """What schedules give to the groups in this step; checked before anything changes."""
+        steps = self.engine.steps
+        self.engine.calendar.check(steps + 1)
+        return self._scheduled.at(self.param_groups, steps)
 
     def _take_step(self, values: list[dict[str, float]]) -> None:
         self._follow_model()
-        ranks = self.engine.communicator
-        self._step.take(
-            self.param_groups,
-            self.state,
-            values,
-            tell=lambda skipped: self._tell_joined(ranks, skipped=skipped),
-        )
+        looked = self._look_at_gradients(self._parameters, self._dampings())
+        if looked is not None:
+            lots, scale = looked
+            self._refresh(values, scale)
+            plan = self._planner.plan(self.param_groups, lots)
+            self._rule.step(plan, self._control, self.state)
+
+    def _refresh(self, values: list[dict[str, float]], scale: float = 1.0) -> None:
+        """Takes in scheduled values and the statistics, of losses that were multiplied by scale."""
+        self._scheduled.give(self.param_groups, values)
+        self.engine.update(self._dampings(), scale)
+
+    def _dampings(self) -> dict[nn.Parameter, float]:
+        """λ of each parameter, in steps that need it."""
+        if not self.engine.wants_statistics:
+            return {}
+        return {p: group["damping"] for group in self.param_groups for p in group["params"]}
 
     def shadow_step(self) -> None:
         """Takes part in a step of the other ranks, without samples.
@@ -217,7 +226,7 @@ class CurvatureOptimizer(HasCurvature, torch.optim.Optimizer, UnevenInputs):
         DistributedDataParallel keeps the others' gradients to itself and sends the weights at
         the end; with gradients of our own (``reduce_gradients``) the step is a full one.
         """
-        values, engine = self._step.values(self.param_groups), self.engine
+        values, engine = self._coming_values(), self.engine
         self.zero_grad()
         if engine.options.distributed.reduce_gradients:
             self._take_step(values)
@@ -225,37 +234,32 @@ class CurvatureOptimizer(HasCurvature, torch.optim.Optimizer, UnevenInputs):
             engine.discard()
         else:
             engine.follow()
-            self._step.refresh(self.param_groups, values)
+            self._refresh(values)
 
     def catch_up(self, *, up_to_date: bool) -> None:
         """Takes over momentum and groups of a rank that took every step."""
         own = (super().state_dict(), self.engine.skips.total)
         ranks = self.engine.communicator
-        current, self.engine.skips.total = ranks.adopt(
-            "state of the optimizer", own, valid=up_to_date
-        )
-        super().load_state_dict(current)
-        self._rule.adopt(self.state)
-        self._step.take_over()
+        current, skipped = ranks.adopt("state of the optimizer", own, valid=up_to_date)
+        self.engine.skips.total = skipped
+        self._load(current)
 
-    @property
-    def _distribution(self) -> tuple[Distributed, torch.device]:
-        return self.engine.options.distributed, self.engine.device
+    def _load(self, state: dict[str, Any]) -> None:
+        """Takes over groups and states as torch has them."""
+        super().load_state_dict(state)
+        self._rule.adopt(self.state)
+        self._scheduled.take_over()
 
     def allocate(self) -> None:
-        """Makes room for all state now, so that a distributed checkpoint can be loaded into it.
-
-        ``torch.distributed.checkpoint`` loads into the tensors of a ``state_dict()``; a new
-        optimizer has none before its first step.
-        """
-        self.engine.store.allocate(self.engine.layers)
+        """Makes room for momentum too, see ``HasCurvature.allocate``."""
+        super().allocate()
         for group in self.param_groups:
             self._rule.allocate(group, self.engine.followed.layer_of, self.state)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns torch's state plus ``"curvature"``: all that the next steps depend on."""
-        skipped = {"skipped_steps": self.engine.skips.total}
-        return super().state_dict() | {"curvature": state.save(self.engine) | skipped}
+        curvature = self.engine.state_dict() | self.engine.skips.state_dict()
+        return super().state_dict() | {"curvature": curvature}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores a ``state_dict``; the run goes on bit for bit.
@@ -277,11 +281,8 @@ class CurvatureOptimizer(HasCurvature, torch.optim.Optimizer, UnevenInputs):
         restored = self.engine.fitting(curvature)
         check_saved(self.param_groups, state_dict)
         said = [group[OWN] for group in self.param_groups]
-        super().load_state_dict({k: v for k, v in state_dict.items() if k != "curvature"})
-        self._rule.adopt(self.state)
-        self._step.take_over()
+        self._load({k: v for k, v in state_dict.items() if k != "curvature"})
         for group, own in zip(self.param_groups, said, strict=True):
             group.setdefault(OWN, own)  # not in checkpoints of version 0.1
         self.engine.adopt(restored)
-        # Not in checkpoints of version 0.1.
-        self.engine.skips = SkippedSteps(state_dict["curvature"].get("skipped_steps", 0))
+        self.engine.skips.load_state_dict(state_dict["curvature"])
