@@ -149,7 +149,7 @@ def _serves(served: Container[nn.Parameter] | None, parameter: nn.Parameter) -> 
 
 
 def _curvature(layer: TrackedLayer) -> str:
-    return "Fisher of each channel" if layer.geometry.unit_wise else "Kronecker factors"
+    return layer.geometry.structure.curvature
 
 
 def _owners(model: nn.Module) -> dict[int, list[str]]:
@@ -190,9 +190,7 @@ def _reason_against_shards(model: nn.Module, module: nn.Module, part: Part) -> s
     if part.weight is None:
         return ""
     shape = part.adapter.geometry(module, bias=False)
-    by_rows = shape.matrices == 1 and not (
-        shape.transposed or shape.one_hot or shape.unit_wise or part.name
-    )
+    by_rows = shape.is_plain and shape.matrices == 1 and not part.name
     return reason_against_shards(model, part.weight, by_rows=by_rows)
 
 

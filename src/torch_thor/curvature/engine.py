@@ -142,7 +142,7 @@ class CurvatureEngine:
         self._arm()
 
     def _take_in_layers(self) -> None:
-        self.capture.attach(self.followed.all_layers)
+        self.capture.hooks.attach(self.followed.all_layers)
         self.store.remember(self.layers)
 
     def coverage(self) -> Coverage:
@@ -154,7 +154,7 @@ class CurvatureEngine:
     @contextmanager
     def without_hooks(self) -> Iterator[None]:
         """Inside, the model has no hooks: for tools that can't pass them, as torch.jit.script."""
-        with self.capture.suspended():
+        with self.capture.hooks.suspended():
             yield
         self._arm()
 
@@ -164,7 +164,7 @@ class CurvatureEngine:
         memo[id(self)] = twin
         memo[id(self.communicator)] = self.communicator  # a process group can't be copied
         vars(twin).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
-        twin.capture.attach(twin.followed.all_layers)
+        twin.capture.hooks.attach(twin.followed.all_layers)
         twin.discard()
         return twin
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torch_thor import linalg
+from torch_thor.capture.statistics import empty_batch
 from torch_thor.curvature.damping import diagonal_shifts, unit_shifts
 from torch_thor.curvature.eigenbasis import EigenBasis, Inverses
 from torch_thor.curvature.factors import FactorStack, kept_share
@@ -114,8 +115,9 @@ class LayerStack:
         self.shard = layers[0].shard
         self.outputs = layers[0].geometry.outputs
         self.dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        cut_a = Partition.of(geometry.columns, 1 if geometry.one_hot else split[0])
-        split_g = (1 if options.diagonal_norms else None) if geometry.unit_wise else split[1]
+        structure = geometry.structure
+        cut_a = Partition.of(geometry.columns, structure.input_block or split[0])
+        split_g = structure.output_block(split[1], diagonal=options.diagonal_norms)
         cut_g = Partition.of(geometry.outputs, split_g)
         count, matrices = len(layers), geometry.matrices
         place = device or weight.device
@@ -163,8 +165,7 @@ class LayerStack:
 
     def empty_batch(self) -> tuple[FactorBatch, FactorBatch]:
         """Statistics (A, G) of a layer without any rows."""
-        a = self.a.empty_batch(self.geometry.columns, one_hot=self.geometry.one_hot)
-        return a, self.g.empty_batch(self.outputs)
+        return empty_batch(self.geometry, self.outputs, like=self.a.traces)
 
     def damping(self, slots: list[int]) -> Tensor:
         """λ of some layers as ``[l, 1]``."""
@@ -174,7 +175,7 @@ class LayerStack:
     def shifts(self, slots: list[int], trace_a: Tensor, trace_g: Tensor) -> tuple[Tensor, Tensor]:
         """Diagonal shifts of A and G of some layers, given their traces ``[l, k]``."""
         sizes = (self.geometry.columns, self.outputs)
-        if self.geometry.unit_wise:
+        if not self.geometry.structure.is_factored:
             return unit_shifts(self.options.mode, self.damping(slots), trace_g, sizes[1])
         return diagonal_shifts(self.options.mode, self.damping(slots), trace_a, trace_g, sizes)
 

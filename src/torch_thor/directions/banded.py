@@ -194,8 +194,7 @@ def _length(tensor: Tensor) -> float:
 def banded_layers_of(stack: LayerStack) -> list[BandedLayer]:
     """Returns the ways through a stack's layers, if these are large ones on the CPU."""
     geometry, weight, roots = stack.geometry, stack.layers[0].weight, stack.inverses
-    plain = not (geometry.transposed or geometry.one_hot or geometry.unit_wise)
-    if not plain or geometry.matrices > 1 or is_dtensor(weight):
+    if not geometry.is_plain or geometry.matrices > 1 or is_dtensor(weight):
         return []
     large = weight.numel() >= SMALL_LAYER and weight.device.type == "cpu"
     if not (large and isinstance(roots, InverseRoots)):

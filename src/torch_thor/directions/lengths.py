@@ -150,7 +150,7 @@ def row_cut(stack: LayerStack, control: NormControl) -> Partition | None:
 
 def rows_of(stack: LayerStack, slots: list[int], control: NormControl) -> ChosenRows | None:
     """The row averages of some layers; ``None`` where rows stay as they are."""
-    left = control.row_decay is None or stack.geometry.unit_wise
+    left = control.row_decay is None or not stack.geometry.structure.is_factored
     return None if left else ChosenRows(stack.rows, tuple(slots))
 
 

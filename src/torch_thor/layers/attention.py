@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 from torch.overrides import TorchFunctionMode
 
-from torch_thor.layers.base import Geometry, LayerAdapter, Part, with_ones
+from torch_thor.layers.adapter import LayerAdapter, Part, with_ones
+from torch_thor.layers.geometry import Geometry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +36,6 @@ class ProjectionAdapter(LayerAdapter[nn.MultiheadAttention]):
     has_tokens = True
 
     def __init__(self, weight: str, matrices: int = 1) -> None:
-        """Remembers which weight it is."""
         self._weight, self._matrices = weight, matrices
 
     def weight(self, module: nn.MultiheadAttention) -> Any:
@@ -109,7 +109,6 @@ class _Entered(threading.local):
     """The watches that a thread has entered."""
 
     def __init__(self) -> None:
-        """None."""
         self.watches: list[ProjectionWatch] = []
 
 
@@ -125,29 +124,21 @@ class ProjectionWatch(TorchFunctionMode):
     """
 
     def __init__(self, on_projection: Callable[[Tensor, Tensor, Tensor], None]) -> None:
-        """Starts outside."""
         super().__init__()
         self._on_projection = on_projection
 
     def __enter__(self) -> Self:
-        """Begins to watch."""
         super().__enter__()  # type: ignore[no-untyped-call]
         _ENTERED.watches.append(self)
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Ends it."""
         _ENTERED.watches.remove(self)
         super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: Callable[..., Any], types: object, args: Any = (), kwargs: Any = None
     ) -> object:
-        """Runs attention over watched linear maps, and everything else as it is."""
         if func is not F.multi_head_attention_forward:
             return func(*args, **(kwargs or {}))
         return self._attend(args, kwargs or {})

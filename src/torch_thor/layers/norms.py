@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
-from torch_thor.layers.base import Geometry, LayerAdapter, ModuleT
-from torch_thor.layers.linear import leading_shape
+from torch_thor.layers.adapter import LayerAdapter, ModuleT, leading_shape
+from torch_thor.layers.geometry import Geometry
 
 if TYPE_CHECKING:
     from torch_thor.layers.rows import RowPlan

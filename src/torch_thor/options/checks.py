@@ -95,7 +95,8 @@ def check_types(options: Any, *, but: str = "", **names: str) -> None:
     Raises:
         InvalidOptionError: For the first that is not.
     """
-    hints = _hints(type(options))
+    kind: type = type(options)
+    hints = _hints(kind)
     for field in (one for one in fields(options) if one.name != but):
         value = getattr(options, field.name)
         require_type(names.get(field.name, field.name), value, hints[field.name])

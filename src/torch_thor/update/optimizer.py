@@ -93,7 +93,7 @@ class CurvatureOptimizer(HasCurvature, torch.optim.Optimizer, UnevenInputs):
             self._agree()
             engine.store.room.require(engine.layers)
         except Exception:
-            engine.capture.remove()  # what was refused leaves no hooks
+            engine.capture.hooks.remove()  # what was refused leaves no hooks
             raise
 
     def _agree(self) -> None:
