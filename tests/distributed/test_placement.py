@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torch_thor.distributed.placement import longest_load, place
+from torch_thor.distributed.inversion import longest_load, place
 
 
 @given(st.lists(st.floats(0.01, 100), max_size=30), st.integers(1, 8))

@@ -45,16 +45,9 @@ def sum_in_buckets(
 
 
 class Flight:
-    """A bucket on its way: parts of one type and device, summed as one flat tensor.
-
-    Args:
-        wire: What carries it.
-        name: What it is, for errors.
-        dtype: Type in which it travels; ``None`` leaves it as it is.
-    """
+    """A bucket on its way: parts of one type and device, summed as one flat tensor."""
 
     def __init__(self, wire: Wire, name: str, dtype: torch.dtype | None) -> None:
-        """Starts empty."""
         self._wire, self._name, self._sent_as = wire, name, dtype
         self._pieces: list[Tensor] = []
         self._shapes: list[tuple[torch.Size, bool]] = []
