@@ -11,12 +11,7 @@ from torch_thor.layers.adapter import LayerAdapter, Part
 from torch_thor.layers.attention import attention_parts
 from torch_thor.layers.conv import ConvAdapter, TransposedConvAdapter
 from torch_thor.layers.linear import EmbeddingAdapter, LinearAdapter, TransposedLinearAdapter
-from torch_thor.layers.norms import (
-    BatchNormAdapter,
-    GroupNormAdapter,
-    LayerNormAdapter,
-    RMSNormAdapter,
-)
+from torch_thor.layers.norms import NORMS
 from torch_thor.layers.shards import unsharded_type
 from torch_thor.options.errors import require
 
@@ -30,10 +25,7 @@ _ADAPTERS: dict[type[nn.Module], LayerAdapter[Any]] = {
         (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), TransposedConvAdapter()
     ),
     nn.Embedding: EmbeddingAdapter(),
-    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), BatchNormAdapter()),
-    nn.GroupNorm: GroupNormAdapter(),
-    nn.LayerNorm: LayerNormAdapter(),
-    nn.RMSNorm: RMSNormAdapter(),
+    **NORMS,
 }
 # Types of libraries that are not imported for their sake.
 _ADAPTERS_BY_NAME: dict[str, LayerAdapter[Any]] = {
