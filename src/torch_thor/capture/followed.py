@@ -22,13 +22,7 @@ if TYPE_CHECKING:
 
 
 class FollowedModel:
-    """A model and its layers, as they are at the step.
-
-    Args:
-        model: The model.
-        exclude: Modules left alone.
-        include: Modules of types that are left alone unless asked for.
-        stagger: Whether layers refresh one after the other, each at its share of an interval.
+    """A model and its layers, as they are at the step; options as in ``CurvatureOptions``.
 
     Attributes:
         layers: Tracked layers, in the model's order.
@@ -117,11 +111,7 @@ class FollowedModel:
         return Coverage(tuple(entries))
 
     def tell_left_out(self, before: set[nn.Parameter]) -> None:
-        """Says of parameters that came into the model that nobody trains them.
-
-        Args:
-            before: Those that were there.
-        """
+        """Says of parameters that were not in the model ``before`` that nobody trains them."""
         left = {
             p
             for p in self.parameters

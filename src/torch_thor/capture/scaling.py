@@ -43,22 +43,17 @@ def calling_scaler() -> torch.amp.GradScaler | None:
 
 
 class LossScale:
-    """What losses are multiplied by before their backward.
-
-    Attributes:
-        scaler: The GradScaler that the user named.
-    """
+    """What losses are multiplied by before their backward, by a ``scaler`` that the user named."""
 
     def __init__(self) -> None:
-        """Knows of none."""
         self.scaler: torch.amp.GradScaler | None = None
         self._looks = _LOOKS
 
     def in_force(self, layers: Iterable[TrackedLayer], *, ours: bool) -> float:
-        """Returns the scale of the captured gradients.
+        """Returns the scale of the captured gradients of some layers.
 
         Args:
-            layers: Whose gradients they are.
+            layers: The layers.
             ours: Whether ``step()`` averages gradients over the ranks itself.
 
         Raises:
@@ -104,10 +99,9 @@ def _is_explained(layer: TrackedLayer) -> bool:
 
 def _scale_of(layer: TrackedLayer) -> float:
     """What the calls' own gradient is a multiple of; waits for the device."""
-    shape, gradient = (
-        layer.geometry,
-        torch.zeros(()) if layer.weight.grad is None else layer.weight.grad,
-    )
+    shape, gradient = layer.geometry, layer.weight.grad
+    if gradient is None:
+        return 1.0
     own = gradient.reshape(shape.outputs, shape.inputs).float()
     made = torch.zeros_like(own)
     for call in layer.ledger.read():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import cache
 from operator import attrgetter
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Self
@@ -92,17 +93,23 @@ def attention_parts(module: nn.MultiheadAttention) -> tuple[Part, ...]:
     else:
         parts = [_part(module, f"{one}_proj", f"{one}_proj_weight") for one in ("q", "k", "v")]
         if module.in_proj_bias is not None:
-            shared = CommonBiasAdapter("in_proj_bias", 3)
-            parts.append(Part("in_proj_bias", shared, module.in_proj_bias, None))
+            parts.append(_part(module, "in_proj_bias", "in_proj_bias", matrices=3))
     parts.append(_part(module, "out_proj", "out_proj.weight", "out_proj.bias"))
     return tuple(parts)
+
+
+@cache
+def _adapter(weight: str, matrices: int) -> ProjectionAdapter:
+    """One for all modules, because a layer is another where its adapter is."""
+    kind = CommonBiasAdapter if weight == "in_proj_bias" else ProjectionAdapter
+    return kind(weight, matrices)
 
 
 def _part(
     module: nn.MultiheadAttention, name: str, weight: str, bias: str = "", *, matrices: int = 1
 ) -> Part:
     own = dict(module.named_parameters())
-    return Part(name, ProjectionAdapter(weight, matrices), own.get(weight), own.get(bias))
+    return Part(name, _adapter(weight, matrices), own.get(weight), own.get(bias))
 
 
 class _Entered(threading.local):
