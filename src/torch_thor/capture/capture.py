@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from torch_thor.capture.autograd import as_plain, is_transformed, require_plain
-from torch_thor.capture.calls import CallRules, PendingCall, Sampling
 from torch_thor.capture.hooks import ModelHooks, other_listeners
 from torch_thor.capture.ledger import drop_zeroed
+from torch_thor.capture.pending import CallRules, PendingCall, Sampling
 from torch_thor.capture.statistics import count_rows
 from torch_thor.options.notices import warn
 
