@@ -61,7 +61,7 @@ class ModelHooks:
         self._removed, self._suspended = False, 0
         self._handles: list[RemovableHandle] = []
         self._first: list[tuple[nn.Module, RemovableHandle]] = []
-        self._watches: list[_Watches] = []
+        self._watches: list[_Watch] = []
         weakref.finalize(self, take_off, self._handles)
 
     def attach(self, layers: Iterable[TrackedLayer]) -> None:
@@ -81,15 +81,15 @@ class ModelHooks:
             self._handles.append(handle)
             self._first.append((layer.module, handle))
         for module, inside in hidden.items():
-            watches = _Watches(listener, inside)
-            self._watches.append(watches)
-            self._handles.append(hang(module, _EnterHook(watches), before=True))
-            self._handles.append(hang(module, _LeaveHook(watches), always_call=True))
+            watch = _Watch(listener, inside)
+            self._watches.append(watch)
+            self._handles.append(hang(module, watch, before=True))
+            self._handles.append(hang(module, _WatchEnd(watch), always_call=True))
 
     def arm(self) -> None:
         """Gets ready for forwards of layers of which some, or others than before, count."""
-        for watches in self._watches:
-            watches.arm()
+        for watch in self._watches:
+            watch.arm()
         if any(layer.armed for layer in self._layers):
             for module, handle in self._first:
                 go_first(module, handle)
@@ -97,8 +97,8 @@ class ModelHooks:
     def _detach(self) -> None:
         take_off(self._handles)
         self._first.clear()
-        for watches in self._watches:
-            watches.leave_all()
+        for watch in self._watches:
+            watch.leave_all()
         self._watches.clear()
 
     def remove(self) -> None:
@@ -165,14 +165,26 @@ class _ForwardHook(_Hook):
         return self._listener() if layer is not None and layer.weight is weight else None
 
 
-class _Watches:
-    """The function modes of one module whose linear maps no module hook sees."""
+class _Watch(_Hook):
+    """Runs before a module's forward, to see linear maps inside that no module hook sees."""
 
     def __init__(self, listener: Listener, layers: Sequence[TrackedLayer]) -> None:
         self._listener = weakref.ref(listener)
         self._references = [weakref.ref(layer) for layer in layers]
         self._entered: list[ProjectionWatch] = []
         self._wanted = False
+
+    def __call__(self, module: nn.Module, args: tuple[object, ...]) -> None:  # noqa: ARG002
+        if not self._wanted or not _may_look():
+            return
+        if not any(layer.weight.requires_grad for layer in self.layers):
+            return
+        if torch.is_grad_enabled():
+            self._push()
+            return
+        for layer in self.layers:
+            if layer.armed:
+                layer.begin_call()
 
     @property
     def layers(self) -> list[TrackedLayer]:
@@ -187,19 +199,6 @@ class _Watches:
         """Notes whether any of its layers counts now."""
         self.leave_all()
         self._wanted = any(layer.armed for layer in self.layers)
-
-    def enter(self) -> None:
-        """Begins to watch, where that is wanted."""
-        if not self._wanted or not _may_look():
-            return
-        if not any(layer.weight.requires_grad for layer in self.layers):
-            return
-        if torch.is_grad_enabled():
-            self._push()
-            return
-        for layer in self.layers:
-            if layer.armed:
-                layer.begin_call()
 
     def leave_all(self) -> None:
         """Ends what an interrupt has left: torch calls no hook then."""
@@ -225,29 +224,21 @@ class _Watches:
 
     def _on_projection(self, used: Tensor, inputs: Tensor, output: Tensor) -> None:
         listener = self._listener()
-        for layer in self.layers if listener is not None else ():
+        if listener is None:
+            return
+        for layer in (one for one in self.layers if one.armed):
             weight: Tensor = layer.adapter.weight(layer.module)
-            if listener is not None and layer.armed and (used is weight or used._base is weight):
+            if used is weight or used._base is weight:
                 passed = int(used.storage_offset() - weight.storage_offset())
                 first = passed // (layer.geometry.outputs * layer.geometry.inputs)
                 listener.on_forward(layer, weight, inputs, output, first)
 
 
-class _EnterHook(_Hook):
-    """Runs before a watched module's forward."""
-
-    def __init__(self, watches: _Watches) -> None:
-        self._watches = watches
-
-    def __call__(self, module: nn.Module, args: tuple[object, ...]) -> None:  # noqa: ARG002
-        self._watches.enter()
-
-    def listener_to(self, weight: nn.Parameter) -> Listener | None:
-        return self._watches.listener_to(weight)
-
-
-class _LeaveHook(_EnterHook):
+class _WatchEnd(StaysBehind):
     """Runs after a watched module's forward, also when it raised."""
 
-    def __call__(self, module: nn.Module, args: object, output: object = None) -> None:  # noqa: ARG002
-        self._watches.leave()
+    def __init__(self, watch: _Watch) -> None:
+        self._watch = watch
+
+    def __call__(self, module: nn.Module, args: object, output: object) -> None:  # noqa: ARG002
+        self._watch.leave()
