@@ -6,12 +6,16 @@ import ast
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import pytest
 
 import thor_bench
 import torch_thor
+from torch_thor.curvature.damping import RULES
+from torch_thor.directions.controls import CONTROLS
+from torch_thor.options.curvature import DampingMode
+from torch_thor.options.norm_control import NormControlKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,3 +133,33 @@ def test_a_module_and_its_functions_can_be_read_at_once(file: Path) -> None:
     functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)]
     long = {f.name: f.end_lineno - f.lineno + 1 for f in functions if f.end_lineno is not None}
     assert {name: lines for name, lines in long.items() if lines > 50} == {}
+
+
+SURFACE = {"optimizers.py", "preconditioner.py"}  # which name their defaults
+
+
+def files_that_say(words: tuple[str, ...]) -> set[str]:
+    """The files of the package in which a word stands as a value, the public surface aside."""
+    return {
+        str(file.relative_to(PACKAGE))
+        for file in core_files()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in words
+    } - SURFACE
+
+
+@pytest.mark.parametrize(
+    ("kinds", "option", "classes"),
+    [
+        (NormControlKind, "options/norm_control.py", "directions/controls.py"),
+        (DampingMode, "options/curvature.py", "curvature/damping.py"),
+    ],
+)
+def test_a_new_kind_touches_two_files(kinds: object, option: str, classes: str) -> None:
+    """Its name and what it allows stand in one, its class in the other; nobody else asks."""
+    assert files_that_say(get_args(kinds)) == {option, classes}
+
+
+def test_every_kind_has_its_class() -> None:
+    assert set(CONTROLS) == set(get_args(NormControlKind))
+    assert set(RULES) == set(get_args(DampingMode))

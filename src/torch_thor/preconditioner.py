@@ -11,7 +11,8 @@ from torch_thor.curvature import state
 from torch_thor.curvature.engine import CurvatureEngine
 from torch_thor.curvature.options import CurvatureOptions
 from torch_thor.curvature.surface import HasCurvature
-from torch_thor.directions.banded import GradientRows, gradient_of, ready_banded_layers
+from torch_thor.directions.banded import GradientRows, gradient_of
+from torch_thor.directions.controls import control_of
 from torch_thor.directions.plan import DirectionPlan, all_finite
 from torch_thor.distributed.joining import UnevenInputs
 from torch_thor.layers.shards import local
@@ -94,8 +95,9 @@ class Preconditioner(HasCurvature, UnevenInputs):
         distributed: Distributed = Distributed(),
     ) -> None:
         """Finds the layers and hangs the hooks."""
-        self._norm_control = as_norm_control(norm_control)
-        if self._norm_control is not None and self._norm_control.kind == "kl_clip":
+        said = as_norm_control(norm_control)
+        self._control = control_of(said)
+        if self._control.needs_rates:
             allowed = (
                 "'graft', 'rms', 'spectral' or None: the KL clip needs a learning rate, so use THOR"
             )
@@ -115,7 +117,7 @@ class Preconditioner(HasCurvature, UnevenInputs):
             distributed=distributed,
         )
         self.engine = CurvatureEngine(model, options)
-        check_norm_control(self._norm_control, sharded=self.engine.followed.is_sharded)
+        check_norm_control(said, sharded=self.engine.followed.is_sharded)
         self._sorter = Sorter()
         UnevenInputs.__init__(self)
 
@@ -220,17 +222,11 @@ class Preconditioner(HasCurvature, UnevenInputs):
 
     def _rewrite(self) -> None:
         rule = GradientRows()
-        banded = ready_banded_layers(self.engine.stacks, rule.moves, self._norm_control)
-        in_bands = {parameter for large in banded for parameter in large.layer.parameters}
-        for large in banded:
-            large.run(rule, self._norm_control)
-
-        def together(parameter: nn.Parameter) -> bool:
-            return rule.moves(parameter) and parameter not in in_bands
-
-        sources = {p: local(gradient_of(p)) for p in self.engine.followed.layer_of if together(p)}
-        directions = DirectionPlan(self.engine.stacks, together, self._norm_control).take(
-            sources, rates={}
-        )
+        plan = DirectionPlan(self.engine.stacks, rule.moves, self._control)
+        for large in plan.banded:
+            large.run(rule, self._control)
+        parameters = filter(plan.goes_together, self.engine.followed.layer_of)
+        sources = {parameter: local(gradient_of(parameter)) for parameter in parameters}
+        directions = plan.take(sources, rates={})
         for parameter, gradient in sources.items():
             gradient.copy_(directions[parameter])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from oracle import damped
 from torch_thor import Damping
-from torch_thor.curvature.damping import diagonal_shifts
+from torch_thor.curvature.damping import RULES, mean_eigenvalue
 
 Mode = Literal["both", "sqrt", "pi", "relative"]
 MODES: list[Mode] = ["both", "sqrt", "pi", "relative"]
@@ -20,13 +20,10 @@ MODES: list[Mode] = ["both", "sqrt", "pi", "relative"]
 @given(st.sampled_from(MODES), st.floats(1e-6, 10), st.integers(1, 4), st.integers(1, 4))
 def test_shifts_are_those_of_the_formulas(mode: Mode, value: float, d_a: int, d_g: int) -> None:
     A, G = (root @ root.T for root in (torch.randn(d_a, 5).double(), torch.randn(d_g, 5).double()))
-    shifts = diagonal_shifts(
-        mode,
-        torch.tensor([[value]], dtype=torch.float64),
-        A.trace().reshape(1, 1),
-        G.trace().reshape(1, 1),
-        (d_a, d_g),
-    )
+    means = [
+        mean_eigenvalue(factor.trace().reshape(1, 1), size) for factor, size in ((A, d_a), (G, d_g))
+    ]
+    shifts = RULES[mode].shifts(torch.tensor([[value]], dtype=torch.float64), *means)
     for shift, before, after in zip(shifts, (A, G), damped(A, G, value, mode), strict=True):
         torch.testing.assert_close(shift.reshape(()), (after - before)[0, 0])
 
@@ -35,7 +32,8 @@ def test_shifts_are_those_of_the_formulas(mode: Mode, value: float, d_a: int, d_
 def test_a_factor_of_zeros_is_damped_by_something_positive_and_finite(mode: Mode) -> None:
     zero, some = torch.zeros(1, 1), torch.ones(1, 1)
     for traces in [(zero, some), (some, zero), (zero, zero)]:
-        shifts = diagonal_shifts(mode, torch.tensor([[0.1]]), *traces, (3, 2))
+        means = [mean_eigenvalue(trace, size) for trace, size in zip(traces, (3, 2), strict=True)]
+        shifts = RULES[mode].shifts(torch.tensor([[0.1]]), *means)
         assert all(bool((shift > 0).all() and shift.isfinite().all()) for shift in shifts)
 
 

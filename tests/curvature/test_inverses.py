@@ -24,7 +24,8 @@ BATCH = 2
 
 
 def factorize(jobs: list[Factorization], kernel: Kernel) -> list[list[bool]]:
-    return factorize_by(jobs, lambda stacks: [solve(stack, kernel) for stack in stacks])
+    success = factorize_by(jobs, lambda stacks: [solve(stack, kernel) for stack in stacks])
+    return [success[job] for job in jobs]
 
 
 def blocks_of(cut: Partition) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from helpers import EXACT_THOR, draws
 from oracle import EvenedRows, with_rms
 from torch_thor import THOR, InvalidOptionError, NormControl
 from torch_thor.curvature import row_averages
-from torch_thor.curvature.row_averages import RowAverages, RowPlan
+from torch_thor.curvature.row_averages import RowAverages, RowEvening
 
 ROWS = 3
 
@@ -28,10 +28,10 @@ def over(shapes: list[tuple[int, int, int]]) -> RowAverages:
 
 
 def even(ours: RowAverages, slots: list[int], directions: Tensor, decay: float) -> None:
-    evened(ours.plan(((0, tuple(slots)),)), [directions], decay)
+    evened(ours.evening(((0, tuple(slots)),)), [directions], decay)
 
 
-def evened(plan: RowPlan, directions: list[Tensor], decay: float) -> Tensor:
+def evened(plan: RowEvening, directions: list[Tensor], decay: float) -> Tensor:
     """Evens the rows of each stack's directions in place; returns the lengths of the layers."""
     for one, lengths in zip(directions, plan.lengths, strict=True):
         lengths.copy_(one.norm(dim=3))
@@ -100,7 +100,7 @@ def test_stacks_that_lie_together_keep_apart() -> None:
         expected = [one.clone() for one in found]
         for (stack, slots), one in zip(chosen, expected, strict=True):
             even(alone[stack], list(slots), one, 0.9)
-        lengths = evened(ours.plan(chosen), found, 0.9)
+        lengths = evened(ours.evening(chosen), found, 0.9)
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(lengths, torch.cat([x.flatten(1).norm(dim=1) for x in found]))
 
@@ -114,13 +114,13 @@ def test_devices_without_segments_find_the_same(monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(found, expected)
 
 
-def test_plans_do_not_pile_up() -> None:
+def test_evenings_do_not_pile_up() -> None:
     ours = over([(100, 1, ROWS)])
     for slot in range(100):
         found = directions(1)
         even(ours, [slot], found, 0.9)
     torch.testing.assert_close(ours.shares.view(100, ROWS).mean(1), torch.ones(100).double())
-    assert len(ours._plans) <= 64
+    assert len(ours._evenings) <= 64
 
 
 def test_a_row_that_wakes_up_takes_no_wild_step() -> None:

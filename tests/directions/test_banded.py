@@ -13,6 +13,7 @@ from helpers import EXACT, EXACT_THOR, gradient_matrices, half_square, mean_half
 from oracle import EvenedRows, direction, factors, grafted, observe
 from torch_thor import EKFAC, THOR, Damping, NormControl, Preconditioner, Refresh, Update
 from torch_thor.directions import banded
+from torch_thor.directions.controls import Control, control_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -223,9 +224,9 @@ def test_lengths_of_more_or_less_than_a_layer_are_not_swept(control: NormControl
     module(torch.randn(12, 6)).square().mean().backward()
     thor.step()
     stacks = thor.engine.stacks
-    assert banded.ready_banded_layers(stacks, lambda _: True, control) == []
-    assert len(banded.ready_banded_layers(stacks, lambda _: True, None)) == 1
-    assert banded.ready_banded_layers(stacks, lambda _: False, None) == []
+    assert banded.ready_banded_layers(stacks, lambda _: True, control_of(control)) == []
+    assert len(banded.ready_banded_layers(stacks, lambda _: True, Control())) == 1
+    assert banded.ready_banded_layers(stacks, lambda _: False, Control()) == []
 
 
 def test_ekfac_and_grouped_layers_are_not_swept() -> None:

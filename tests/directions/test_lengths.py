@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from oracle import grafted, kl_clip_factor, with_rms
 from torch_thor import THOR, InvalidOptionError, NormControl
-from torch_thor.directions.lengths import Lengths, clip_factor, orthogonalize
+from torch_thor.directions.controls import KLClip, LengthControl, control_of
+from torch_thor.directions.lengths import Lengths
+from torch_thor.directions.orthogonal import orthogonalize
 from torch_thor.linalg.partition import Partition
 
 if TYPE_CHECKING:
@@ -32,8 +34,14 @@ def controlled(
     cuts: tuple[Partition | None, ...] = (None, None),
 ) -> list[Tensor]:
     """Every layer's direction after norm control."""
-    factors = Lengths(control, cuts, [None] * len(ours)).factors(ours, raw)
+    lengths = control_of(control)
+    assert isinstance(lengths, LengthControl)
+    factors = Lengths(lengths, cuts, [None] * len(ours)).factors(ours, raw)
     return layers_of([stack * factor for stack, factor in zip(ours, factors, strict=True)])
+
+
+def clip_factor(limit: float, ours: list[Tensor], raw: list[Tensor]) -> Tensor | float:
+    return KLClip(NormControl("kl_clip", limit)).factor(ours, raw, RATES)
 
 
 def layers_of(stacked: list[Tensor]) -> list[Tensor]:
@@ -76,7 +84,7 @@ def test_blocks_of_rows_take_lengths_of_their_own(kind: NormControlKind) -> None
 def test_kl_clip_shares_one_factor_and_counts_the_rate_once(limit: float) -> None:
     ours = stacks()
     raw = [stack + 0.1 * noise for stack, noise in zip(ours, stacks(), strict=True)]
-    clip = clip_factor(limit, ours, raw, RATES)
+    clip = clip_factor(limit, ours, raw)
     found = [clip * stack for stack in ours]
     # a rate per layer is a rate inside the sum: move it into the vectors and use 1 outside
     rates = [rate for pair in RATES for rate in pair]
@@ -94,13 +102,13 @@ def test_zero_directions_divide_by_nothing(kind: str) -> None:
     zeros = [torch.zeros(shape, dtype=torch.float64) for shape in SHAPES]
     found = controlled(NormControl(kind), zeros, zeros)
     assert all(torch.equal(one, torch.zeros_like(one)) for one in found)
-    assert clip_factor(1e-9, zeros, zeros, RATES) == 1.0
+    assert clip_factor(1e-9, zeros, zeros) == 1.0
 
 
 def test_the_kl_clip_leaves_alone_what_does_not_descend() -> None:
     ours = stacks()
     for raw in ([0 * stack for stack in ours], [-stack for stack in ours]):
-        assert clip_factor(1e-9, ours, raw, RATES) == 1.0
+        assert clip_factor(1e-9, ours, raw) == 1.0
 
 
 @pytest.mark.parametrize(

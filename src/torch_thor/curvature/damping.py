@@ -1,7 +1,14 @@
-"""How damping λ becomes a shift of each factor's diagonal."""
+"""The modes of damping, a class each: how λ becomes a shift of each factor's diagonal.
+
+All tensors are of the shape of a layer's traces, ``[..., k]``, λ of one that spreads over it; means
+are mean eigenvalues, tr / d. One that is not positive counts as 1, so that a layer that saw only
+zeros steps along its gradient.
+"""
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,43 +18,72 @@ if TYPE_CHECKING:
     from torch_thor.options.curvature import DampingMode
 
 
-def diagonal_shifts(
-    mode: DampingMode, damping: Tensor, trace_a: Tensor, trace_g: Tensor, sizes: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """Returns what is added to the diagonals of A and G.
+class DampingRule(ABC):
+    """What λ adds to the diagonals, see ``Damping``."""
 
-    A factor without any trace takes the mean eigenvalue 1, so that a layer that saw only
-    zeros steps along its gradient.
+    @abstractmethod
+    def shifts(self, damping: Tensor, mean_a: Tensor, mean_g: Tensor) -> tuple[Tensor, Tensor]:
+        """What is added to the diagonals of A and of G."""
 
-    Args:
-        mode: See ``Damping``.
-        damping: λ, ``[..., 1]`` against the traces' shape.
-        trace_a: tr A, ``[..., k]``.
-        trace_g: tr G, ``[..., k]``.
-        sizes: (d_A, d_G).
+    def whole_shift(self, damping: Tensor, mean: Tensor) -> Tensor:
+        """What is added to the diagonal of one matrix that is the whole Fisher block, as A ⊗ G."""
+        return damping.expand_as(mean)
 
-    Returns:
-        Two tensors of the traces' shape.
-    """
-    mean_a, mean_g = _mean(trace_a, sizes[0]), _mean(trace_g, sizes[1])
-    if mode == "relative":
-        return damping * mean_a, damping * mean_g
-    if mode == "both":
+    def condition(self, damping: float, size: int) -> float:  # noqa: ARG002 (nothing is known)
+        """Bound on the condition number of a damped block; no eigenvalue exceeds size · mean."""
+        return math.inf
+
+
+class Both(DampingRule):
+    """λ to both factors (paper, eq. 6)."""
+
+    def shifts(self, damping: Tensor, mean_a: Tensor, mean_g: Tensor) -> tuple[Tensor, Tensor]:
+        """λ and λ."""
         return damping.expand_as(mean_a), damping.expand_as(mean_g)
-    root = damping.sqrt()
-    if mode == "sqrt":
+
+
+class Sqrt(DampingRule):
+    """√λ to both factors."""
+
+    def shifts(self, damping: Tensor, mean_a: Tensor, mean_g: Tensor) -> tuple[Tensor, Tensor]:
+        """√λ and √λ."""
+        root = damping.sqrt()
         return root.expand_as(mean_a), root.expand_as(mean_g)
-    balance = (mean_a / mean_g).sqrt()
-    return root * balance, root / balance
 
 
-def unit_shifts(
-    mode: DampingMode, damping: Tensor, trace_g: Tensor, size: int
-) -> tuple[Tensor, Tensor]:
-    """The same where A is 1 and G the whole Fisher block: λ is added to it once."""
-    shift = damping * _mean(trace_g, size) if mode == "relative" else damping.expand_as(trace_g)
-    return torch.zeros_like(trace_g), shift
+class Pi(DampingRule):
+    """√λ·π and √λ/π with π² = mean A / mean G (Martens and Grosse 2015)."""
+
+    def shifts(self, damping: Tensor, mean_a: Tensor, mean_g: Tensor) -> tuple[Tensor, Tensor]:
+        """√λ·π and √λ/π."""
+        root, balance = damping.sqrt(), (mean_a / mean_g).sqrt()
+        return root * balance, root / balance
 
 
-def _mean(trace: Tensor, size: int) -> Tensor:
+class Relative(DampingRule):
+    """λ times each factor's mean eigenvalue."""
+
+    def shifts(self, damping: Tensor, mean_a: Tensor, mean_g: Tensor) -> tuple[Tensor, Tensor]:
+        """λ · mean A and λ · mean G."""
+        return damping * mean_a, damping * mean_g
+
+    def whole_shift(self, damping: Tensor, mean: Tensor) -> Tensor:
+        """λ · mean."""
+        return damping * mean
+
+    def condition(self, damping: float, size: int) -> float:
+        """1 + size / λ."""
+        return 1.0 + size / damping if damping > 0 else math.inf
+
+
+RULES: dict[DampingMode, DampingRule] = {
+    "both": Both(),
+    "sqrt": Sqrt(),
+    "pi": Pi(),
+    "relative": Relative(),
+}
+
+
+def mean_eigenvalue(trace: Tensor, size: int) -> Tensor:
+    """Tr / d; 1 for a factor without any trace."""
     return torch.where(trace > 0, trace / size, 1.0)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch_thor.curvature.decisions import DueLayer
     from torch_thor.curvature.stacks import LayerStack
     from torch_thor.distributed.communicator import Communicator
-    from torch_thor.linalg.factorize import Factorization, Solver
+    from torch_thor.linalg.factorize import Factorization, Solver, Success
 
 
 def fold(due_layers: Iterable[DueLayer], ranks: Communicator) -> None:
@@ -68,13 +68,14 @@ def refresh(
     chosen = [(stack, due) for stack, due in chosen if due]
     if not chosen:
         return []
-    jobs = [job for stack, due in chosen for job in stack.jobs([c.slot for c in due])]
+    jobs = [stack.jobs([c.slot for c in due]) for stack, due in chosen]
     condition = max(stack.condition([c.slot for c in due]) for stack, due in chosen)
-    success = _factorize(jobs, chosen[0][0].inverses.solver(condition), ranks)
+    solver = chosen[0][0].inverses.solver(condition)
+    success = _factorize([job for of_stack in jobs for job in of_stack], solver, ranks)
     renewed = []
-    for number, (_, due) in enumerate(chosen):
+    for of_stack, (_, due) in zip(jobs, chosen, strict=True):
         for place, c in enumerate(due):
-            if success[2 * number][place] and success[2 * number + 1][place]:
+            if all(success[job][place] for job in of_stack):
                 c.record.trace, c.record.failures = c.trace, 0
                 c.stack.ready[c.slot] = True
                 renewed.append(c)
@@ -83,23 +84,19 @@ def refresh(
     return renewed
 
 
-def _factorize(jobs: list[Factorization], solver: Solver, ranks: Communicator) -> list[list[bool]]:
+def _factorize(jobs: list[Factorization], solver: Solver, ranks: Communicator) -> Success:
     """Factorizes what all ranks have together, and what this one owns alone.
 
     Returns:
         For every job, for each of its slots, whether all ranks succeeded.
     """
-    shared = [number for number, job in enumerate(jobs) if not job.owned]
-    owned = [number for number, job in enumerate(jobs) if job.owned]
-    success: list[list[bool]] = [[] for _ in jobs]
-    found = factorize([jobs[n] for n in shared], lambda blocks: ranks.solve(blocks, solver))
-    for number, good in zip(shared, found, strict=True):
-        success[number] = good
+    owned = [job for job in jobs if job.owned]
+    shared = (job for job in jobs if not job.owned)
+    success = factorize(shared, lambda blocks: ranks.solve(blocks, solver))
     if owned:
-        found = factorize([jobs[n] for n in owned], partial(solve_all, solver=solver))
-        everywhere = iter(ranks.all([fine for good in found for fine in good]))
-        for number in owned:
-            success[number] = [next(everywhere) for _ in jobs[number].slots]
+        alone = factorize(owned, partial(solve_all, solver=solver))
+        everywhere = iter(ranks.all([fine for job in owned for fine in alone[job]]))
+        success |= {job: [next(everywhere) for _ in job.slots] for job in owned}
     return success
 
 

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _LEAST = 1e-12  # of a mean square that is divided by; the mean of all rows is 1
-_MOST_PLANS = 64
+_MOST_EVENINGS = 64
 _SEGMENTED = ("cpu", "cuda")  # devices with segment_reduce
 
-Chosen: TypeAlias = tuple[tuple[int, tuple[int, ...]], ...]
+Places: TypeAlias = tuple[tuple[int, tuple[int, ...]], ...]
 
 
 class RowAverages:
@@ -48,7 +48,7 @@ class RowAverages:
         counts = [matrices * rows for layers, matrices, rows in shapes for _ in range(layers)]
         self.shares = torch.zeros(sum(counts), dtype=dtype, device=device)
         self.weights = [0.0] * len(counts)
-        self._plans: dict[Chosen, RowPlan] = {}
+        self._evenings: dict[Places, RowEvening] = {}
 
     def layer(self, stack: int, slot: int) -> tuple[int, slice]:
         """The number of a layer among all, and its rows."""
@@ -57,16 +57,16 @@ class RowAverages:
         first = sum(layers * k * r for layers, k, r in before) + slot * matrices * rows
         return sum(layers for layers, _, _ in before) + slot, slice(first, first + matrices * rows)
 
-    def plan(self, chosen: Chosen) -> RowPlan:
+    def evening(self, chosen: Places) -> RowEvening:
         """Returns the way of some layers: numbers of stacks, in order, each with its slots."""
-        if chosen not in self._plans:
-            if len(self._plans) == _MOST_PLANS:
-                self._plans.clear()
-            self._plans[chosen] = RowPlan(self, chosen)
-        return self._plans[chosen]
+        if chosen not in self._evenings:
+            if len(self._evenings) == _MOST_EVENINGS:
+                self._evenings.clear()
+            self._evenings[chosen] = RowEvening(self, chosen)
+        return self._evenings[chosen]
 
 
-class RowPlan:
+class RowEvening:
     """Makes the rows of some layers alike, in three calls a step: write, ``fold``, ``factors``.
 
     Args:
@@ -78,7 +78,7 @@ class RowPlan:
         counts: Rows of each layer.
     """
 
-    def __init__(self, averages: RowAverages, chosen: Chosen) -> None:
+    def __init__(self, averages: RowAverages, chosen: Places) -> None:
         """Finds the rows and makes room for what is computed of them."""
         self._averages = averages
         shares = averages.shares
@@ -189,19 +189,10 @@ class StackRows:
         self.averages.weights[layer] = float(saved[-1])
 
 
-@dataclass(frozen=True)
-class ChosenRows:
-    """Those layers of a stack that take part in a step.
-
-    Args:
-        stack: The stack's averages.
-        slots: The layers.
-    """
-
-    stack: StackRows
-    slots: tuple[int, ...]
+Chosen: TypeAlias = "tuple[StackRows, tuple[int, ...]]"
 
 
-def plan_of(chosen: Sequence[ChosenRows]) -> RowPlan:
-    """Returns the way of some layers whose averages lie together."""
-    return chosen[0].stack.averages.plan(tuple((one.stack.number, one.slots) for one in chosen))
+def evening_of(chosen: Sequence[Chosen]) -> RowEvening:
+    """Returns the way of some layers, each stack's by their slots; their averages lie together."""
+    averages = chosen[0][0].averages
+    return averages.evening(tuple((rows.number, slots) for rows, slots in chosen))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from torch_thor import linalg
 from torch_thor.capture.statistics import empty_batch
-from torch_thor.curvature.damping import diagonal_shifts, unit_shifts
+from torch_thor.curvature.damping import RULES, DampingRule, mean_eigenvalue
 from torch_thor.curvature.eigenbasis import EigenBasis, Inverses
 from torch_thor.curvature.factors import FactorStack, kept_share
 from torch_thor.curvature.inverses import InverseRoots
@@ -24,14 +23,13 @@ from torch_thor.linalg.timing import multiplies_bfloat16
 from torch_thor.options.errors import InvalidOptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch_thor.capture.statistics import FactorBatch
     from torch_thor.capture.tracked import TrackedLayer
     from torch_thor.curvature.options import CurvatureOptions
     from torch_thor.layers import Geometry
     from torch_thor.linalg.factorize import Factorization
-    from torch_thor.options.curvature import DampingMode
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class StackOptions:
 
     Args:
         power: p of the inverse root.
-        mode: How damping enters.
+        damping: How damping enters.
         decay: ρ of the running average.
         eigen: EKFAC's eigenvalue-corrected basis in place of inverse roots.
         inverse_dtype: Type of inverses and products, see ``Refresh``.
@@ -65,7 +63,7 @@ class StackOptions:
     """
 
     power: float
-    mode: DampingMode
+    damping: DampingRule
     decay: float
     eigen: bool
     inverse_dtype: torch.dtype | Literal["auto"] | None
@@ -76,7 +74,7 @@ class StackOptions:
         """What stacks are told of an engine's options."""
         return cls(
             options.power,
-            options.damping.mode,
+            RULES[options.damping.mode],
             options.statistics.decay,
             options.eigenvalue_correction,
             options.refresh.inverse_dtype,
@@ -91,30 +89,30 @@ class LayerStack:
         layers: The layers.
         split: Block sizes of (A, G); ``None`` leaves a factor whole.
         options: See ``StackOptions``.
+        rows: Averages of the directions' rows; all stacks share memory.
         device: Where to allocate; ``None``: beside the layers. "meta" has shapes alone.
 
     Attributes:
         held: Rows of a matrix that this rank holds; a shard's matrices are padded with others.
-        rows: Averages of the directions' rows, from ``build_stacks``: all stacks share memory.
     """
-
-    rows: StackRows
 
     def __init__(
         self,
         layers: list[TrackedLayer],
         split: tuple[int | None, int | None],
         options: StackOptions,
+        rows: StackRows,
         device: torch.device | None = None,
     ) -> None:
         """Allocates factors and inverses."""
         self.layers = layers
         self.options = options
+        self.rows = rows
         geometry, weight = layers[0].kept, local(layers[0].weight)
         self.geometry = geometry
         self.shard = layers[0].shard
         self.outputs = layers[0].geometry.outputs
-        self.dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        self.dtype = _curvature_dtype(layers[0])
         structure = geometry.structure
         cut_a = Partition.of(geometry.columns, structure.input_block or split[0])
         split_g = structure.output_block(split[1], diagonal=options.diagonal_norms)
@@ -174,18 +172,16 @@ class LayerStack:
 
     def shifts(self, slots: list[int], trace_a: Tensor, trace_g: Tensor) -> tuple[Tensor, Tensor]:
         """Diagonal shifts of A and G of some layers, given their traces ``[l, k]``."""
-        sizes = (self.geometry.columns, self.outputs)
-        if not self.geometry.structure.is_factored:
-            return unit_shifts(self.options.mode, self.damping(slots), trace_g, sizes[1])
-        return diagonal_shifts(self.options.mode, self.damping(slots), trace_a, trace_g, sizes)
+        rule, damping = self.options.damping, self.damping(slots)
+        mean_g = mean_eigenvalue(trace_g, self.outputs)
+        if not self.geometry.structure.is_factored:  # A is 1
+            return torch.zeros_like(trace_a), rule.whole_shift(damping, mean_g)
+        return rule.shifts(damping, mean_eigenvalue(trace_a, self.geometry.columns), mean_g)
 
     def condition(self, slots: list[int]) -> float:
         """Bound on the condition numbers of some layers' damped blocks; infinite where unknown."""
         least = min(self.layers[slot].damping for slot in slots)
-        if self.options.mode != "relative" or least <= 0:
-            return math.inf
-        # No eigenvalue exceeds the trace, and damping is a share of the mean eigenvalue.
-        return 1.0 + max(self.geometry.columns, self.outputs) / least
+        return self.options.damping.condition(least, max(self.geometry.columns, self.outputs))
 
     def jobs(self, slots: list[int]) -> list[Factorization]:
         """Returns the factorizations that refresh some layers."""
@@ -220,11 +216,8 @@ class LayerStack:
 
     def product_shift(self, slot: int, trace_a: Tensor, trace_g: Tensor) -> Tensor:
         """What λ adds to the diagonal of A ⊗ G itself, for traces ``[k]`` of one layer."""
-        damping = self.damping([slot]).squeeze(0)
-        if self.options.mode != "relative":
-            return damping.expand_as(trace_a)
-        mean = trace_a * trace_g / (self.geometry.columns * self.outputs)
-        return damping * torch.where(mean > 0, mean, 1.0)
+        mean = mean_eigenvalue(trace_a * trace_g, self.geometry.columns * self.outputs)
+        return self.options.damping.whole_shift(self.damping([slot]).squeeze(0), mean)
 
     def product_trace(self, slot: int, trace_a: Tensor, trace_g: Tensor) -> Tensor:
         """tr(A ⊗ G + λI) of a layer, summed over its matrices."""
@@ -265,24 +258,33 @@ def build_stacks(
     for layer in layers:
         weight = layer.weight
         groups[layer.geometry, layer.shard, weight.dtype, weight.device].append(layer)
-    stacks = [
-        LayerStack(group, split(group[0].geometry), options, device) for group in groups.values()
+    found = list(groups.values())
+    rows = _room_for_rows(found, device)
+    return [
+        LayerStack(group, split(group[0].geometry), options, own, device)
+        for group, own in zip(found, rows, strict=True)
     ]
-    together: dict[tuple[object, ...], list[LayerStack]] = defaultdict(list)
-    for stack in stacks:
-        together[stack.dtype, stack.a.blocks.device].append(stack)
-    for alike in together.values():
-        averages = _averages(alike)
-        for number, stack in enumerate(alike):
-            stack.rows = StackRows(averages, number)
-    return stacks
 
 
-def _averages(stacks: list[LayerStack]) -> RowAverages:
-    """Makes room for the row averages of stacks of one type and device."""
-    shapes = [
+def _room_for_rows(
+    groups: Sequence[list[TrackedLayer]], device: torch.device | None
+) -> list[StackRows]:
+    """Makes room for the averages of rows: one vector for all stacks of a type and device."""
+    shapes: dict[tuple[torch.dtype, torch.device], list[tuple[int, int, int]]] = defaultdict(list)
+    places = []
+    for group in groups:
+        layer, geometry = group[0], group[0].kept
+        kind = (_curvature_dtype(layer), device or local(layer.weight).device)
+        places.append((kind, len(shapes[kind])))
         # No rank sees the length of a sharded layer, against which its rows would be weighed.
-        (len(s.layers), s.geometry.matrices, s.geometry.outputs if s.shard is None else 0)
-        for s in stacks
-    ]
-    return RowAverages(shapes, dtype=stacks[0].dtype, device=stacks[0].a.blocks.device)
+        rows = geometry.outputs if layer.shard is None else 0
+        shapes[kind].append((len(group), geometry.matrices, rows))
+    averages = {
+        (dtype, device): RowAverages(own, dtype=dtype, device=device)
+        for (dtype, device), own in shapes.items()
+    }
+    return [StackRows(averages[kind], number) for kind, number in places]
+
+
+def _curvature_dtype(layer: TrackedLayer) -> torch.dtype:
+    return torch.float64 if layer.weight.dtype == torch.float64 else torch.float32

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from torch_thor.curvature.inverses import InverseRoots
-from torch_thor.curvature.row_averages import ChosenRows, plan_of
+from torch_thor.curvature.row_averages import evening_of
+from torch_thor.directions.controls import LengthControl
 from torch_thor.layers import read_matrices, write_matrices
 from torch_thor.layers.layout import SMALL_LAYER
 from torch_thor.layers.shards import is_dtensor
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
     from torch_thor.capture.tracked import TrackedLayer
     from torch_thor.curvature.stacks import LayerStack
+    from torch_thor.directions.controls import Control
     from torch_thor.layers import Geometry
-    from torch_thor.options.norm_control import NormControl
 
 # Entries of a band: two megabytes of float32. Fewer cost calls, more fall out of the cache.
 BAND = 1 << 19
@@ -122,19 +123,20 @@ class BandedLayer:
             bands.append(Band(slice(first, last), rows, inside, (last - first) * cut.block))
         return tuple(bands)
 
-    def run(self, rule: RowRule, control: NormControl | None) -> None:
+    def run(self, rule: RowRule, control: Control) -> None:
         """Preconditions the layer, gives its direction the length that is asked for, and moves it.
 
         Args:
             rule: What is preconditioned, and what becomes of the direction.
-            control: Norm control: graft, rms or none.
+            control: Norm control that needs no whole layer.
         """
         geometry, layer = self.stack.geometry, self.layer
         bias = layer.bias if layer.bias is not None and rule.moves(layer.bias) else None
         bias_source = None if bias is None else rule.source(bias, slice(None))
-        shape = (1, geometry.outputs, geometry.columns)
-        directions = self.roots.a.new_empty(shape)
-        grafts = control is not None and control.kind == "graft"
+        directions = self.roots.a.new_empty(1, geometry.outputs, geometry.columns)
+        lengths = control if isinstance(control, LengthControl) else None
+        target = lengths.fixed_length(geometry.outputs) if lengths else None
+        grafts = lengths is not None and target is None
         parts = [] if bias_source is None or not grafts else [_length(bias_source)]
         found = []
         for band in self.bands:
@@ -143,13 +145,9 @@ class BandedLayer:
                 parts.append(_length(source))
             found.append(self._precondition(band, source, bias_source, directions))
         rows = found[0] if len(found) == 1 else torch.cat(found)
-        length, factors = float(torch.linalg.vector_norm(rows)), None
-        if control is not None and control.row_decay is not None:
-            plan = plan_of([ChosenRows(self.stack.rows, (self.slot,))])
-            plan.lengths[0].copy_(rows.view(1, 1, -1))
-            evened = plan.fold(control.row_decay)
-            length, factors = float(evened), plan.factors(torch.ones_like(evened))[0][0, 0]
-        scale = self._scale(control, math.hypot(*parts), length)
+        length, factors = self._evened(rows, lengths.options.row_decay if lengths else None)
+        target = math.hypot(*parts) if grafts else target
+        scale = target / length if target is not None and length > 0 else 1.0
         for band in self.bands:
             if factors is not None:
                 directions[0, band.rows].mul_(factors[band.rows])
@@ -158,6 +156,15 @@ class BandedLayer:
             rule.move(layer.weight, band.rows, step, scale)
         if bias is not None:
             rule.move(bias, slice(None), directions[0, :, -1].to(bias.dtype), scale)
+
+    def _evened(self, rows: Tensor, decay: float | None) -> tuple[float, Tensor | None]:
+        """The direction's length, given its rows', and what evens these; ``None``: nothing."""
+        if decay is None:
+            return float(torch.linalg.vector_norm(rows)), None
+        evening = evening_of([(self.stack.rows, (self.slot,))])
+        evening.lengths[0].copy_(rows.view(1, 1, -1))
+        evened = evening.fold(decay)
+        return float(evened), evening.factors(torch.ones_like(evened))[0][0, 0]
 
     def _precondition(
         self, band: Band, weight: Tensor, bias: Tensor | None, directions: Tensor
@@ -175,14 +182,6 @@ class BandedLayer:
         directions[:, band.rows] = found[:, :rows, :columns]
         lengths: Tensor = torch.linalg.vector_norm(found[0, :rows], dim=1)
         return lengths.to(torch.promote_types(lengths.dtype, torch.float32))
-
-    def _scale(self, control: NormControl | None, source: float, direction: float) -> float:
-        """What a layer's direction of a length is multiplied by, given its source's length."""
-        if control is None:
-            return 1.0
-        if control.kind == "rms":
-            source = control.limit * self.stack.geometry.outputs**0.5
-        return source / direction if direction > 0 else 1.0
 
 
 def _length(tensor: Tensor) -> float:
@@ -205,7 +204,7 @@ def banded_layers_of(stack: LayerStack) -> list[BandedLayer]:
 def ready_banded_layers(
     stacks: Sequence[LayerStack],
     moves: Callable[[nn.Parameter], bool],
-    control: NormControl | None,
+    control: Control,
 ) -> list[BandedLayer]:
     """Returns the ways through all layers that can be swept in this step.
 
@@ -217,7 +216,8 @@ def ready_banded_layers(
         moves: Says whether a parameter takes part.
         control: Norm control.
     """
-    if control is not None and (control.kind in ("kl_clip", "spectral") or control.per == "rows"):
+    by_rows = isinstance(control, LengthControl) and control.options.per == "rows"
+    if control.needs_whole_layer or by_rows:
         return []
     return [
         large

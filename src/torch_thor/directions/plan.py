@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from torch_thor.directions import lengths
-from torch_thor.linalg.foreach import norms as norms_of
+from torch_thor.directions.banded import ready_banded_layers
+from torch_thor.directions.controls import LengthControl
+from torch_thor.directions.lengths import Lengths, row_cut, rows_of
+from torch_thor.linalg.foreach import norms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from torch_thor.capture.tracked import TrackedLayer
     from torch_thor.curvature.stacks import LayerStack
+    from torch_thor.directions.controls import Control
     from torch_thor.layers.layout import Pair
     from torch_thor.linalg.foreach import Lots
-    from torch_thor.options.norm_control import NormControl
 
 
 class DirectionPlan:
@@ -28,30 +30,41 @@ class DirectionPlan:
         stacks: The model's curvature; a layer that has none yet keeps its source.
         moves: Says whether a parameter takes part.
         control: Norm control.
+
+    Attributes:
+        banded: Large layers, which go some rows at a time.
+        goes_together: Says whether a parameter goes with all others.
     """
 
     def __init__(
         self,
         stacks: Sequence[LayerStack],
         moves: Callable[[nn.Parameter], bool],
-        control: NormControl | None,
+        control: Control,
     ) -> None:
         """Finds the layers."""
+        self.banded = ready_banded_layers(stacks, moves, control)
+        in_bands = {parameter for large in self.banded for parameter in large.layer.parameters}
+
+        def together(parameter: nn.Parameter) -> bool:
+            return moves(parameter) and parameter not in in_bands
+
+        self.goes_together = together
         found = [
-            (stack, [slot for slot, layer in enumerate(stack.layers) if moves(layer.weight)])
+            (stack, [n for n, layer in enumerate(stack.layers) if together(layer.weight)])
             for stack in stacks
         ]
         self._chosen = [(stack, slots) for stack, slots in found if slots]
         self._parameters = [
-            [_pair(stack.layers[slot], moves) for slot in slots] for stack, slots in self._chosen
+            [_pair(stack.layers[slot], together) for slot in slots] for stack, slots in self._chosen
         ]
         self._control = control
         self._lengths = None
-        if control is not None and control.kind != "kl_clip":
-            self._lengths = lengths.Lengths(
+        if isinstance(control, LengthControl):
+            self._lengths = Lengths(
                 control,
-                [lengths.row_cut(stack, control) for stack, _ in self._chosen],
-                [lengths.rows_of(stack, slots, control) for stack, slots in self._chosen],
+                [row_cut(stack, control) for stack, _ in self._chosen],
+                [rows_of(stack, slots, control) for stack, slots in self._chosen],
                 [stack.held for stack, _ in self._chosen],
             )
 
@@ -87,31 +100,31 @@ class DirectionPlan:
             stack.matrices.write(own) for (stack, _), own in zip(self._chosen, sources, strict=True)
         ]
         raw = [
-            stack.direction(slots, source)
+            self._control.turn(stack.direction(slots, source))
             for (stack, slots), source in zip(self._chosen, packed, strict=True)
         ]
-        control = self._control
-        if control is not None and control.kind == "spectral":
-            raw = [lengths.orthogonalize(direction, control.iterations) for direction in raw]
-        # The sources have served: their memory takes the directions.
-        return [
-            stack.matrices.read(slots, torch.mul(direction, factor, out=source))
-            for (stack, slots), direction, factor, source in zip(
-                self._chosen, raw, self._factors(raw, packed, rates), packed, strict=True
-            )
-        ]
+        factors = self._factors(raw, packed, rates)
+        directions = []
+        for (stack, slots), one, factor, memory in zip(
+            self._chosen, raw, factors, packed, strict=True
+        ):
+            # The sources have served: their memory takes the directions.
+            torch.mul(one, factor, out=memory)
+            directions.append(stack.matrices.read(slots, memory))
+        return directions
 
     def _factors(
         self, raw: list[Tensor], packed: list[Tensor], rates: Mapping[nn.Parameter, float]
     ) -> Sequence[Tensor | float]:
         """What each stack's directions are multiplied by."""
-        if not raw or self._control is None:
-            return [1.0] * len(raw)
+        if not raw:
+            return []
         if self._lengths is not None:
             return self._lengths.factors(raw, packed)
-        own = [[rates[weight] for weight, _ in pairs] for pairs in self._parameters]
-        clip = lengths.clip_factor(self._control.limit, raw, packed, own)
-        return [clip.to(direction) for direction in raw]
+        needed = self._control.needs_rates
+        own = [[rates[w] for w, _ in pairs] if needed else [] for pairs in self._parameters]
+        factor = self._control.factor(raw, packed, own)
+        return [factor.to(one) if isinstance(factor, Tensor) else factor for one in raw]
 
 
 def _pair(
@@ -130,7 +143,7 @@ def all_finite(gradients: list[Tensor], lots: Lots) -> bool:
         gradients: At least one.
         lots: Which of them go together.
     """
-    lengths = norms_of(lots, gradients)
+    lengths = norms(lots, gradients)
     if len(lots) > 1:  # of several types, or devices
         lengths = [length.to(lengths[0].device, torch.float64) for length in lengths]
     return math.isfinite(torch.stack(lengths).sum().item())

@@ -16,11 +16,7 @@ if TYPE_CHECKING:
     from torch_thor.linalg.partition import Partition
 
 Solution = tuple[tuple[Tensor, ...], Tensor]
-
-
 Solutions = list[Solution]
-
-
 Kernel = Callable[[Tensor], Solution]
 
 
@@ -39,7 +35,7 @@ class Solver:
     power: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Factorization:
     """Blocks to factorize and where the results belong.
 
@@ -55,10 +51,28 @@ class Factorization:
     slots: list[int]
     owned: bool = False
 
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return self.matrices.shape[:3].numel()
 
-def factorize(
-    jobs: Iterable[Factorization], solve: Callable[[list[Tensor]], Solutions]
-) -> list[list[bool]]:
+    def store(self, results: Sequence[Tensor], good: Sequence[bool]) -> list[bool]:
+        """Keeps the results of the layers all of whose blocks succeeded; says which these are."""
+        shape = self.matrices.shape[:3]
+        blocks = shape[1:].numel()
+        success = [all(good[first : first + blocks]) for first in range(0, len(good), blocks)]
+        kept = [place for place, fine in enumerate(success) if fine]
+        for target, result in zip(self.targets, results, strict=True) if kept else ():
+            stacked = result.view(*shape, *result.shape[1:])
+            places = [target[self.slots[place]] for place in kept]
+            torch._foreach_copy_(places, [stacked[place] for place in kept])
+        return success
+
+
+Success = dict[Factorization, list[bool]]
+
+
+def factorize(jobs: Iterable[Factorization], solve: Callable[[list[Tensor]], Solutions]) -> Success:
     """Solves all jobs, stacked by block size, and stores what succeeded.
 
     Args:
@@ -68,23 +82,23 @@ def factorize(
     Returns:
         For every job, for each of its slots, whether all its blocks succeeded.
     """
-    jobs = list(jobs)
-    alike: dict[tuple[int, torch.dtype, torch.device], list[int]] = defaultdict(list)
-    for number, job in enumerate(jobs):
+    alike: dict[tuple[int, torch.dtype, torch.device], list[Factorization]] = defaultdict(list)
+    for job in jobs:
         blocks = job.matrices
-        alike[blocks.shape[-1], blocks.dtype, blocks.device].append(number)
-    success: list[list[bool]] = [[] for _ in jobs]
-    stacked = []
-    for numbers in alike.values():
-        parts = [jobs[number].matrices.flatten(0, 2) for number in numbers]
-        stacked.append(torch.cat(parts) if len(parts) > 1 else parts[0])
-    for numbers, (results, good) in zip(alike.values(), solve(stacked), strict=True):
-        counts = [jobs[number].matrices.shape[:3].numel() for number in numbers]
-        pieces = [torch.split(result, counts) for result in results]
+        alike[blocks.shape[-1], blocks.dtype, blocks.device].append(job)
+    stacked = [
+        torch.cat([job.matrices.flatten(0, 2) for job in own])
+        if len(own) > 1
+        else own[0].matrices.flatten(0, 2)
+        for own in alike.values()
+    ]
+    success: Success = {}
+    for own, (results, good) in zip(alike.values(), solve(stacked), strict=True):
+        counts = [job.blocks for job in own]
+        pieces = zip(*[torch.split(result, counts) for result in results], strict=True)
         marks = iter(good.tolist())  # the host waits once for all blocks of a size
-        for place, number in enumerate(numbers):
-            fine = list(islice(marks, counts[place]))
-            success[number] = _store(jobs[number], [piece[place] for piece in pieces], fine)
+        for job, found in zip(own, pieces, strict=True):
+            success[job] = job.store(found, list(islice(marks, job.blocks)))
     return success
 
 
@@ -110,18 +124,6 @@ def solve(matrices: Tensor, kernel: Kernel) -> Solution:
         result[bad] = rounded
     good[bad] = repaired
     return results, good
-
-
-def _store(job: Factorization, results: list[Tensor], good: list[bool]) -> list[bool]:
-    shape = job.matrices.shape[:3]
-    blocks = shape[1:].numel()
-    success = [all(good[first : first + blocks]) for first in range(0, len(good), blocks)]
-    kept = [place for place, fine in enumerate(success) if fine]
-    for target, result in zip(job.targets, results, strict=True) if kept else ():
-        stacked = result.view(*shape, *result.shape[1:])
-        places = [target[job.slots[place]] for place in kept]
-        torch._foreach_copy_(places, [stacked[place] for place in kept])
-    return success
 
 
 def multiply_left(roots: Tensor, cut: Partition, matrices: Tensor) -> Tensor:

@@ -10,6 +10,29 @@ NormControlKind = Literal["kl_clip", "graft", "rms", "spectral"]
 
 
 @dataclass(frozen=True)
+class _Kind:
+    """What a kind allows.
+
+    Args:
+        limit: ``limit`` where the kind's name stands alone.
+        by_rows: Whether blocks of rows may have lengths of their own.
+        evens: Whether rows may be evened.
+    """
+
+    limit: float = 1.0
+    by_rows: bool = False
+    evens: bool = True
+
+
+_KINDS: dict[NormControlKind, _Kind] = {
+    "kl_clip": _Kind(limit=1e-3, evens=False),
+    "graft": _Kind(by_rows=True),
+    "rms": _Kind(by_rows=True),
+    "spectral": _Kind(),
+}
+
+
+@dataclass(frozen=True)
 class NormControl:
     """What sets the length of a preconditioned layer's step.
 
@@ -43,17 +66,17 @@ class NormControl:
 
     def __post_init__(self) -> None:
         check_types(self, kind="norm_control")
-        layers = self.kind not in ("graft", "rms") or self.row_decay is not None
+        layers = not _KINDS[self.kind].by_rows or self.row_decay is not None
         allowed = "None for what needs whole layers: KL clip, spectral, row_decay"
         require("per", self.per, not (layers and self.per == "rows"), allowed)
-        evens = self.row_decay is None or self.kind != "kl_clip"
+        evens = self.row_decay is None or _KINDS[self.kind].evens
         require("row_decay", self.row_decay, evens, "None with the KL clip")
 
     @property
     def needs_layers(self) -> bool:
         """Whether it needs whole layers, all rows of all blocks."""
-        evens = self.row_decay is not None
-        return self.kind in ("kl_clip", "spectral") or self.per == "layer" or evens
+        by_rows = _KINDS[self.kind].by_rows and self.row_decay is None
+        return not by_rows or self.per == "layer"
 
 
 def as_norm_control(value: NormControl | NormControlKind | None) -> NormControl | None:
@@ -61,7 +84,7 @@ def as_norm_control(value: NormControl | NormControlKind | None) -> NormControl 
     require_type("norm_control", value, NormControl | NormControlKind | None)
     if value is None or isinstance(value, NormControl):
         return value
-    return NormControl(value, 1e-3 if value == "kl_clip" else 1.0)
+    return NormControl(value, _KINDS[value].limit)
 
 
 def check_norm_control(control: NormControl | None, *, sharded: bool) -> None:

@@ -10,15 +10,14 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from torch_thor.layers.shards import local
-from torch_thor.linalg.foreach import ALL, Lots, add, add_, mul_
+from torch_thor.linalg.foreach import ALL, Lots, add, add_
 from torch_thor.options.errors import require
+from torch_thor.update.momentum import ParameterState, after_momentum, momentum_buffers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch_thor.options.update import Base
-
-ParameterState = dict[str, Any]
 
 
 def allocate_state(
@@ -100,8 +99,7 @@ def _sgd_together(
         steps = add(ALL, steps, weights, alpha=weight_decay)
     if momentum:
         buffers = momentum_buffers(parameters, states)
-        renew(ALL, buffers, steps, momentum)
-        steps = add(ALL, steps, buffers, alpha=momentum) if nesterov else buffers
+        steps = after_momentum(ALL, steps, buffers, momentum, nesterov=nesterov)
     add_(ALL, weights, steps, alpha=-lr)
 
 
@@ -132,22 +130,6 @@ def _sgd_of_torch(
     for state, before, buffer in zip(states, kept, buffers, strict=True):
         if before is None and buffer is not None:
             state["momentum_buffer"] = buffer
-
-
-def momentum_buffers(
-    parameters: Sequence[Tensor], states: Sequence[ParameterState]
-) -> list[Tensor]:
-    """Returns this rank's part of each parameter's momentum; a first one is zero."""
-    for parameter, state in zip(parameters, states, strict=True):
-        if state.get("momentum_buffer") is None:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-    return [local(state["momentum_buffer"]) for state in states]
-
-
-def renew(lots: Lots, buffers: list[Tensor], steps: list[Tensor], momentum: float) -> None:
-    """Takes steps into their momentum: m ← momentum · m + step."""
-    mul_(lots, buffers, momentum)
-    add_(lots, buffers, steps)
 
 
 def adamw_step(

@@ -14,6 +14,7 @@ from torch_thor.capture.snapshot import are_same
 from torch_thor.curvature import state
 from torch_thor.curvature.skips import SkippedSteps
 from torch_thor.curvature.surface import HasCurvature
+from torch_thor.directions.controls import control_of
 from torch_thor.distributed.description import describe
 from torch_thor.distributed.joining import UnevenInputs
 from torch_thor.options.norm_control import as_norm_control, check_norm_control
@@ -81,7 +82,8 @@ class CurvatureOptimizer(HasCurvature, torch.optim.Optimizer, UnevenInputs):
                 "weight_decay": weight_decay,
                 "damping": value_at(damping, 0, "damping"),
             }
-            self._step = Step(engine, self._rule, self.norm_control, self._schedules)
+            control = control_of(self.norm_control)
+            self._step = Step(engine, self._rule, control, self._schedules)
             self._is_built = False
             chosen = engine.model.parameters() if params is None else params
             super().__init__(as_groups(chosen), defaults)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from torch_thor.directions.banded import ready_banded_layers
 from torch_thor.directions.plan import DirectionPlan
 from torch_thor.layers.shards import local
 from torch_thor.linalg.foreach import lots_of
@@ -20,9 +19,8 @@ if TYPE_CHECKING:
 
     from torch_thor.capture.tracked import TrackedLayer
     from torch_thor.curvature.stacks import LayerStack
-    from torch_thor.directions.banded import BandedLayer
+    from torch_thor.directions.controls import Control
     from torch_thor.linalg.foreach import Lots
-    from torch_thor.options.norm_control import NormControl
     from torch_thor.update.groups import ParameterGroup
 
 
@@ -73,15 +71,13 @@ class StepPlan:
     """The ways of all parameters with a gradient.
 
     Args:
-        groups: The plans, of the parameters that step together: all but in_bands ones.
-        directions: The way of the curved ones through their curvature.
-        banded: Large layers, which step one by one.
+        groups: The plans, of the parameters that step together: all but those of large layers.
+        directions: The way of the curved ones, and of large layers, through their curvature.
         group_of: The group of each parameter of a tracked layer.
     """
 
     groups: tuple[GroupPlan, ...]
     directions: DirectionPlan
-    banded: tuple[BandedLayer, ...]
     group_of: Mapping[nn.Parameter, ParameterGroup]
 
 
@@ -104,7 +100,7 @@ class Planner:
         control: Norm control.
     """
 
-    def __init__(self, control: NormControl | None) -> None:
+    def __init__(self, control: Control) -> None:
         """Knows no way yet."""
         self._control = control
         self._surveys = -1
@@ -166,23 +162,16 @@ class Planner:
         def moves(parameter: nn.Parameter) -> bool:
             return parameter in group_of and parameter.grad is not None
 
-        banded = ready_banded_layers(stacks, moves, self._control)
-        in_bands = {parameter for large in banded for parameter in large.layer.parameters}
-
-        def together(parameter: nn.Parameter) -> bool:
-            return moves(parameter) and parameter not in in_bands
-
+        directions = DirectionPlan(stacks, moves, self._control)
         groups = tuple(
             _moving(
                 plan,
-                tuple(p for p in plan.curved if together(p)),
+                tuple(filter(directions.goes_together, plan.curved)),
                 tuple(p for p in plan.plain if p.grad is not None),
             )
             for plan in plans
         )
-        return StepPlan(
-            groups, DirectionPlan(stacks, together, self._control), tuple(banded), group_of
-        )
+        return StepPlan(groups, directions, group_of)
 
 
 def _moving(

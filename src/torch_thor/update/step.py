@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from torch_thor.curvature.engine import CurvatureEngine
-    from torch_thor.options.norm_control import NormControl
+    from torch_thor.directions.controls import Control
     from torch_thor.options.schedules import Schedule
     from torch_thor.update.plan import GroupPlan
     from torch_thor.update.rule import UpdateRule
@@ -40,7 +40,7 @@ class Step:
         self,
         engine: CurvatureEngine,
         rule: UpdateRule,
-        control: NormControl | None,
+        control: Control,
         schedules: Mapping[str, Schedule],
     ) -> None:
         """Knows no plan yet."""
