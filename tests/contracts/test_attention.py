@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -62,3 +63,15 @@ def test_a_stock_transformer_layer_trains() -> None:
     for name, old, new in zip(dict(model.named_parameters()), before, weights(model), strict=True):
         assert not torch.equal(old, new), f"{name} does not train"
         assert new.isfinite().all()
+
+
+@pytest.mark.parametrize("widths", [{}, {"kdim": 3, "vdim": 5}], ids=["packed", "separate"])
+def test_calls_stay_where_the_model_changes_before_the_step(widths: dict[str, int]) -> None:
+    """Case 49: an attention is the layer that it was, as any other is."""
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2, batch_first=True, **widths)})
+    optimizer = THOR(model, interval=1)
+    inputs = (torch.randn(3, 5, widths.get(side, 4)) for side in ("embed", "kdim", "vdim"))
+    model["attention"](*inputs)[0].square().sum().backward()
+    model["frozen"] = nn.Linear(2, 2).requires_grad_(requires_grad=False)
+    optimizer.step()
+    assert set(optimizer.factor_norms()) == {layer.name for layer in optimizer.engine.layers}

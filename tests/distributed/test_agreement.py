@@ -49,7 +49,7 @@ def test_ranks_may_train_models_of_their_own() -> None:
     for trained, outside, kind in on_ranks(2, disagreeing_ranks.groups_of_one):
         assert trained == "no error"
         assert outside.startswith("InvalidOptionError: Invalid group=")
-        assert kind == "Local"
+        assert kind == "Communicator"
 
 
 def test_a_run_goes_on_bit_for_bit_from_the_state_of_one_rank() -> None:

@@ -1,4 +1,4 @@
-"""What the options refuse, and how measured times become costs."""
+"""What the options refuse."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 
 from helpers import data, mean_half_square, mlp
 from torch_thor import THOR, Distributed, InvalidOptionError
-from torch_thor.distributed.inversion import Profile
 
 
 @pytest.mark.parametrize(
@@ -31,10 +30,3 @@ def test_a_grad_scaler_needs_ddp() -> None:
     scaler.scale(mean_half_square(model(inputs), targets)).backward()
     with pytest.raises(InvalidOptionError, match="GradScaler"):
         scaler.step(optimizer)
-
-
-def test_costs_between_and_beyond_measured_sizes() -> None:
-    """Sizes 16, 64 and 256 are measured; a power law lies between, a cube beyond."""
-    profile = Profile((1.0, 16.0, 256.0), 0.0, 0.0)
-    found = [profile.inversion(size) for size in (4, 16, 32, 64, 128, 256, 512)]
-    assert found == pytest.approx([1.0, 1.0, 4.0, 16.0, 64.0, 256.0, 2048.0], rel=1e-5)

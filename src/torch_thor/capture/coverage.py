@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch_thor.capture.names import own_parameters
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from torch import nn
+    from collections.abc import Iterator
 
 
 class Treatment(enum.Enum):
@@ -43,10 +40,7 @@ class ParameterCoverage:
     @property
     def size(self) -> int:
         """Number of entries."""
-        result = 1
-        for length in self.shape:
-            result *= length
-        return result
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -60,7 +54,6 @@ class Coverage:
     parameters: tuple[ParameterCoverage, ...]
 
     def __iter__(self) -> Iterator[ParameterCoverage]:
-        """Iterates over the entries."""
         return iter(self.parameters)
 
     def share(self, treatment: Treatment) -> float:
@@ -69,7 +62,6 @@ class Coverage:
         return sum(e.size for e in self.parameters if e.treatment is treatment) / max(total, 1)
 
     def __str__(self) -> str:
-        """Renders a table with totals."""
         rows = [
             (
                 e.name,
@@ -88,27 +80,3 @@ class Coverage:
         ]
         totals = ", ".join(f"{t.value} {self.share(t):.1%}" for t in Treatment)
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], f"entries: {totals}"])
-
-
-def as_seen(
-    coverage: Coverage, model: nn.Module, reasons: Mapping[nn.Parameter, str], foreign: int
-) -> Coverage:
-    """Corrects a survey by what the hooks have seen since.
-
-    Args:
-        coverage: What was found in the model.
-        model: The model.
-        reasons: Why parameters of tracked layers step by the base rule so far.
-        foreign: Parameters that the optimizer steps and that are not the model's.
-    """
-    named = own_parameters(model)
-    entries = [
-        replace(entry, treatment=Treatment.BASE, reason=reasons[named[entry.name]])
-        if named[entry.name] in reasons
-        else entry
-        for entry in coverage
-    ]
-    if foreign:
-        why = f"{foreign} parameters of the groups are not the model's"
-        entries.append(ParameterCoverage("(others)", (), "", Treatment.BASE, why))
-    return Coverage(tuple(entries))

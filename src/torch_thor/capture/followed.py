@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from torch_thor.capture.coverage import as_seen
+from torch_thor.capture.coverage import Coverage, ParameterCoverage, Treatment
+from torch_thor.capture.names import own_parameters
 from torch_thor.capture.snapshot import Snapshot
 from torch_thor.capture.survey import survey
 from torch_thor.layers.shards import is_dtensor
@@ -15,19 +17,12 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from torch_thor.capture.coverage import Coverage
     from torch_thor.capture.selection import Selector
     from torch_thor.capture.tracked import TrackedLayer
 
 
 class FollowedModel:
-    """A model and its layers, as they are at the step.
-
-    Args:
-        model: The model.
-        exclude: Modules left alone.
-        include: Modules of types that are left alone unless asked for.
-        stagger: Whether layers refresh one after the other, each at its share of an interval.
+    """A model and its layers, as they are at the step; options as in ``CurvatureOptions``.
 
     Attributes:
         layers: Tracked layers, in the model's order.
@@ -43,7 +38,6 @@ class FollowedModel:
         *,
         stagger: bool,
     ) -> None:
-        """Surveys the model."""
         self.model = model
         self._exclude, self._include, self._stagger = exclude, include, stagger
         self._chosen: frozenset[nn.Parameter] | None = None
@@ -98,21 +92,26 @@ class FollowedModel:
         return any(is_dtensor(parameter) for parameter in self.parameters)
 
     def coverage(self, reasons: Mapping[nn.Parameter, str]) -> Coverage:
-        """Says for every parameter how it trains.
+        """Says for every parameter how it trains, corrected by what the hooks have seen.
 
         Args:
             reasons: Why parameters of tracked layers step by the base rule so far.
         """
+        seen = {name: reasons[p] for name, p in own_parameters(self.model).items() if p in reasons}
+        entries = [
+            replace(entry, treatment=Treatment.BASE, reason=seen[entry.name])
+            if entry.name in seen
+            else entry
+            for entry in self._coverage
+        ]
         own = set(self.parameters)
-        foreign = sum(parameter not in own for parameter in self._chosen or ())
-        return as_seen(self._coverage, self.model, reasons, foreign)
+        if foreign := sum(parameter not in own for parameter in self._chosen or ()):
+            why = f"{foreign} parameters of the groups are not the model's"
+            entries.append(ParameterCoverage("(others)", (), "", Treatment.BASE, why))
+        return Coverage(tuple(entries))
 
     def tell_left_out(self, before: set[nn.Parameter]) -> None:
-        """Says of parameters that came into the model that nobody trains them.
-
-        Args:
-            before: Those that were there.
-        """
+        """Says of parameters that were not in the model ``before`` that nobody trains them."""
         left = {
             p
             for p in self.parameters

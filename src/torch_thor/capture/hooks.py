@@ -1,18 +1,21 @@
-"""The hooks on a model's modules; they hold the engine weakly and never travel with a copy."""
+"""The hooks on a model's modules; they hold the capture weakly and never travel with a copy."""
 
 from __future__ import annotations
 
 import weakref
+from collections import defaultdict
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from torch_thor.capture.autograd import graph_must_stay_whole
+from torch_thor.capture.registering import StaysBehind, go_first, hang, take_off
 from torch_thor.layers import ProjectionWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable, Iterator, Sequence
 
     from torch.utils.hooks import RemovableHandle
 
@@ -34,44 +37,8 @@ class Listener(Protocol):
         """Takes a call of a layer; ``first`` is the first of its matrices that took part."""
 
 
-_FIRST_NUMBER = 1 << 40
 # Modes that follow operations without computing them: make_fx, fake tensors.
 _RECORDERS = (torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FAKE)
-
-
-class _InertHook:
-    """What a copied or unpickled model carries in the place of a hook, until its first call."""
-
-    def __call__(self, module: nn.Module, *args: object) -> None:  # noqa: ARG002
-        """Takes itself off."""
-        notes = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called")
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key in [key for key, hook in hooks.items() if hook is self]:
-                del hooks[key]
-                for table in (getattr(module, note, {}) for note in notes):
-                    table.pop(key, None)
-
-
-class _StaysBehind:
-    """A hook that is not copied or pickled with its module."""
-
-    @property
-    def __name__(self) -> str:
-        """None: asked for by torch.jit.script alone, which compiles a module's hooks.
-
-        Raises:
-            AttributeError: Always.
-        """
-        raise AttributeError(
-            "torch.jit.script can't compile the hooks of torch_thor: script the model inside "
-            "'with optimizer.without_hooks():'"
-        )
-
-    def __deepcopy__(self, memo: dict[int, object]) -> _InertHook:
-        return _InertHook()
-
-    def __reduce__(self) -> tuple[type[_InertHook], tuple[()]]:
-        return (_InertHook, ())
 
 
 def _may_look() -> bool:
@@ -81,73 +48,104 @@ def _may_look() -> bool:
     return not (torch._C._is_tracing() or any(map(torch._C._get_dispatch_mode, _RECORDERS)))
 
 
-def hang(
-    module: nn.Module, hook: Callable[..., None], *, before: bool = False, **how: bool
-) -> RemovableHandle:
-    """Registers a hook under a number that no other hook has, also not in another process.
-
-    A model that is saved whole carries its hooks along, and torch counts from 0 in each process.
+class ModelHooks:
+    """The hooks of one listener; they go with it.
 
     Args:
-        module: The module.
-        hook: The hook.
-        before: Whether it runs before the forward.
-        how: What torch's ``register_forward_hook`` takes.
-    """
-    register = module.register_forward_pre_hook if before else module.register_forward_hook
-    handle: RemovableHandle = register(hook, **how)
-    tables = [module._forward_pre_hooks] if before else [module._forward_hooks]
-    tables += [] if before else [module._forward_hooks_with_kwargs]  # type: ignore[list-item]
-    tables += [] if before else [module._forward_hooks_always_called]  # type: ignore[list-item]
-    number = handle.id + _FIRST_NUMBER
-    for table in tables:
-        if handle.id in table:
-            table[number] = table.pop(handle.id)
-    handle.id = number
-    return handle
-
-
-def go_first(module: nn.Module, handle: RemovableHandle) -> None:
-    """Lets a forward hook see the output before others change it, whenever they came."""
-    hooks: Any = module._forward_hooks
-    if handle.id in hooks and next(iter(hooks)) != handle.id:
-        hooks.move_to_end(handle.id, last=False)
-
-
-def _is_frozen(weight: object) -> bool:
-    return isinstance(weight, Tensor) and not weight.requires_grad
-
-
-def take_off(handles: list[RemovableHandle]) -> None:
-    """Takes hooks off their modules."""
-    for handle in handles:
-        handle.remove()
-    handles.clear()
-
-
-class ForwardHook(_StaysBehind):
-    """Hands a module's call to the capture.
-
-    Args:
-        capture: Where calls are collected.
-        layer: The module's layer.
+        listener: What hears of calls.
     """
 
-    def __init__(self, capture: Listener, layer: TrackedLayer) -> None:
-        """Keeps weak references."""
-        self._capture = weakref.ref(capture)
-        self._layer = weakref.ref(layer)
+    def __init__(self, listener: Listener) -> None:
+        self._listener = weakref.ref(listener)
+        self._layers: list[TrackedLayer] = []
+        self._removed, self._suspended = False, 0
+        self._handles: list[RemovableHandle] = []
+        self._first: list[tuple[nn.Module, RemovableHandle]] = []
+        self._watches: list[_Watch] = []
+        weakref.finalize(self, take_off, self._handles)
+
+    def attach(self, layers: Iterable[TrackedLayer]) -> None:
+        """Hangs hooks on some layers and no others, unless they are removed or suspended."""
+        self._layers, listener = list(layers), self._listener()
+        self._detach()
+        if self._removed or self._suspended or listener is None:
+            return
+        hidden: dict[nn.Module, list[TrackedLayer]] = defaultdict(list)
+        for layer in self._layers:
+            if layer.adapter.inside_function:
+                hidden[layer.module].append(layer)
+                continue
+            # Before fully_shard takes the weight away again.
+            handle = hang(layer.module, _ForwardHook(listener, layer), with_kwargs=True)
+            go_first(layer.module, handle)
+            self._handles.append(handle)
+            self._first.append((layer.module, handle))
+        for module, inside in hidden.items():
+            watch = _Watch(listener, inside)
+            self._watches.append(watch)
+            self._handles.append(hang(module, watch, before=True))
+            self._handles.append(hang(module, _WatchEnd(watch), always_call=True))
+
+    def arm(self) -> None:
+        """Gets ready for forwards of layers of which some, or others than before, count."""
+        for watch in self._watches:
+            watch.arm()
+        if any(layer.armed for layer in self._layers):
+            for module, handle in self._first:
+                go_first(module, handle)
+
+    def _detach(self) -> None:
+        take_off(self._handles)
+        self._first.clear()
+        for watch in self._watches:
+            watch.leave_all()
+        self._watches.clear()
+
+    def remove(self) -> None:
+        """Takes every hook off the model, for good."""
+        self._removed = True
+        self._detach()
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Inside, no module has a hook; one inside another changes nothing."""
+        self._suspended += 1
+        self._detach()
+        try:
+            yield
+        finally:
+            self._suspended -= 1
+            self.attach(self._layers)
+
+
+def other_listeners(listener: Listener, layer: TrackedLayer) -> set[Listener]:
+    """The listeners besides this one whose hooks listen to a layer's weight."""
+    module = layer.module
+    hooks: list[object] = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    ours = [hook for hook in hooks if isinstance(hook, _Hook)]
+    found = {other for hook in ours if (other := hook.listener_to(layer.weight)) is not None}
+    return found - {listener}
+
+
+class _Hook(StaysBehind):
+    """A hook of ours."""
+
+    def listener_to(self, weight: nn.Parameter) -> Listener | None:
+        """The listener that it serves, where that one still is and listens to a weight."""
+        raise NotImplementedError
+
+
+class _ForwardHook(_Hook):
+    """Hands a module's call to the listener."""
+
+    def __init__(self, listener: Listener, layer: TrackedLayer) -> None:
+        self._listener, self._layer = weakref.ref(listener), weakref.ref(layer)
 
     def __call__(
-        self,
-        module: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        output: Any,
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        """Runs after the module's forward."""
-        capture, layer = self._capture(), self._layer()
-        if capture is None or layer is None or not layer.armed or not _may_look():
+        listener, layer = self._listener(), self._layer()
+        if listener is None or layer is None or not layer.armed or not _may_look():
             return
         if not torch.is_grad_enabled():
             # Perhaps a reentrant checkpoint, whose call is seen when it is recomputed.
@@ -155,59 +153,52 @@ class ForwardHook(_StaysBehind):
             return
         inputs = args[0] if args else next(iter(kwargs.values()), None)
         weight = layer.adapter.weight(module)
-        if _is_frozen(weight):
+        if isinstance(weight, Tensor) and not weight.requires_grad:
             return
         if isinstance(weight, Tensor) and isinstance(inputs, Tensor) and isinstance(output, Tensor):
-            capture.on_forward(layer, weight, inputs, output)
+            listener.on_forward(layer, weight, inputs, output)
         else:
             layer.obstacle = "its call has no tensor as input, weight or output"
 
-    def listens_to(self, weight: nn.Parameter) -> Listener | None:
-        """The capture that it serves, where that one still is and listens to a weight."""
+    def listener_to(self, weight: nn.Parameter) -> Listener | None:
         layer = self._layer()
-        return self._capture() if layer is not None and layer.weight is weight else None
+        return self._listener() if layer is not None and layer.weight is weight else None
 
 
-class Watches:
-    """The function modes of one module whose linear maps no module hook sees.
+class _Watch(_Hook):
+    """Runs before a module's forward, to see linear maps inside that no module hook sees."""
 
-    Args:
-        capture: Where calls are collected.
-        layers: Layers of that module.
-    """
-
-    def __init__(self, capture: Listener, layers: Iterable[TrackedLayer]) -> None:
-        """Keeps weak references."""
-        self._capture = weakref.ref(capture)
-        self._layers = [weakref.ref(layer) for layer in layers]
+    def __init__(self, listener: Listener, layers: Sequence[TrackedLayer]) -> None:
+        self._listener = weakref.ref(listener)
+        self._references = [weakref.ref(layer) for layer in layers]
         self._entered: list[ProjectionWatch] = []
         self._wanted = False
 
-    def listens_to(self, weight: nn.Parameter) -> Listener | None:
-        """The capture that it serves, where that one still is and listens to a weight."""
-        layers = [one() for one in self._layers]
-        heard = any(layer is not None and layer.weight is weight for layer in layers)
-        return self._capture() if heard else None
-
-    def arm(self) -> None:
-        """Notes whether any of its layers counts now."""
-        self.leave_all()
-        self._wanted = any(layer.armed for one in self._layers if (layer := one()) is not None)
-
-    def _any_trained(self) -> bool:
-        layers = [one() for one in self._layers]
-        return any(layer is not None and layer.weight.requires_grad for layer in layers)
-
-    def enter(self) -> None:
-        """Begins to watch, where that is wanted."""
-        if not self._wanted or not _may_look() or not self._any_trained():
+    def __call__(self, module: nn.Module, args: tuple[object, ...]) -> None:  # noqa: ARG002
+        if not self._wanted or not _may_look():
+            return
+        if not any(layer.weight.requires_grad for layer in self.layers):
             return
         if torch.is_grad_enabled():
             self._push()
             return
-        for reference in self._layers:
-            if (layer := reference()) is not None and layer.armed:
+        for layer in self.layers:
+            if layer.armed:
                 layer.begin_call()
+
+    @property
+    def layers(self) -> list[TrackedLayer]:
+        """Those that still are."""
+        return [layer for one in self._references if (layer := one()) is not None]
+
+    def listener_to(self, weight: nn.Parameter) -> Listener | None:
+        heard = any(layer.weight is weight for layer in self.layers)
+        return self._listener() if heard else None
+
+    def arm(self) -> None:
+        """Notes whether any of its layers counts now."""
+        self.leave_all()
+        self._wanted = any(layer.armed for layer in self.layers)
 
     def leave_all(self) -> None:
         """Ends what an interrupt has left: torch calls no hook then."""
@@ -232,47 +223,22 @@ class Watches:
         self._entered.pop().__exit__(None, None, None)
 
     def _on_projection(self, used: Tensor, inputs: Tensor, output: Tensor) -> None:
-        capture = self._capture()
-        for reference in self._layers:
-            layer = reference()
-            if capture is None or layer is None or not layer.armed:
-                continue
+        listener = self._listener()
+        if listener is None:
+            return
+        for layer in (one for one in self.layers if one.armed):
             weight: Tensor = layer.adapter.weight(layer.module)
             if used is weight or used._base is weight:
                 passed = int(used.storage_offset() - weight.storage_offset())
                 first = passed // (layer.geometry.outputs * layer.geometry.inputs)
-                capture.on_forward(layer, weight, inputs, output, first)
+                listener.on_forward(layer, weight, inputs, output, first)
 
 
-class EnterHook(_StaysBehind):
-    """Runs before a watched module's forward."""
-
-    def __init__(self, watches: Watches) -> None:
-        """Shares the modes with the other hook."""
-        self._watches = watches
-        self.listens_to = watches.listens_to
-
-    def __call__(self, module: nn.Module, args: tuple[object, ...]) -> None:  # noqa: ARG002
-        """Begins to watch."""
-        self._watches.enter()
-
-
-class LeaveHook(_StaysBehind):
+class _WatchEnd(StaysBehind):
     """Runs after a watched module's forward, also when it raised."""
 
-    def __init__(self, watches: Watches) -> None:
-        """Shares the modes with the other hook."""
-        self._watches = watches
+    def __init__(self, watch: _Watch) -> None:
+        self._watch = watch
 
-    def __call__(self, module: nn.Module, args: tuple[object, ...], output: object) -> None:  # noqa: ARG002
-        """Ends the watch."""
-        self._watches.leave()
-
-
-def other_listeners(listener: Listener, layer: TrackedLayer) -> set[Listener]:
-    """The listeners besides this one whose hooks listen to a layer's weight."""
-    module = layer.module
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    ours = [hook for hook in hooks if isinstance(hook, ForwardHook | EnterHook)]
-    found = {other for hook in ours if (other := hook.listens_to(layer.weight)) is not None}
-    return found - {listener}
+    def __call__(self, module: nn.Module, args: object, output: object) -> None:  # noqa: ARG002
+        self._watch.leave()

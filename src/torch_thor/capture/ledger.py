@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.utils.weak import WeakIdRef
 
 from torch_thor.capture.autograd import NO_TASK, running_backward
@@ -25,22 +27,18 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from torch_thor.capture.calls import Call
-    from torch_thor.layers import Geometry
 
 _MOST_DRAWS = 64  # whose forwards had no backward of their own
 _MOST_SIGNS = 8  # that wait to be read from the device
 
 
-class GradientMark:
-    """A gradient as it was when it was looked at, held weakly.
+class _Mark:
+    """A gradient as it was when it was looked at, held weakly; ``None`` is a mark of its own.
 
-    Args:
-        gradient: What stands in ``.grad``; ``None`` is a mark of its own.
-        calls: Calls that are forgotten as soon as the gradient is.
+    Calls are forgotten as soon as the gradient is.
     """
 
     def __init__(self, gradient: Tensor | None, calls: list[Call] | None = None) -> None:
-        """Notes identity and version."""
         self._reference: WeakIdRef | None = None
         self._version, self._place = -1, 0
         if gradient is not None:
@@ -80,10 +78,10 @@ class _Backward:
         ended: Whether it has ended without an error.
     """
 
-    before: GradientMark
+    before: _Mark
     used: Tensor
     earlier: list[Call]
-    handed_out: GradientMark | None = None
+    handed_out: _Mark | None = None
     calls: list[Call] = field(default_factory=list)
     hook: RemovableHandle | None = None
     ended: bool = False
@@ -103,25 +101,19 @@ class _Draw:
 
 
 class Ledger:
-    """The calls of one weight.
+    """The calls of one weight, whose ``.grad`` the step reads."""
 
-    Args:
-        weight: The weight, whose ``.grad`` the step reads.
-        geometry: Its shape as matrices.
-    """
-
-    def __init__(self, weight: nn.Parameter, geometry: Geometry) -> None:
-        """Starts empty."""
-        self._weight, self._geometry = weight, geometry
+    def __init__(self, weight: nn.Parameter) -> None:
+        self._weight = weight
         self._open: dict[int, _Backward] = {}
         self.calls: list[Call] = []
-        self._mark = GradientMark(None)
+        self._mark = _Mark(None)
         self._signs: list[tuple[Tensor, int]] = []
         self._drawn: list[_Draw] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Ledger:
         """A copy of the weight has no gradient of these calls."""
-        return Ledger(copy.deepcopy(self._weight, memo), self._geometry)
+        return Ledger(copy.deepcopy(self._weight, memo))
 
     @property
     def is_empty(self) -> bool:
@@ -135,11 +127,15 @@ class Ledger:
         for one in self._open.values():
             one.let_go()
         self._open.clear()
-        self._drawn, self._mark = [], GradientMark(None)
+        self._drawn, self._mark = [], _Mark(None)
         self._forget()
 
     def _forget(self) -> None:
         self.calls, self._signs = [], []
+
+    def _forget_replaced(self) -> None:
+        if not self._mark.is_same(self._weight.grad):
+            self._forget()
 
     def begin(self, task: int, used: Tensor, hook: RemovableHandle | None) -> None:
         """Opens a backward that reaches the weight, before it adds anything to ``.grad``.
@@ -152,7 +148,7 @@ class Ledger:
         # Others may go on: a checkpointed segment runs a backward inside a backward.
         self._take_in([one for one, it in self._open.items() if it.handed_out is not None])
         self._sign()
-        mark = GradientMark(self._weight.grad)
+        mark = _Mark(self._weight.grad)
         self._open[task] = _Backward(mark, used, earlier=list(self.calls), hook=hook)
 
     def is_open(self, task: int) -> bool:
@@ -163,16 +159,15 @@ class Ledger:
         """Writes a call of an open backward down."""
         self._open[task].calls.append(call)
 
-    def holds(self, call: Call | None) -> bool:
+    def holds(self, call: Call) -> bool:
         """Whether a call still counts."""
-        if not self._mark.is_same(self._weight.grad):
-            self._forget()
+        self._forget_replaced()
         return any(one is call for one in self.calls)
 
     def draw(self, call: Call, forward: object) -> None:
         """Writes a call of sampled labels down; it counts with its forward's own gradient.
 
-        One that has a forward of its own belongs to the next gradient.
+        One whose forward has no other backward belongs to the next gradient.
         """
         self._drawn = [*self._drawn[1 - _MOST_DRAWS :], _Draw(call, weakref.ref(forward))]
 
@@ -190,7 +185,7 @@ class Ledger:
     def hand_out(self, task: int, gradient: Tensor) -> None:
         """Notes the gradient that ``torch.autograd.grad`` returns in place of adding it."""
         if one := self._open.get(task):
-            one.handed_out = GradientMark(gradient, one.calls)
+            one.handed_out = _Mark(gradient, one.calls)
 
     def settle(self, task: int) -> None:
         """Looks at what a backward has left, now that it has ended."""
@@ -205,7 +200,7 @@ class Ledger:
         self._drawn = [draw for draw in self._drawn if draw not in lost]
         leaf = one.used.is_leaf and one.used is not self._weight
         if leaf and one.handed_out is None and not is_dtensor(self._weight):
-            one.handed_out = GradientMark(one.used.grad, one.calls)
+            one.handed_out = _Mark(one.used.grad, one.calls)
         self._take_in([task])
 
     def review(self) -> None:
@@ -218,8 +213,7 @@ class Ledger:
             for task in [task for task, one in self._open.items() if not one.ended]:
                 self._open.pop(task).let_go()
         self._take_in([t for t, one in self._open.items() if one.ended or t == running])
-        if not self._mark.is_same(self._weight.grad):
-            self._forget()
+        self._forget_replaced()
 
     def read(self) -> list[Call]:
         """The calls that count in a step."""
@@ -236,8 +230,7 @@ class Ledger:
 
     def _sign(self) -> None:
         gradient = self._weight.grad
-        if not self._mark.is_same(gradient):
-            self._forget()
+        self._forget_replaced()
         if not self.calls or gradient is None:
             return
         written = not self._mark.is_unchanged(gradient)
@@ -256,9 +249,9 @@ class Ledger:
         """
         count = max((count for alive, count in signs if not alive), default=0)
         # A gradient that never was anything but zero is no sign of a drop.
-        if any(call.moves(self._geometry) for call in self.calls[:count]):
+        if any(call.moves() for call in self.calls[:count]):
             self.calls = self.calls[count:]
-            self._mark = GradientMark(self._weight.grad, self.calls)
+            self._mark = _Mark(self._weight.grad, self.calls)
 
     def _take_in(self, tasks: Iterable[int]) -> None:
         """Counts the calls of backwards whose gradient is in ``.grad``; forgets lost ones."""
@@ -275,6 +268,21 @@ class Ledger:
                 kept = self.calls if self._mark.is_same(gradient) else []
             if gradient is not None and arrived:
                 self.calls = [*kept, *one.calls]
-                self._mark = GradientMark(gradient, self.calls)
+                self._mark = _Mark(gradient, self.calls)
             if arrived or not waits:
                 del self._open[task]
+
+
+def drop_zeroed(ledgers: Iterable[Ledger]) -> None:
+    """Drops calls whose gradient was zeroed in place; waits for each device once."""
+    seen: dict[torch.device, list[tuple[Ledger, Tensor, int]]] = defaultdict(list)
+    for ledger in ledgers:
+        for sign, count in ledger.signs():
+            seen[sign.device].append((ledger, sign, count))
+    for alike in seen.values():
+        alive = torch.stack([sign for _, sign, _ in alike]).tolist()
+        signs: dict[Ledger, list[tuple[bool, int]]] = defaultdict(list)
+        for (ledger, _, count), moves in zip(alike, alive, strict=True):
+            signs[ledger].append((moves, count))
+        for ledger, own in signs.items():
+            ledger.drop_zeroed(own)

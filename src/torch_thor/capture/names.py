@@ -12,21 +12,15 @@ if TYPE_CHECKING:
 
 # Module, class and the name under which an instance holds what it wraps. Looked up where they
 # are imported already: importing torch._dynamo would take a process seconds.
+_CHECKPOINT = "torch.distributed.algorithms._checkpoint.checkpoint_wrapper"
+_FSDP = "torch.distributed.fsdp.fully_sharded_data_parallel"
 _WRAPPERS = (
     ("torch._dynamo.eval_frame", "OptimizedModule", "_orig_mod"),
     ("torch.nn.parallel.distributed", "DistributedDataParallel", "module"),
     ("torch.nn.parallel.data_parallel", "DataParallel", "module"),
     ("torch.optim.swa_utils", "AveragedModel", "module"),
-    (
-        "torch.distributed.algorithms._checkpoint.checkpoint_wrapper",
-        "ActivationWrapper",
-        "_checkpoint_wrapped_module",
-    ),
-    (
-        "torch.distributed.fsdp.fully_sharded_data_parallel",
-        "FullyShardedDataParallel",
-        "_fsdp_wrapped_module",
-    ),
+    (_CHECKPOINT, "ActivationWrapper", "_checkpoint_wrapped_module"),
+    (_FSDP, "FullyShardedDataParallel", "_fsdp_wrapped_module"),
 )
 _UNMISTAKABLE = frozenset(segment for _, _, segment in _WRAPPERS if segment.startswith("_"))
 
@@ -37,9 +31,6 @@ def own_names(model: nn.Module) -> dict[str, str]:
     Paths as in ``model.named_modules(remove_duplicate=False)``. An own path has no segment of a
     wrapper (``torch.compile``, DistributedDataParallel, DataParallel, AveragedModel, activation
     checkpointing, FSDP), so a wrapped model has the names of the bare one.
-
-    Args:
-        model: The model.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     own = {"": ""}

@@ -43,22 +43,17 @@ def calling_scaler() -> torch.amp.GradScaler | None:
 
 
 class LossScale:
-    """What losses are multiplied by before their backward.
-
-    Attributes:
-        scaler: The GradScaler that the user named.
-    """
+    """What losses are multiplied by before their backward, by a ``scaler`` that the user named."""
 
     def __init__(self) -> None:
-        """Knows of none."""
         self.scaler: torch.amp.GradScaler | None = None
         self._looks = _LOOKS
 
     def in_force(self, layers: Iterable[TrackedLayer], *, ours: bool) -> float:
-        """Returns the scale of the captured gradients.
+        """Returns the scale of the captured gradients of some layers.
 
         Args:
-            layers: Whose gradients they are.
+            layers: The layers.
             ours: Whether ``step()`` averages gradients over the ranks itself.
 
         Raises:
@@ -97,17 +92,16 @@ def _tell_scaled(layers: Iterable[TrackedLayer]) -> None:
 def _is_explained(layer: TrackedLayer) -> bool:
     """Whether the calls of a layer hold all rows of its gradient."""
     calls, gradient, shape = layer.ledger.read(), layer.weight.grad, layer.geometry
-    dense = shape.matrices == 1 and not (shape.one_hot or shape.unit_wise or shape.transposed)
+    dense = shape.matrices == 1 and shape.is_plain
     whole = all(call.plan.scale == 1 and call.counted is None for call in calls)
     return bool(calls) and gradient is not None and dense and whole and not is_dtensor(gradient)
 
 
 def _scale_of(layer: TrackedLayer) -> float:
     """What the calls' own gradient is a multiple of; waits for the device."""
-    shape, gradient = (
-        layer.geometry,
-        torch.zeros(()) if layer.weight.grad is None else layer.weight.grad,
-    )
+    shape, gradient = layer.geometry, layer.weight.grad
+    if gradient is None:
+        return 1.0
     own = gradient.reshape(shape.outputs, shape.inputs).float()
     made = torch.zeros_like(own)
     for call in layer.ledger.read():

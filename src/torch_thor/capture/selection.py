@@ -15,8 +15,6 @@ from torch_thor.options.errors import InvalidOptionError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from torch_thor.layers import Part
-
 Selector: TypeAlias = str | type[nn.Module]
 
 _ALLOWED = "a module's name (* is a wildcard) or type, or several in a tuple"
@@ -24,10 +22,6 @@ _ALLOWED = "a module's name (* is a wildcard) or type, or several in a tuple"
 
 def as_selectors(option: str, value: object) -> tuple[Selector, ...]:
     """Returns selectors as a tuple; one alone needs no brackets.
-
-    Args:
-        option: Name of the argument, for messages.
-        value: What the user gave for it.
 
     Raises:
         InvalidOptionError: For what is neither a name nor a type.
@@ -78,11 +72,6 @@ def selected(
     return frozenset(found)
 
 
-def full_name(module_name: str, part: Part) -> str:
-    """The name of a part of a module; most modules are one part without a name of its own."""
-    return joined(module_name, part.name)
-
-
 def _hits(
     model: nn.Module, selector: Selector, own: Mapping[str, str], first: Mapping[int, set[str]]
 ) -> Iterator[Iterable[str]]:
@@ -97,16 +86,16 @@ def _hits(
             yield _held(module, first)
         for part in parts_of(module):
             # An attention layer's projections have names of their own.
-            parts = (full_name(label, part) for label in labels if part.name)
+            parts = (joined(label, part.name) for label in labels if part.name)
             if any(fnmatch.fnmatchcase(label, selector) for label in parts):
-                yield (full_name(label, part) for label in first[id(module)])
+                yield (joined(label, part.name) for label in first[id(module)])
 
 
 def _held(module: nn.Module, first: Mapping[int, set[str]]) -> Iterator[str]:
     for inner in module.modules():
         for name in first[id(inner)]:
             yield name
-            yield from (full_name(name, part) for part in parts_of(inner))
+            yield from (joined(name, part.name) for part in parts_of(inner))
 
 
 def _holds(selector: Selector, name: str) -> bool:

@@ -18,14 +18,9 @@ def are_same(some: Sequence[object], others: Sequence[object]) -> bool:
 
 
 class Snapshot:
-    """The modules and parameters of a model, and which of them are trained.
-
-    Args:
-        model: The model.
-    """
+    """The modules and parameters of a model, and which of them are trained."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Takes the picture."""
         tables = [
             vars(module).get(name)
             for module in model.modules()

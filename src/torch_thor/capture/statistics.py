@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 import torch
 from torch import Tensor
 
-from torch_thor import linalg
-from torch_thor.capture.calls import inverse_rows, joined, loss_terms, rows_of
+from torch_thor.layers.geometry import DENSE, Structure
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from torch_thor.capture.calls import Call
     from torch_thor.capture.tracked import TrackedLayer
+    from torch_thor.layers import Geometry
     from torch_thor.linalg.partition import Partition
     from torch_thor.options.curvature import Statistics
 
@@ -25,17 +29,19 @@ class FactorBatch:
     needs no matrix, so a layer that keeps its curvature pays for nothing else.
 
     Args:
-        rows: One ``[k, r, d]`` tensor a call, of any floating type.
+        rows: One tensor a call, ``[k, r, d]`` where rows are dense, of any floating type.
         weights: Rows stood for ÷ rows taken, of each call.
         scale: Common factor of the sum; a tensor ``[k]`` where the matrices differ in it.
         count: Rows (A) or loss terms (G) that the factor is a mean over: its weight in a mean
             with other ranks' batches. One for each matrix where they differ in it.
+        structure: What the rows are like.
     """
 
     rows: tuple[Tensor, ...]
     weights: tuple[float, ...]
     scale: float | Tensor
     count: float | tuple[float, ...]
+    structure: Structure = DENSE
 
     def scaled(self, share: float | Tensor) -> Self:
         """Returns the batch of ``share`` times the factor; a tensor ``[k]`` has one a matrix."""
@@ -44,61 +50,36 @@ class FactorBatch:
     def trace(self, dtype: torch.dtype) -> Tensor:
         """Returns tr of the factor for each of the k matrices: ``[k]``."""
         parts = [
-            weight * linalg.sum_of_squares(rows.to(dtype))
+            weight * self.structure.trace(rows, dtype)
             for rows, weight in zip(self.rows, self.weights, strict=True)
         ]
         return torch.stack(parts).sum(0) * self.scale
 
     def blocks(self, partition: Partition, dtype: torch.dtype) -> Tensor:
         """Returns the diagonal blocks of the factor: ``[k, n, s, s]``."""
-        parts = []
-        for rows, weight in zip(self.rows, self.weights, strict=True):
-            wide = rows.to(dtype)
-            if partition.padding:  # pad() copies even where nothing is added
-                wide = torch.nn.functional.pad(wide, (0, partition.padding))
-            parts.append(linalg.diagonal_blocks(wide, partition.block) * weight)
+        parts = [
+            self.structure.blocks(rows, partition, dtype) * weight
+            for rows, weight in zip(self.rows, self.weights, strict=True)
+        ]
         scale = self.scale
         scale = scale.to(dtype)[:, None, None, None] if isinstance(scale, Tensor) else scale
         return torch.stack(parts).sum(0) * scale if len(parts) > 1 else parts[0] * scale
 
 
-Batch: TypeAlias = "tuple[FactorBatch, FactorBatch]"
+Batch: TypeAlias = tuple[FactorBatch, FactorBatch]
 
 
-@dataclass(frozen=True)
-class OneHotBatch(FactorBatch):
-    """Statistics of a factor whose rows are one-hot, given as numbers of columns ``[k, r]``.
+def empty_batch(geometry: Geometry, outputs: int, like: Tensor) -> Batch:
+    """Returns the statistics (A, G) of a layer without calls.
 
-    Only the diagonal exists: how often each column was hit. A negative number is a row of
-    zeros.
+    Args:
+        geometry: Its shape.
+        outputs: Rows of a whole matrix, of all ranks that share it.
+        like: A tensor of the factors' type and device.
     """
-
-    def trace(self, dtype: torch.dtype) -> Tensor:
-        """Returns the weighted number of hits for each of the k matrices: ``[k]``."""
-        parts = [
-            weight * (rows >= 0).sum(1).to(dtype)
-            for rows, weight in zip(self.rows, self.weights, strict=True)
-        ]
-        return torch.stack(parts).sum(0) * self.scale
-
-    def blocks(self, partition: Partition, dtype: torch.dtype) -> Tensor:
-        """Returns the diagonal as ``[k, d, 1, 1]``."""
-        matrices = self.rows[0].shape[0]
-        total = self.rows[0].new_zeros(matrices, partition.size, dtype=dtype)
-        for rows, weight in zip(self.rows, self.weights, strict=True):
-            hits = (rows >= 0).to(dtype) * weight
-            total.scatter_add_(1, rows.clamp_min(0), hits)
-        scale = self.scale[:, None] if isinstance(self.scale, Tensor) else self.scale
-        return (total * scale)[..., None, None]
-
-
-def add_to_columns(total: Tensor, columns: Tensor, rows: Tensor) -> None:
-    """Adds rows ``[k, r, d]`` to the columns ``[k, r]`` of ``total`` ``[k, d, c]``.
-
-    A negative number of a column leaves its row out.
-    """
-    kept = torch.where((columns >= 0).unsqueeze(-1), rows, 0.0).mT
-    total.scatter_add_(2, columns.clamp_min(0).unsqueeze(1).expand_as(kept), kept)
+    a, matrices = geometry.structure, geometry.matrices
+    rows = a.no_rows(like, matrices, geometry.columns), DENSE.no_rows(like, matrices, outputs)
+    return FactorBatch(rows[:1], (1.0,), 1.0, 0.0, a), FactorBatch(rows[1:], (1.0,), 1.0, 0.0)
 
 
 def batch_of(layer: TrackedLayer, options: Statistics, gradient_scale: float = 1.0) -> Batch | None:
@@ -109,33 +90,79 @@ def batch_of(layer: TrackedLayer, options: Statistics, gradient_scale: float = 1
         options: How losses reduce, and whose gradients count.
         gradient_scale: What the loss was multiplied by (a GradScaler's scale).
     """
-    calls = [call for call in layer.ledger.read() if call.share > 0]
-    one_hot = layer.geometry.one_hot
+    calls, structure = [c for c in layer.ledger.read() if c.share > 0], layer.geometry.structure
     if not calls or layer.obstacle:
         return None
-    if layer.geometry.unit_wise:
-        calls = joined(calls)
-    samples: dict[int, int] = {}
-    for call in calls:
-        samples[call.group] = max(samples.get(call.group, 0), call.plan.samples)
-    count = sum(samples.values())
-    terms = loss_terms(calls)
-    scale = {"mean": count, "positions_mean": terms, "sum": 1.0 / count}
+    if not structure.is_factored:
+        calls = _summed_over_calls(calls)
+    count = _of_each_pass((call.group, call.plan.samples) for call in calls)
+    # An attention's losses stand at the positions of its queries, the first matrix.
+    terms = _of_each_pass((call.group, call.terms) for call in calls if call.is_of(0))
+    scale = {"mean": count, "positions_mean": terms, "sum": 1.0 / count}[options.loss_reduction]
     # A sampled loss is not multiplied by anything.
     scaled_by = 1.0 if options.fisher == "mc" else gradient_scale
     weights = tuple(call.plan.scale for call in calls)
-    kind = OneHotBatch if one_hot else FactorBatch
+    whole = (1.0,) * len(calls)
+    rows = _rows_of(calls)
     return (
-        kind(
+        FactorBatch(
             tuple(call.inputs for call in calls),
-            (1.0,) * len(calls) if one_hot else weights,
-            inverse_rows(calls, layer.weight),
-            rows_of(calls),
+            whole if structure.counts_all_inputs else weights,
+            _inverse(rows, layer.weight),
+            rows,
+            structure,
         ),
         FactorBatch(
             tuple(call.gradients for call in calls),
             weights,
-            scale[options.loss_reduction] / scaled_by**2,
+            scale / scaled_by**2,
             terms if options.loss_reduction == "positions_mean" else count,
         ),
     )
+
+
+def count_rows(calls: Iterable[Call]) -> None:
+    """Asks the devices once which shares of the calls' rows are padding."""
+    waiting: dict[torch.device, list[tuple[Call, Tensor]]] = defaultdict(list)
+    for call in calls:
+        if call.counted is not None:
+            waiting[call.counted.device].append((call, call.counted))
+    for alike in waiting.values():
+        counts = torch.stack([flags.sum() for _, flags in alike]).tolist()
+        for (call, flags), count in zip(alike, counts, strict=True):
+            call.counted, call.share = None, count / len(flags)
+
+
+def _summed_over_calls(calls: Sequence[Call]) -> list[Call]:
+    """Sums the samples' gradients over the calls of one forward pass."""
+    passes: dict[tuple[int, int], list[Call]] = defaultdict(list)
+    for call in calls:
+        passes[call.group, call.plan.samples].append(call)
+    return [
+        replace(alike[0], gradients=torch.stack([call.gradients for call in alike]).sum(0))
+        for alike in passes.values()
+    ]
+
+
+def _of_each_pass(found: Iterable[tuple[int, float]]) -> float:
+    """What forward passes have together: the largest number of the calls of each."""
+    passes: dict[int, float] = defaultdict(float)
+    for group, number in found:
+        passes[group] = max(passes[group], number)
+    return sum(passes.values())
+
+
+def _rows_of(calls: Sequence[Call]) -> float | tuple[float, ...]:
+    """R, rows that the taken ones stand for; one a matrix where calls cover different ones."""
+    if all(call.covers is None for call in calls):
+        return sum(call.rows for call in calls)
+    matrices = range(len(calls[0].gradients))
+    return tuple(sum(call.rows for call in calls if call.is_of(matrix)) for matrix in matrices)
+
+
+def _inverse(rows: float | tuple[float, ...], weight: Tensor) -> float | Tensor:
+    if not isinstance(rows, tuple):
+        return 1.0 / rows
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    shares = [1.0 / max(count, 1) for count in rows]
+    return torch.tensor(shares, dtype=dtype, device=weight.device)

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from torch_thor.capture.coverage import Coverage, ParameterCoverage, Treatment
 from torch_thor.capture.names import joined, own_names
-from torch_thor.capture.selection import full_name, selected
+from torch_thor.capture.selection import selected
 from torch_thor.capture.tracked import TrackedLayer
 from torch_thor.layers import Part, parts_of, reason_against
 from torch_thor.layers.linear import SEQUENCE_FIRST
@@ -19,7 +19,7 @@ from torch_thor.layers.shards import reason_against_shards, unsharded_type
 from torch_thor.options.errors import require
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Sequence
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
     from torch_thor.capture.selection import Selector
 
@@ -60,53 +60,116 @@ def survey(
         InvalidOptionError: For a selector that matches no module, or a lazy parameter.
     """
     _require_built(model)
-    chosen = (selected("exclude", model, exclude), selected("include", model, include))
-    owners, own = _owners(model), own_names(model)
-    layers: list[TrackedLayer] = []
-    asleep: list[TrackedLayer] = []
-    reasons: dict[int, str] = {}
-    sequence_first = _sequence_first(model)
-    for name, module in model.named_modules():
-        for part in _parts(module, sequence_first):
-            full = full_name(name, part)
-            reason = _reason_against(full, module, part, chosen, owners)
-            if reason in ("", _FROZEN):
-                reason = _reason_against_shards(model, module, part) or reason
-            if reason in ("", _FROZEN) and part.weight is not None and _serves(served, part.weight):
-                layer = _track(joined(own[name], part.name), module, part, part.weight, owners)
-                (asleep if reason else layers).append(layer)
-                if not reason:
-                    continue
-            hit = (part.weight, part.bias) if part.name else module.parameters(recurse=False)
-            reasons.update((id(p), reason) for p in hit)
-    covered = {id(p): _curvature(layer) for layer in layers for p in layer.parameters}
+    return _Surveyor(model, exclude, include, served).survey()
 
-    def explain(parameter: nn.Parameter, module: nn.Module) -> tuple[Treatment, str]:
+
+class _Surveyor:
+    """What is asked of a model while it is surveyed; see ``survey``."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        exclude: Sequence[Selector],
+        include: Sequence[Selector],
+        served: Container[nn.Parameter] | None,
+    ) -> None:
+        self._model, self._served = model, served
+        self._excluded = selected("exclude", model, exclude)
+        self._included = selected("include", model, include)
+        self._own, self._owners = own_names(model), _owners(model)
+        self._sequence_first = _sequence_first(model)
+        self._reasons: dict[int, str] = {}
+
+    def survey(self) -> Survey:
+        layers: list[TrackedLayer] = []
+        asleep: list[TrackedLayer] = []
+        for name, module in self._model.named_modules():
+            for part in self._parts(module):
+                reason = self._reason_against(name, module, part)
+                if (
+                    reason in ("", _FROZEN)
+                    and part.weight is not None
+                    and self._serves(part.weight)
+                ):
+                    layer = self._track(name, module, part, part.weight)
+                    (asleep if reason else layers).append(layer)
+                    if not reason:
+                        continue
+                hit = (part.weight, part.bias) if part.name else module.parameters(recurse=False)
+                self._reasons.update((id(p), reason) for p in hit)
+        curvature = {
+            id(p): layer.geometry.structure.curvature for layer in layers for p in layer.parameters
+        }
+        return Survey(layers, asleep, Coverage(tuple(self._account(curvature))))
+
+    def _account(self, curvature: Mapping[int, str]) -> Iterator[ParameterCoverage]:
+        """Lists all parameters, how they train, and why."""
+        for name, parameter in self._model.named_parameters():
+            path, _, leaf = name.rpartition(".")
+            module = self._model.get_submodule(path)
+            if not parameter.requires_grad:
+                treatment, why = Treatment.FROZEN, "requires_grad is False"
+            elif not self._serves(parameter):
+                treatment, why = Treatment.FROZEN, "in no parameter group of this optimizer"
+            elif id(parameter) in curvature:
+                treatment, why = Treatment.PRECONDITIONED, curvature[id(parameter)]
+            else:
+                why = self._shared(parameter) or self._reasons.get(id(parameter), "")
+                treatment, why = Treatment.BASE, why or reason_against(module)
+            shape, kind = tuple(parameter.shape), unsharded_type(module).__name__
+            own = joined(self._own[path], leaf)
+            yield ParameterCoverage(own, shape, kind, treatment, why)
+
+    def _parts(self, module: nn.Module) -> Iterable[Part]:
+        parts = parts_of(module)
+        if module not in self._sequence_first:
+            return parts
+        return [replace(part, adapter=SEQUENCE_FIRST) for part in parts]
+
+    def _serves(self, parameter: nn.Parameter) -> bool:
+        return self._served is None or parameter in self._served
+
+    def _track(
+        self, name: str, module: nn.Module, part: Part, weight: nn.Parameter
+    ) -> TrackedLayer:
+        bias = part.bias
+        reason = "" if bias is None else self._refused(bias)
+        if reason and (reason != _FROZEN or weight.requires_grad):
+            bias = None
+        geometry = part.adapter.geometry(module, bias=bias is not None)
+        own = joined(self._own[name], part.name)
+        return TrackedLayer(own, module, part.adapter, geometry, weight, bias, part.name)
+
+    def _reason_against(self, name: str, module: nn.Module, part: Part) -> str:
+        """Why a weight trains by the base rule; empty where it is preconditioned."""
+        full = joined(name, part.name)
+        if full in self._excluded:
+            return "excluded"
+        if part.weight is None:
+            return "weight is not a plain parameter"
+        if not (part.adapter.by_default or full in self._included):
+            return f"not included (include=(nn.{type(module).__name__},))"
+        reason = part.adapter.refusal(module) or self._refused(part.weight)
+        if reason not in ("", _FROZEN):
+            return reason
+        shape = part.adapter.geometry(module, bias=False)
+        by_rows = shape.is_plain and shape.matrices == 1 and not part.name
+        return reason_against_shards(self._model, part.weight, by_rows=by_rows) or reason
+
+    def _shared(self, parameter: nn.Parameter) -> str:
+        """Under which names several modules hold a parameter; empty where one does."""
+        names = self._owners[id(parameter)]
+        return "shared: " + " = ".join(names) if len(names) > 1 else ""
+
+    def _refused(self, parameter: nn.Parameter) -> str:
+        """Why a parameter can't be part of a layer's matrix; empty where it can."""
+        if shared := self._shared(parameter):
+            return shared
         if not parameter.requires_grad:
-            return Treatment.FROZEN, "requires_grad is False"
-        if not _serves(served, parameter):
-            return Treatment.FROZEN, "in no parameter group of this optimizer"
-        if id(parameter) in covered:
-            return Treatment.PRECONDITIONED, covered[id(parameter)]
-        why = _shared(parameter, owners) or reasons.get(id(parameter), "")
-        return Treatment.BASE, why or reason_against(module)
-
-    return Survey(layers, asleep, _account(model, explain))
-
-
-def _account(
-    model: nn.Module, explain: Callable[[nn.Parameter, nn.Module], tuple[Treatment, str]]
-) -> Coverage:
-    """Lists all parameters of a model, how they train, and why."""
-    own = own_names(model)
-    entries = []
-    for name, parameter in model.named_parameters():
-        path, _, leaf = name.rpartition(".")
-        module = model.get_submodule(path)
-        treatment, why = explain(parameter, module)
-        shape, kind = tuple(parameter.shape), unsharded_type(module).__name__
-        entries.append(ParameterCoverage(joined(own[path], leaf), shape, kind, treatment, why))
-    return Coverage(tuple(entries))
+            return _FROZEN
+        if not parameter.is_floating_point():
+            return f"no curvature for {parameter.dtype}"
+        return "" if parameter.numel() else "weight has no entries"
 
 
 def _require_built(model: nn.Module) -> None:
@@ -137,21 +200,6 @@ def _sequence_first(model: nn.Module) -> set[nn.Module]:
     }
 
 
-def _parts(module: nn.Module, sequence_first: set[nn.Module]) -> Iterable[Part]:
-    parts = parts_of(module)
-    if module not in sequence_first:
-        return parts
-    return [replace(part, adapter=SEQUENCE_FIRST) for part in parts]
-
-
-def _serves(served: Container[nn.Parameter] | None, parameter: nn.Parameter) -> bool:
-    return served is None or parameter in served
-
-
-def _curvature(layer: TrackedLayer) -> str:
-    return "Fisher of each channel" if layer.geometry.unit_wise else "Kronecker factors"
-
-
 def _owners(model: nn.Module) -> dict[int, list[str]]:
     """The names under which modules hold each parameter, by the parameter's id."""
     owners: dict[int, list[str]] = defaultdict(list)
@@ -164,63 +212,3 @@ def _owners(model: nn.Module) -> dict[int, list[str]]:
         for parameter in module.parameters(recurse=False)
     )
     return {key: names if held[key] > 1 else names[:1] for key, names in owners.items()}
-
-
-def _reason_against(
-    name: str,
-    module: nn.Module,
-    part: Part,
-    chosen: tuple[frozenset[str], frozenset[str]],
-    owners: dict[int, list[str]],
-) -> str:
-    """Why a weight trains by the base rule; empty where it is preconditioned."""
-    exclude, include = chosen
-    if name in exclude:
-        return "excluded"
-    wanted = part.adapter.by_default or name in include
-    kind = type(module).__name__
-    if part.weight is None:
-        return "weight is not a plain parameter"
-    if not wanted:
-        return f"not included (include=(nn.{kind},))"
-    return part.adapter.refusal(module) or _refused(part.weight, owners)
-
-
-def _reason_against_shards(model: nn.Module, module: nn.Module, part: Part) -> str:
-    if part.weight is None:
-        return ""
-    shape = part.adapter.geometry(module, bias=False)
-    by_rows = shape.matrices == 1 and not (
-        shape.transposed or shape.one_hot or shape.unit_wise or part.name
-    )
-    return reason_against_shards(model, part.weight, by_rows=by_rows)
-
-
-def _track(
-    name: str, module: nn.Module, part: Part, weight: nn.Parameter, owners: dict[int, list[str]]
-) -> TrackedLayer:
-    bias = part.bias
-    reason = "" if bias is None else _refused(bias, owners)
-    if reason and (reason != _FROZEN or weight.requires_grad):
-        bias = None
-    geometry = part.adapter.geometry(module, bias=bias is not None)
-    return TrackedLayer(name, module, part.adapter, geometry, weight, bias, part.name)
-
-
-def _shared(parameter: nn.Parameter, owners: dict[int, list[str]]) -> str:
-    """Under which names several modules hold a parameter; empty where one does."""
-    names = owners[id(parameter)]
-    return "shared: " + " = ".join(names) if len(names) > 1 else ""
-
-
-def _refused(parameter: nn.Parameter, owners: dict[int, list[str]]) -> str:
-    """Why a parameter can't be part of a layer's matrix; empty where it can."""
-    if shared := _shared(parameter, owners):
-        return shared
-    if not parameter.requires_grad:
-        return _FROZEN
-    if not parameter.is_floating_point():
-        return f"no curvature for {parameter.dtype}"
-    if not parameter.numel():
-        return "weight has no entries"
-    return ""

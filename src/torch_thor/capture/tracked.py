@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from torch_thor.capture.ledger import Ledger
 from torch_thor.layers.shards import shard_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import nn
 
     from torch_thor.layers import Geometry, LayerAdapter
@@ -60,7 +63,7 @@ class TrackedLayer:
     @cached_property
     def ledger(self) -> Ledger:
         """The calls whose gradient stands in ``weight.grad``."""
-        return Ledger(self.weight, self.geometry)
+        return Ledger(self.weight)
 
     @cached_property
     def shard(self) -> Shard | None:
@@ -103,3 +106,19 @@ class TrackedLayer:
         self.ledger.review()
         if self.group_has_gradient:
             self.group, self.group_has_gradient = self.group + 1, False
+
+    @contextmanager
+    def obstructed(self) -> Iterator[None]:
+        """Inside, an error costs the layer its statistics of this step, and the user nothing."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 (a forward that works without us has to work)
+            said = str(error).strip().partition("\n")[0]
+            kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+            self.obstacle = f"its call can't be understood ({kind}{said})"
+
+    def forget(self) -> None:
+        """Drops what its calls have said."""
+        self.ledger.clear()
+        self.called, self.obstacle, self.listened = False, "", True
+        self.group, self.group_has_gradient = 0, False

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from torch_thor import linalg
-from torch_thor.capture.statistics import OneHotBatch, add_to_columns
 from torch_thor.curvature.inverses import Inverses
 from torch_thor.linalg.factorize import (
     Factorization,
@@ -78,13 +77,13 @@ class EigenBasis(Inverses):
         dtype = total.dtype
         (cut_a, cut_g), (pad_a, pad_g) = self._partitions, self._padding
         basis_a, basis_g = self.a[slot].to(dtype), self.g[slot].to(dtype)
+
+        def side_a(rows: Tensor) -> Tensor:
+            return multiply_right(pad(rows.to(dtype), (0, pad_a)), cut_a, basis_a)
+
         for rows_a, rows_g, weight in zip(a.rows, g.rows, a.weights, strict=True):
             side_g = multiply_right(pad(rows_g.to(dtype), (0, pad_g)), cut_g, basis_g)
-            if isinstance(a, OneHotBatch):
-                add_to_columns(total, rows_a, side_g.square())
-                continue
-            side_a = multiply_right(pad(rows_a.to(dtype), (0, pad_a)), cut_a, basis_a)
-            total += side_g.square().mT @ side_a.square() * weight
+            a.structure.add_moments(total, rows_a, side_g, weight, side_a)
         return total * g.scale
 
     def fold_scalings(self, slot: int, moments: Tensor, keep: float) -> None:

@@ -66,7 +66,7 @@ class CurvatureEngine:
         self.capture = Capture(options.statistics, matched=options.eigenvalue_correction)
         self.store = CurvatureStore(options, self.communicator)
         self.calendar = Calendar(options.intervals)
-        self.capture.attach(self.followed.all_layers)
+        self.capture.hooks.attach(self.followed.all_layers)
         corrected = options.eigenvalue_correction and any(layer.shard for layer in self.layers)
         allowed = "False for sharded weights: no rank has their gradients' second moments"
         require("eigenvalue_correction", corrected, not corrected, allowed)
@@ -105,7 +105,7 @@ class CurvatureEngine:
         self.store.rest()
         before = set(self.followed.parameters)
         self.followed.find()
-        self.capture.attach(self.followed.all_layers)
+        self.capture.hooks.attach(self.followed.all_layers)
         self.followed.tell_left_out(before)
         self.store.wake(self.followed)
         self._arm()
@@ -119,7 +119,7 @@ class CurvatureEngine:
     @contextmanager
     def without_hooks(self) -> Iterator[None]:
         """Inside, the model has no hooks: for tools that can't pass them, as torch.jit.script."""
-        with self.capture.suspended():
+        with self.capture.hooks.suspended():
             yield
         self._arm()
 
@@ -129,7 +129,7 @@ class CurvatureEngine:
         memo[id(self)] = twin
         memo[id(self.communicator)] = self.communicator  # a process group can't be copied
         vars(twin).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
-        twin.capture.attach(twin.followed.all_layers)
+        twin.capture.hooks.attach(twin.followed.all_layers)
         twin.discard()
         return twin
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from torch_thor import linalg
-from torch_thor.capture.statistics import FactorBatch, OneHotBatch
 
 if TYPE_CHECKING:
     from torch_thor.linalg.partition import Partition
@@ -37,15 +36,6 @@ class FactorStack:
             layers, matrices, partition.count, size, size, dtype=dtype, device=device
         )
         self.traces = torch.zeros(layers, matrices, dtype=dtype, device=device)
-
-    def empty_batch(self, size: int, *, one_hot: bool = False) -> FactorBatch:
-        """Statistics of one layer without any rows, of the factor's whole size."""
-        matrices = self.traces.shape[1]
-        if one_hot:
-            none = self.traces.new_empty(matrices, 0, dtype=torch.long)
-            return OneHotBatch((none,), (1.0,), 1.0, 0.0)
-        rows = self.traces.new_empty(matrices, 0, size)
-        return FactorBatch((rows,), (1.0,), 1.0, 0.0)
 
     def fold(self, slot: int, blocks: Tensor, trace: Tensor, keep: float) -> None:
         """Folds blocks ``[k, n, s, s]`` in: ``keep`` · old + (1 - ``keep``) · new."""

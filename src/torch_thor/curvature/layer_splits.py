@@ -107,7 +107,8 @@ def chosen_pairs(
     sizes = affordable((SMALLEST_SPLIT, *(larger or [2 * SMALLEST_SPLIT])), device)
     rows: dict[Geometry, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     for layer in layers:
-        batch = None if layer.geometry.unit_wise else batch_of(layer, statistics)
+        factored = layer.geometry.structure.is_factored
+        batch = batch_of(layer, statistics) if factored else None
         if batch is not None:
             rows[layer.geometry].append((batch[0].rows[0], batch[1].rows[0]))
     pairs = {geometry: affordable_pairs(geometry, sizes) for geometry in rows}
@@ -125,7 +126,7 @@ def chosen_pairs(
 
 def affordable_pairs(geometry: Geometry, sizes: Sequence[int]) -> list[Sizes]:
     """Returns the pairs of sizes (A, G) within the budget, the smallest always and first."""
-    offered_a = [1] if geometry.one_hot else _offered(geometry.columns, sizes)
+    offered_a = _offered(geometry.widest_input_block, sizes)
     first, *others = product(offered_a, _offered(geometry.outputs, sizes))
     allowed = MEMORY_SHARE * geometry.columns * geometry.outputs
     return [first, *(pair for pair in others if held_entries(geometry, pair) <= allowed)]

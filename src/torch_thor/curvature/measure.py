@@ -105,13 +105,13 @@ def measure_split(
     layers = survey(model, ()).layers
     statistics = Statistics(rows=rows)
     capture = Capture(statistics)
-    capture.attach(layers)
+    capture.hooks.attach(layers)
     try:
         capture.arm(layers, set(layers), seed=0)
         backward()
         found = input_rows(layers, statistics)
     finally:
-        capture.remove()
+        capture.hooks.remove()
     if not found:
         raise InvalidOptionError("model", type(model).__name__, "one with a layer to split")
     device = found[0][0].weight.device

@@ -1,20 +1,18 @@
 """Everything that the engine is told."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import get_args
+from typing import Annotated
 
-from torch_thor.capture.selection import Selector  # noqa: TC001 (read by check_types)
-from torch_thor.options.checks import check_types
+from torch_thor.capture.selection import Selector
+from torch_thor.options.checks import NATURAL, Checked
 from torch_thor.options.curvature import Damping, Intervals, MeasuredSplit, Refresh, Statistics
 from torch_thor.options.distributed import Distributed
 from torch_thor.options.errors import require
-from torch_thor.options.trace_rule import TraceRule  # noqa: TC001 (read by check_types)
+from torch_thor.options.trace_rule import TraceRule
 
 
 @dataclass(frozen=True)
-class CurvatureOptions:
+class CurvatureOptions(Checked):
     """Everything that the engine is told, under the names that ``Preconditioner`` explains.
 
     Raises:
@@ -22,7 +20,7 @@ class CurvatureOptions:
     """
 
     damping: Damping
-    split: int | MeasuredSplit | None
+    split: Annotated[int, NATURAL] | MeasuredSplit | None
     power: float
     intervals: Intervals
     trace_rule: TraceRule | None
@@ -34,12 +32,5 @@ class CurvatureOptions:
     distributed: Distributed = Distributed()
 
     def __post_init__(self) -> None:
-        check_types(self)
+        super().__post_init__()
         require("power", self.power, self.power in (0.5, 1.0), "1 or 1/2")
-        split = self.split
-        valid = (
-            split in (None, *get_args(MeasuredSplit))
-            if isinstance(split, str | None)
-            else split >= 1
-        )
-        require("split", split, valid, "an int >= 1, 'auto', 'per_layer' or None")

@@ -92,7 +92,7 @@ def candidate_sizes(geometries: Sequence[Geometry]) -> tuple[int, ...]:
         taps[geometry.taps] += geometry.outputs * geometry.columns * geometry.matrices
     unit = taps.most_common(1)[0][0]
     size = unit if unit > 1 else 16
-    widest = max(max(1 if g.one_hot else g.columns, g.outputs) for g in geometries)
+    widest = max(max(g.widest_input_block, g.outputs) for g in geometries)
     sizes = [1]
     while size < widest:
         sizes.append(size)
@@ -203,7 +203,7 @@ def _that_fit(
     def needed(size: int) -> int:
         return sum(
             layer.geometry.matrices
-            * held_entries(layer.geometry, (1 if layer.geometry.one_hot else size, size))
+            * held_entries(layer.geometry, (layer.geometry.structure.input_block or size, size))
             * max(layer.weight.element_size(), 4)
             for layer in layers
         )
@@ -215,7 +215,7 @@ def input_rows(
     layers: Sequence[TrackedLayer], statistics: Statistics
 ) -> list[tuple[TrackedLayer, Tensor]]:
     """Rows ``[k, r, d]`` of every layer's A; a diagonal factor loses nothing at any size."""
-    cut = [layer for layer in layers if not layer.geometry.one_hot]
+    cut = [layer for layer in layers if layer.geometry.structure.input_block is None]
     batches = [(layer, batch_of(layer, statistics)) for layer in cut]
     return [(layer, batch[0].rows[0].float()) for layer, batch in batches if batch is not None]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_thor import linalg
+from torch_thor.capture.statistics import empty_batch
 from torch_thor.curvature.damping import RULES, mean_eigenvalue
 from torch_thor.curvature.eigenbasis import EigenBasis
 from torch_thor.curvature.factors import FactorStack, kept_share
@@ -89,9 +90,10 @@ class LayerStack:
         self.is_corrected = options.eigenvalue_correction
         self._damping = RULES[options.damping.mode]
         self._decay = options.statistics.decay
-        cut_a = Partition.of(geometry.columns, 1 if geometry.one_hot else split[0])
+        structure = geometry.structure
+        cut_a = Partition.of(geometry.columns, structure.input_block or split[0])
         diagonal_norms = options.statistics.norm_fisher == "diagonal"
-        split_g = (1 if diagonal_norms else None) if geometry.unit_wise else split[1]
+        split_g = structure.output_block(split[1], diagonal=diagonal_norms)
         cut_g = Partition.of(geometry.outputs, split_g)
         count, matrices = len(layers), geometry.matrices
         place = device or weight.device
@@ -151,8 +153,7 @@ class LayerStack:
 
     def empty_batch(self) -> Batch:
         """Statistics (A, G) of a layer without any rows."""
-        a = self.a.empty_batch(self.geometry.columns, one_hot=self.geometry.one_hot)
-        return a, self.g.empty_batch(self.outputs)
+        return empty_batch(self.geometry, self.outputs, like=self.a.traces)
 
     def _lambdas(self, dampings: Sequence[float]) -> Tensor:
         """λ of some layers as ``[l, 1]``."""
@@ -164,7 +165,7 @@ class LayerStack:
         """Diagonal shifts of A and G of some layers, given their λ and traces ``[l, k]``."""
         damping = self._lambdas(dampings)
         mean_g = mean_eigenvalue(trace_g, self.outputs)
-        if self.geometry.unit_wise:  # A is 1
+        if not self.geometry.structure.is_factored:  # A is 1
             return torch.zeros_like(trace_a), self._damping.whole_shift(damping, mean_g)
         mean_a = mean_eigenvalue(trace_a, self.geometry.columns)
         return self._damping.shifts(damping, mean_a, mean_g)

@@ -126,7 +126,7 @@ class HasCurvature(UnevenInputs):
 
     def remove(self) -> None:
         """Takes every hook off the model; nothing is collected any more."""
-        self.engine.capture.remove()
+        self.engine.capture.hooks.remove()
 
     def without_hooks(self) -> AbstractContextManager[None]:
         """Inside, the model has no hooks: for tools that can't pass them, as torch.jit.script."""

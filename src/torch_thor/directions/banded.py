@@ -192,6 +192,5 @@ def banded_layers(
 def _fits_bands(stack: LayerStack) -> bool:
     """Whether a stack's layers are large ones on the CPU, each a plain matrix."""
     geometry, weight = stack.geometry, stack.layers[0].weight
-    plain = not (geometry.transposed or geometry.one_hot or geometry.unit_wise)
     large = weight.numel() >= SMALL_LAYER and weight.device.type == "cpu"
-    return plain and large and geometry.matrices == 1 and not is_dtensor(weight)
+    return geometry.is_plain and large and geometry.matrices == 1 and not is_dtensor(weight)

@@ -118,7 +118,7 @@ def row_cut(stack: LayerStack, control: LengthControl) -> Partition | None:
 
 def rows_of(stack: LayerStack, slots: list[int], control: LengthControl) -> Chosen | None:
     """The row averages of some layers; ``None`` where rows stay as they are."""
-    left = control.options.row_decay is None or stack.geometry.unit_wise
+    left = control.options.row_decay is None or not stack.geometry.structure.is_factored
     return None if left else (stack.rows, tuple(slots))
 
 

@@ -20,86 +20,6 @@ if TYPE_CHECKING:
 _BUCKET_BYTES = 4 << 20
 
 
-def sum_in_buckets(
-    parts: Iterable[Part], wire: Wire, dtype: torch.dtype | None
-) -> Iterator[Tensor]:
-    """Yields the sum over ranks of each part, in order.
-
-    Args:
-        parts: The same number, shapes and types on all ranks.
-        wire: What carries them.
-        dtype: Type in which they travel; ``None`` leaves them as they are.
-    """
-    flights: list[Flight] = []
-    for part in parts:
-        values = part.compute()
-        if not flights or not flights[-1].takes(values):
-            if flights:
-                flights[-1].depart()
-            flights.append(Flight(wire, f"statistics, bucket {len(flights)}", dtype))
-        flights[-1].add(values, symmetric=part.symmetric)
-    if flights:
-        flights[-1].depart()
-    for flight in flights:
-        yield from flight.parts()
-
-
-class Flight:
-    """A bucket on its way: parts of one type and device, summed as one flat tensor.
-
-    Args:
-        wire: What carries it.
-        name: What it is, for errors.
-        dtype: Type in which it travels; ``None`` leaves it as it is.
-    """
-
-    def __init__(self, wire: Wire, name: str, dtype: torch.dtype | None) -> None:
-        """Starts empty."""
-        self._wire, self._name, self._sent_as = wire, name, dtype
-        self._pieces: list[Tensor] = []
-        self._shapes: list[tuple[torch.Size, bool]] = []
-        self.bytes = 0
-
-    def takes(self, values: Tensor) -> bool:
-        """Whether a part can travel with those that are here."""
-        kind = (values.dtype, values.device)
-        fits = not self._pieces or kind == (self._pieces[0].dtype, self._pieces[0].device)
-        return fits and self.bytes < _BUCKET_BYTES
-
-    def add(self, values: Tensor, *, symmetric: bool) -> None:
-        """Packs a part."""
-        piece = (pack_triangles(values) if symmetric else values).flatten()
-        self._pieces.append(piece)
-        self._shapes.append((values.shape, symmetric))
-        self.bytes += piece.numel() * piece.element_size()
-
-    def depart(self) -> None:
-        """Sends the bucket."""
-        self._dtype, self._device = self._pieces[0].dtype, self._pieces[0].device
-        flat = torch.cat(self._pieces)
-        self._counts = [len(piece) for piece in self._pieces]
-        self._pieces.clear()
-        sent_as = self._sent_as or flat.dtype
-        flat = flat.to(self._wire.device, sent_as)
-        # A sum in half precision over many ranks would be too coarse.
-        self._coarse = torch.finfo(sent_as).bits < 32
-        start = self._wire.start_coarse_sum if self._coarse else self._wire.start_sum
-        self._land = start(self._name, flat)
-
-    def parts(self) -> Iterator[Tensor]:
-        """Waits for the bucket and unpacks it."""
-        flat = self._land().to(self._device, self._dtype)
-        for piece, (shape, symmetric) in zip(
-            torch.split(flat, self._counts), self._shapes, strict=True
-        ):
-            if not symmetric:
-                yield piece.view(shape)
-                continue
-            packed = piece.view(*shape[:-2], -1)
-            matrices = unpack_triangles(packed, shape[-1])
-            yield raise_diagonals(matrices, torch.bfloat16) if self._coarse else matrices
-
-
 @dataclass(frozen=True)
 class Part:
     """One tensor that is summed over the ranks.
@@ -112,3 +32,77 @@ class Part:
 
     compute: Callable[[], Tensor]
     symmetric: bool
+
+
+@dataclass(frozen=True)
+class _Summand:
+    """A part that was computed: flat, symmetric matrices as triangles."""
+
+    flat: Tensor
+    shape: torch.Size
+    symmetric: bool
+
+    @classmethod
+    def of(cls, part: Part) -> _Summand:
+        values = part.compute()
+        packed = pack_triangles(values) if part.symmetric else values
+        return cls(packed.flatten(), values.shape, part.symmetric)
+
+
+def sum_in_buckets(
+    parts: Iterable[Part], wire: Wire, dtype: torch.dtype | None
+) -> Iterator[Tensor]:
+    """Yields the sum over ranks of each part, in order.
+
+    Args:
+        parts: The same number, shapes and types on all ranks.
+        wire: What carries them.
+        dtype: Type in which they travel; ``None`` leaves them as they are.
+    """
+    under_way = [
+        _send(bucket, wire, f"statistics, bucket {number}", dtype)
+        for number, bucket in enumerate(_buckets(parts))
+    ]
+    for land in under_way:
+        yield from land()
+
+
+def _buckets(parts: Iterable[Part]) -> Iterator[list[_Summand]]:
+    """Parts of one type and device together, as many as fill a bucket."""
+    bucket: list[_Summand] = []
+    for part in parts:
+        own = _Summand.of(part)
+        if bucket:
+            first = bucket[0].flat
+            alike = (own.flat.dtype, own.flat.device) == (first.dtype, first.device)
+            full = sum(one.flat.nbytes for one in bucket) >= _BUCKET_BYTES
+            if full or not alike:
+                yield bucket
+                bucket = []
+        bucket.append(own)
+    if bucket:
+        yield bucket
+
+
+def _send(
+    bucket: list[_Summand], wire: Wire, name: str, dtype: torch.dtype | None
+) -> Callable[[], Iterator[Tensor]]:
+    """Sends a bucket; the result waits for the sum and unpacks it."""
+    flat = torch.cat([one.flat for one in bucket])
+    own, device, sent_as = flat.dtype, flat.device, dtype or flat.dtype
+    layout = [(len(one.flat), one.shape, one.symmetric) for one in bucket]
+    # A sum in half precision over many ranks would be too coarse.
+    coarse = torch.finfo(sent_as).bits < 32
+    start = wire.start_coarse_sum if coarse else wire.start_sum
+    wait = start(name, flat.to(wire.device, sent_as))
+
+    def land() -> Iterator[Tensor]:
+        pieces = torch.split(wait().to(device, own), [count for count, _, _ in layout])
+        for piece, (_, shape, symmetric) in zip(pieces, layout, strict=True):
+            if symmetric:
+                matrices = unpack_triangles(piece.view(*shape[:-2], -1), shape[-1])
+                yield raise_diagonals(matrices, torch.bfloat16) if coarse else matrices
+            else:
+                yield piece.view(shape)
+
+    return land

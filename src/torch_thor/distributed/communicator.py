@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, TypeVar
 
 import torch.distributed as dist
@@ -23,8 +22,14 @@ T = TypeVar("T")
 BUILD_ALIKE = "Build the same model and optimizer on all of them."
 
 
-class Communicator(ABC):
+class Communicator:
     """Everything that involves other ranks; each call is a collective, in the same order on all.
+
+    This one has no others, so everything is what it is.
+
+    Args:
+        unasked: Whether the user named no group: then a default group that is initialised
+            later, too late for this optimizer, is an error.
 
     Attributes:
         rank: This process's number in the group.
@@ -35,11 +40,10 @@ class Communicator(ABC):
     rank: int = 0
     size: int = 1
 
-    def __init__(self) -> None:
-        """Starts to count."""
+    def __init__(self, *, unasked: bool = False) -> None:
         self.traffic = Traffic()
+        self._unasked = unasked
 
-    @abstractmethod
     def agree(self, what: str, description: str, remedy: str = BUILD_ALIKE) -> None:
         """Raises ``StateMismatchError`` on all ranks unless all give one description.
 
@@ -49,84 +53,32 @@ class Communicator(ABC):
             remedy: What to do, for the error.
         """
 
-    @abstractmethod
     def first(self, value: Callable[[], T] | None) -> T | None:
         """Returns the value of the first rank that has one; only that rank computes it."""
-
-    @abstractmethod
-    def any(self, flag: bool) -> bool:  # noqa: FBT001 (as the built-in)
-        """Returns whether the flag is set on any rank."""
-
-    @abstractmethod
-    def all(self, flags: list[bool]) -> list[bool]:
-        """Returns of each flag whether it is set on all ranks."""
-
-    @abstractmethod
-    def total(self, what: str, numbers: Tensor) -> Tensor:
-        """Returns the sum over ranks of a few numbers; one shape on all ranks."""
-
-    @abstractmethod
-    def adopt(self, name: str, value: T, *, valid: bool) -> T:
-        """Returns the value of the first rank whose own is valid."""
-
-    @abstractmethod
-    def pool(self, step: int, statistics: list[LayerStatistics]) -> list[LayerStatistics]:
-        """Returns what all ranks together know of the due layers."""
-
-    @abstractmethod
-    def reduce(self, parts: Iterable[Part]) -> Iterator[Tensor]:
-        """Yields the sum over ranks of each part, in order."""
-
-    @abstractmethod
-    def solve(self, stacks: Sequence[Tensor], solver: Solver) -> Solutions:
-        """Factorizes stacks ``[b, s, s]`` of blocks that are the same on all ranks."""
-
-    @abstractmethod
-    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Replaces gradients by their means over ranks, where the user asked for that."""
-
-
-class Local(Communicator):
-    """A process that is alone; everything is what it is.
-
-    Args:
-        unasked: Whether the user named no group: then a default group that is initialised
-            later, too late for this optimizer, is an error.
-    """
-
-    def __init__(self, *, unasked: bool) -> None:
-        """Remembers why it is alone."""
-        super().__init__()
-        self._unasked = unasked
-
-    def agree(self, what: str, description: str, remedy: str = BUILD_ALIKE) -> None:
-        """Agrees."""
-
-    def first(self, value: Callable[[], T] | None) -> T | None:
-        """Returns the value."""
         return None if value is None else value()
 
-    def any(self, flag: bool) -> bool:  # noqa: FBT001
-        """Returns the flag."""
+    def any(self, flag: bool) -> bool:  # noqa: FBT001 (as the built-in)
+        """Returns whether the flag is set on any rank."""
         return flag
 
     def all(self, flags: list[bool]) -> list[bool]:
-        """Returns the flags."""
+        """Returns of each flag whether it is set on all ranks."""
         return flags
 
     def total(self, what: str, numbers: Tensor) -> Tensor:  # noqa: ARG002
-        """Returns the numbers."""
+        """Returns the sum over ranks of a few numbers; one shape on all ranks."""
         return numbers
 
     def adopt(self, name: str, value: T, *, valid: bool) -> T:  # noqa: ARG002
-        """Returns the value."""
+        """Returns the value of the first rank whose own is valid."""
         return value
 
     def pool(self, step: int, statistics: list[LayerStatistics]) -> list[LayerStatistics]:  # noqa: ARG002
-        """Returns the statistics as it is.
+        """Returns what all ranks together know of the due layers.
 
         Raises:
-            StateMismatchError: Where a group of several ranks has come up in the meantime.
+            StateMismatchError: Where ranks are about to do different things, or a group of several
+                has come up too late.
         """
         if self._unasked and default_size() > 1:
             raise StateMismatchError(
@@ -136,15 +88,15 @@ class Local(Communicator):
         return statistics
 
     def reduce(self, parts: Iterable[Part]) -> Iterator[Tensor]:
-        """Yields the parts."""
+        """Yields the sum over ranks of each part, in order."""
         return (part.compute() for part in parts)
 
     def solve(self, stacks: Sequence[Tensor], solver: Solver) -> Solutions:
-        """Factorizes every stack."""
+        """Factorizes stacks ``[b, s, s]`` of blocks that are the same on all ranks."""
         return solve_all(stacks, solver)
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Leaves them alone."""
+        """Replaces gradients by their means over ranks, where the user asked for that."""
 
 
 def default_size() -> int:

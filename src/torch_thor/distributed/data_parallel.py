@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torch_thor.distributed import pooling as pooled
 from torch_thor.distributed.buckets import Part, sum_in_buckets
-from torch_thor.distributed.communicator import BUILD_ALIKE, Communicator, Local, T, default_size
+from torch_thor.distributed.communicator import BUILD_ALIKE, Communicator, T, default_size
 from torch_thor.distributed.gradients import GradientAverage
 from torch_thor.distributed.inversion import Inverter
 from torch_thor.distributed.wire import Wire
@@ -30,15 +30,9 @@ _CHECK_MASK = (1 << 20) - 1
 
 
 class DataParallel(Communicator):
-    """Averages statistics over the ranks of a process group.
-
-    Args:
-        options: See ``Distributed``.
-        device: Where the model lives.
-    """
+    """Averages statistics over the ranks of a process group; the model lives on ``device``."""
 
     def __init__(self, options: Distributed, device: torch.device) -> None:
-        """Looks up the group."""
         super().__init__()
         self.options = options
         self._wire = Wire(options, device, self.traffic)
@@ -134,19 +128,15 @@ class DataParallel(Communicator):
 
 
 def communicator_for(options: Distributed, device: torch.device) -> Communicator:
-    """Returns ``Local`` for a process that is alone in its group, else ``DataParallel``.
-
-    Args:
-        options: See ``Distributed``.
-        device: Where the model lives.
+    """Returns what reaches the ranks of a group, where there are others.
 
     Raises:
         InvalidOptionError: Where this process is not in the group.
     """
     if options.group is None and default_size() == 1:
-        return Local(unasked=True)
+        return Communicator(unasked=True)
     rank = dist.get_rank(options.group)
     require("group", options.group, rank >= 0, "a group that this process is a member of")
     if dist.get_world_size(options.group) == 1:
-        return Local(unasked=False)
+        return Communicator()
     return DataParallel(options, device)

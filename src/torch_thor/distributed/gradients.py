@@ -22,14 +22,7 @@ Kind: TypeAlias = tuple[torch.Size, torch.dtype, torch.device, bool]
 
 @dataclass(frozen=True)
 class Bucket:
-    """Parameters that travel in one message.
-
-    Args:
-        places: Their places among all parameters.
-        sizes: Entries of each.
-        dtype: Their type.
-        device: Their device.
-    """
+    """Parameters of one type that travel in one message: their places among all, their sizes."""
 
     places: list[int]
     sizes: list[int]
@@ -57,7 +50,6 @@ class GradientAverage:
     def __init__(
         self, ranks: int, total: Callable[[Tensor], Tensor], agree: Callable[[str], None]
     ) -> None:
-        """Has agreed upon nothing."""
         self._ranks, self._total, self._agree = ranks, total, agree
         self._agreed: list[Kind] | None = None
         self._buckets: list[Bucket] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
 import math
 import time
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from torch_thor.distributed.packing import pack_triangles, packed_size, unpack_triangles
-from torch_thor.distributed.placement import longest_load, place
 from torch_thor.linalg.factorize import solve, solve_all
 from torch_thor.linalg.timing import inversion_times
 
@@ -56,21 +56,15 @@ class Profile:
         share = math.log(size / x0) / math.log(x1 / x0)
         return float(y0 * (y1 / y0) ** share)
 
-    def gather(self, size: int) -> float:
+    def gather(self, size: float) -> float:
         """Seconds of a gather to which each rank contributes ``size`` bytes."""
         return self.latency + self.per_byte * size
 
 
 class Inverter:
-    """Solves stacks of blocks for all ranks.
-
-    Args:
-        wire: What the results travel by.
-        choice: See ``Distributed.inversion``.
-    """
+    """Solves stacks of blocks for all ranks, as ``Distributed.inversion`` says."""
 
     def __init__(self, wire: Wire, choice: Inversion) -> None:
-        """Measures nothing yet."""
         self._wire = wire
         self._choice = choice
         self._profile: Profile | None = None
@@ -82,38 +76,30 @@ class Inverter:
             profile = self._profile or self._measure(stacks[0].device, solver.power)
             self._profile = profile
             costs = [profile.inversion(stack.shape[-1]) for stack in stacks for _ in stack]
-            owners = _by_stack(place(costs, self._wire.size), stacks)
-            if self._choice == "owners" or self._pays(stacks, solver, costs, owners):
-                return self._share(stacks, solver, owners)
+            owners = place(costs, self._wire.size)
+            sizes = [_result_bytes(stack, solver) for stack in stacks for _ in stack]
+            if self._choice == "owners" or self._pays(profile, costs, sizes, owners):
+                return self._share(stacks, solver, _by_stack(owners, stacks))
         solutions = solve_all(stacks, solver)
         return [_as_sent(solution) for solution in solutions] if solver.symmetric else solutions
 
     def _pays(
-        self,
-        stacks: Sequence[Tensor],
-        solver: Solver,
-        costs: list[float],
-        owners: list[list[int]],
+        self, profile: Profile, costs: list[float], sizes: list[int], owners: list[int]
     ) -> bool:
-        """Whether owners and a gather are faster than inverting everything everywhere."""
-        profile, ranks = self._profile, self._wire.size
-        if profile is None:
-            return False
-        alone = sum(costs)
-        size = max(
-            sum(
-                _result_bytes(stack, solver) * owned.count(rank)
-                for stack, owned in zip(stacks, owners, strict=True)
-            )
-            for rank in range(ranks)
-        )
-        flat = [owner for owned in owners for owner in owned]
-        shared = longest_load(costs, flat, ranks) + profile.gather(size)
+        """Whether owners and a gather are faster than inverting everything everywhere.
+
+        Args:
+            profile: What was measured.
+            costs: Seconds to invert each block.
+            sizes: Bytes of each block's result.
+            owners: Who inverts it.
+        """
+        ranks, alone = self._wire.size, sum(costs)
+        size = longest_load(sizes, owners, ranks)
+        shared = longest_load(costs, owners, ranks) + profile.gather(size)
         pays = shared < alone
-        level = logging.DEBUG if pays == self._said else logging.INFO
-        self._said = pays
         _LOG.log(
-            level,
+            logging.DEBUG if pays == self._said else logging.INFO,
             "%s %d blocks: %.2g s on every rank, %.2g s by owners with %d bytes to gather",
             "Owners invert and send" if pays else "Every rank inverts all of",
             len(costs),
@@ -121,6 +107,7 @@ class Inverter:
             shared,
             size,
         )
+        self._said = pays
         return pays
 
     def _measure(self, device: torch.device, power: float) -> Profile:
@@ -198,13 +185,7 @@ class Inverter:
 
 @dataclass(frozen=True)
 class _Slot:
-    """Where one rank's results of one stack belong.
-
-    Args:
-        solution: All results of the stack.
-        places: The rank's blocks.
-        symmetric: Whether matrices are sent as triangles.
-    """
+    """Where one rank's results of one stack belong: at its ``places`` of the whole solution."""
 
     solution: tuple[tuple[Tensor, ...], Tensor]
     places: list[int]
@@ -256,3 +237,26 @@ def _result_bytes(stack: Tensor, solver: Solver) -> int:
     size = stack.shape[-1]
     entries = packed_size(size) if solver.symmetric else size * size + size
     return (entries + 1) * stack.element_size()
+
+
+def place(costs: Sequence[float], ranks: int) -> list[int]:
+    """Gives every job to a rank: the dearest first, each to the rank with the least to do.
+
+    The longest load is at most 4/3 of the best possible (Graham 1969). The same costs give
+    the same owners everywhere.
+    """
+    loads = [(0.0, rank) for rank in range(ranks)]
+    owners = [0] * len(costs)
+    for job in sorted(range(len(costs)), key=lambda j: (-costs[j], j)):
+        load, rank = heapq.heappop(loads)
+        owners[job] = rank
+        heapq.heappush(loads, (load + costs[job], rank))
+    return owners
+
+
+def longest_load(costs: Sequence[float], owners: Sequence[int], ranks: int) -> float:
+    """Cost of the rank that has the most to do."""
+    loads = [0.0] * ranks
+    for cost, owner in zip(costs, owners, strict=True):
+        loads[owner] += cost
+    return max(loads)

@@ -60,21 +60,14 @@ class UnevenInputs(Joinable):
 
 
 class _Shadow(JoinHook):
-    """Follows the other ranks.
-
-    Args:
-        follower: What follows.
-    """
+    """Follows the other ranks."""
 
     def __init__(self, follower: UnevenInputs) -> None:
-        """Keeps it."""
         self._follower = follower
 
     @torch.no_grad()
     def main_hook(self) -> None:
-        """Runs for each step of the other ranks."""
         self._follower.shadow_step()
 
     def post_hook(self, is_last_joiner: bool) -> None:  # noqa: FBT001 (torch's signature)
-        """Runs when all ranks are done."""
         self._follower.catch_up(up_to_date=is_last_joiner)

@@ -50,7 +50,6 @@ class Wire:
     """
 
     def __init__(self, options: Distributed, device: torch.device, traffic: Traffic) -> None:
-        """Looks up the group."""
         self._group, self._timeout, self._traffic = options.group, options.timeout, traffic
         self.rank, self.size = dist.get_rank(self._group), dist.get_world_size(self._group)
         on_cpu = dist.get_backend(self._group) == "gloo"
@@ -85,19 +84,16 @@ class Wire:
         share = -(-len(message) // self.size)
         padded = torch.nn.functional.pad(message, (0, share * self.size - len(message)))
         summands = torch.empty_like(padded)
+        group = self._group
         wait = self._start(
-            name,
-            lambda: dist.all_to_all_single(summands, padded, group=self._group, async_op=True),
+            name, lambda: dist.all_to_all_single(summands, padded, group=group, async_op=True)
         )
 
         def land() -> Tensor:
             wait()
             own = summands.view(self.size, share).float().sum(0).to(message.dtype)
             whole = torch.empty_like(padded)
-            parts = list(whole.view(self.size, share).unbind(0))
-            self._start(
-                name, lambda: dist.all_gather(parts, own, group=self._group, async_op=True)
-            )()
+            self._gather(name, list(whole.view(self.size, share).unbind(0)), own)
             return whole[: len(message)]
 
         return land
@@ -106,10 +102,11 @@ class Wire:
         """Returns every rank's message; all have one shape."""
         parts = [torch.empty_like(message) for _ in range(self.size)]
         self._count(message)
-        self._start(
-            name, lambda: dist.all_gather(parts, message, group=self._group, async_op=True)
-        )()
+        self._gather(name, parts, message)
         return parts
+
+    def _gather(self, name: str, parts: list[Tensor], own: Tensor) -> None:
+        self._start(name, lambda: dist.all_gather(parts, own, group=self._group, async_op=True))()
 
     def broadcast_object(self, name: str, value: T, source: int) -> T:
         """Returns what rank ``source`` of the group has; any object that can be pickled."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import cache
 from operator import attrgetter
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Self
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 from torch.overrides import TorchFunctionMode
 
-from torch_thor.layers.base import Geometry, LayerAdapter, Part, with_ones
+from torch_thor.layers.adapter import LayerAdapter, Part, with_ones
+from torch_thor.layers.geometry import Geometry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +37,6 @@ class ProjectionAdapter(LayerAdapter[nn.MultiheadAttention]):
     has_tokens = True
 
     def __init__(self, weight: str, matrices: int = 1) -> None:
-        """Remembers which weight it is."""
         self._weight, self._matrices = weight, matrices
 
     def weight(self, module: nn.MultiheadAttention) -> Any:
@@ -92,24 +93,29 @@ def attention_parts(module: nn.MultiheadAttention) -> tuple[Part, ...]:
     else:
         parts = [_part(module, f"{one}_proj", f"{one}_proj_weight") for one in ("q", "k", "v")]
         if module.in_proj_bias is not None:
-            shared = CommonBiasAdapter("in_proj_bias", 3)
-            parts.append(Part("in_proj_bias", shared, module.in_proj_bias, None))
+            parts.append(_part(module, "in_proj_bias", "in_proj_bias", matrices=3))
     parts.append(_part(module, "out_proj", "out_proj.weight", "out_proj.bias"))
     return tuple(parts)
+
+
+@cache
+def _adapter(weight: str, matrices: int) -> ProjectionAdapter:
+    """One for all modules, because a layer is another where its adapter is."""
+    kind = CommonBiasAdapter if weight == "in_proj_bias" else ProjectionAdapter
+    return kind(weight, matrices)
 
 
 def _part(
     module: nn.MultiheadAttention, name: str, weight: str, bias: str = "", *, matrices: int = 1
 ) -> Part:
     own = dict(module.named_parameters())
-    return Part(name, ProjectionAdapter(weight, matrices), own.get(weight), own.get(bias))
+    return Part(name, _adapter(weight, matrices), own.get(weight), own.get(bias))
 
 
 class _Entered(threading.local):
     """The watches that a thread has entered."""
 
     def __init__(self) -> None:
-        """None."""
         self.watches: list[ProjectionWatch] = []
 
 
@@ -125,29 +131,21 @@ class ProjectionWatch(TorchFunctionMode):
     """
 
     def __init__(self, on_projection: Callable[[Tensor, Tensor, Tensor], None]) -> None:
-        """Starts outside."""
         super().__init__()
         self._on_projection = on_projection
 
     def __enter__(self) -> Self:
-        """Begins to watch."""
         super().__enter__()  # type: ignore[no-untyped-call]
         _ENTERED.watches.append(self)
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Ends it."""
         _ENTERED.watches.remove(self)
         super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: Callable[..., Any], types: object, args: Any = (), kwargs: Any = None
     ) -> object:
-        """Runs attention over watched linear maps, and everything else as it is."""
         if func is not F.multi_head_attention_forward:
             return func(*args, **(kwargs or {}))
         return self._attend(args, kwargs or {})

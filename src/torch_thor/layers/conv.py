@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from torch_thor.layers.base import Geometry, LayerAdapter, with_ones
+from torch_thor.layers.adapter import LayerAdapter, with_ones
+from torch_thor.layers.geometry import Geometry
 
 if TYPE_CHECKING:
     from torch_thor.layers.rows import RowPlan
@@ -30,13 +31,7 @@ class PatchAdapter(LayerAdapter[ConvT]):
     def sources(
         self, module: ConvT, axis: int, position: Tensor, size: int
     ) -> tuple[Tensor, Tensor | None]:
-        """Says which inputs meet the taps of one axis.
-
-        Args:
-            module: The convolution.
-            axis: Spatial axis.
-            position: ``[r]`` output coordinates on it.
-            size: Inputs along it.
+        """Which of the ``size`` inputs along an axis meet its taps at output coordinates ``[r]``.
 
         Returns:
             Input coordinates ``[r, taps]`` in 0..size-1, and a mask ``[r, taps]`` of those
@@ -71,8 +66,7 @@ class PatchAdapter(LayerAdapter[ConvT]):
         sample, position = plan.coordinates(inputs.device)
         where = _unravel(position, self.output_size(module, inputs, plan))
         patches = self._gather(module, inputs, sample, where)
-        rows = patches.reshape(len(sample), module.groups, -1).transpose(0, 1)
-        return with_ones(plan.reduce_inputs(rows), bias=bias)
+        return with_ones(plan.reduce_inputs(_by_group(module, patches)), bias=bias)
 
     def output_rows(self, module: ConvT, gradient: Tensor, plan: RowPlan) -> Tensor:
         """Gathers the output gradients of the planned positions."""
@@ -80,8 +74,7 @@ class PatchAdapter(LayerAdapter[ConvT]):
         sample, position = plan.coordinates(gradient.device)
         where = _unravel(position, tuple(gradient.shape[2:]))
         rows = gradient.movedim(1, -1)[(sample, *where)]
-        rows = rows.reshape(len(sample), module.groups, -1).transpose(0, 1)
-        return plan.reduce_gradients(rows)
+        return plan.reduce_gradients(_by_group(module, rows))
 
     def _gather(self, module: ConvT, inputs: Tensor, sample: Tensor, where: list[Tensor]) -> Tensor:
         """Returns ``[r, channels, *kernel]``: the patch under each output position."""
@@ -144,6 +137,10 @@ class TransposedConvAdapter(PatchAdapter[TransposedConv]):
     def output_size(self, module: TransposedConv, inputs: Tensor, plan: RowPlan) -> tuple[int, ...]:
         """The call's own: a caller may have asked for one of several that fit."""
         return plan.output_shape[-len(module.kernel_size) :]
+
+
+def _by_group(module: ForwardConv | TransposedConv, rows: Tensor) -> Tensor:
+    return rows.reshape(len(rows), module.groups, -1).transpose(0, 1)
 
 
 def _batched(module: ForwardConv | TransposedConv, maps: Tensor) -> Tensor:

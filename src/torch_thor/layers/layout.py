@@ -1,4 +1,4 @@
-"""A stack's parameters laid out as matrices, and back."""
+"""Parameters laid out as matrices, and back: one layer's, and a stack's."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from torch_thor.layers import Geometry, read_matrices, views_of, write_matrices
 from torch_thor.linalg.foreach import go_together
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from torch_thor.layers.geometry import Geometry
 
 # Below this many entries of a layer, a Python call costs more than what it moves.
 SMALL_LAYER = 1 << 17
@@ -41,7 +42,6 @@ class Matrices:
         missing: int,
         device: torch.device | None = None,
     ) -> None:
-        """Allocates what is kept."""
         self.geometry = geometry
         self.dtype = dtype
         self._missing = missing
@@ -53,7 +53,7 @@ class Matrices:
         if small and not self._missing and go_together(weights):
             kept = self._room(len(weights))
             views = [
-                views_of(geometry, matrices, weight)
+                _views(geometry, matrices, weight)
                 for matrices, weight in zip(kept.unbind(0), weights, strict=True)
             ]
             self._views = [pair for pair in views if pair is not None]
@@ -105,6 +105,70 @@ class Matrices:
             return pairs
         rows = self.geometry.outputs - self._missing
         return [(w[:rows], None if b is None else b[:rows]) for w, b in pairs]
+
+
+def write_matrices(geometry: Geometry, out: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Writes a weight-shaped and a bias-shaped tensor into ``out`` ``[k, out, columns]``.
+
+    Any memory format of the weight and any type of ``out`` will do. A missing bias counts
+    as zero.
+    """
+    values, column = geometry.structure.places(geometry, out)
+    canonical = _canonical(geometry, weight)
+    into = values.view(canonical.shape)
+    if not _in_same_order(into, canonical, 2):
+        # A cast that keeps the strides and then a permuting copy beat one pass that does both.
+        canonical = _canonical(geometry, weight.to(out.dtype))
+    into.copy_(canonical)
+    if column is not None:
+        column.copy_(bias.view_as(column)) if bias is not None else column.zero_()
+
+
+def read_matrices(
+    geometry: Geometry, matrices: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Inverts ``write_matrices`` into the type and memory format of ``weight``.
+
+    Returns views where ``matrices`` has both already.
+    """
+    values, column = geometry.structure.places(geometry, matrices)
+    values = values.view(_canonical(geometry, weight).shape)
+    values = values.transpose(1, 2) if geometry.transposed else values
+    values = values.flatten(0, 1)
+    if not _in_same_order(values, weight, 1):
+        values = torch.empty_like(weight, dtype=values.dtype).copy_(values)
+    bias = None if column is None else column.flatten().to(weight.dtype)
+    return values.to(weight.dtype), bias
+
+
+def _views(
+    geometry: Geometry, matrices: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor | None] | None:
+    """The weight-shaped and the bias-shaped part of contiguous ``matrices`` as views.
+
+    ``None`` where a group's rows don't lie evenly in the weight (grouped transposed convolutions).
+    """
+    if geometry.transposed and geometry.matrices > 1:
+        return None
+    values, column = geometry.structure.places(geometry, matrices)
+    if geometry.transposed:
+        values = values.view(geometry.outputs, weight.shape[0], *weight.shape[2:]).transpose(0, 1)
+    else:
+        values = values.flatten(0, 1).view(weight.shape)
+    return values, None if column is None else column.flatten()
+
+
+def _in_same_order(one: Tensor, other: Tensor, first: int) -> bool:
+    """Whether rows of equal shape lie alike in memory, from dimension ``first`` on."""
+    strides = zip(one.shape, one.stride(), other.stride(), strict=True)
+    alike = [size == 1 or mine == theirs for size, mine, theirs in strides]
+    return all(alike[first:])
+
+
+def _canonical(geometry: Geometry, weight: Tensor) -> Tensor:
+    """A view of a weight-shaped tensor as ``[k, out, in, ...]``."""
+    matrices = weight.view(geometry.matrices, -1, *weight.shape[1:])
+    return matrices.transpose(1, 2) if geometry.transposed else matrices
 
 
 def _with_rows(tensor: Tensor, missing: int) -> Tensor:

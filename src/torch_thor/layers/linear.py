@@ -1,21 +1,17 @@
-"""Linear maps over the last dimension: ``nn.Linear`` and GPT-2's ``Conv1D``."""
+"""Linear maps over the last dimension: ``nn.Linear``, GPT-2's ``Conv1D``, ``nn.Embedding``."""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
-from torch_thor.layers.base import Geometry, LayerAdapter, ModuleT, with_ones
+from torch_thor.layers.adapter import LayerAdapter, ModuleT, leading_shape, with_ones
+from torch_thor.layers.geometry import Geometry
 
 if TYPE_CHECKING:
     from torch_thor.layers.rows import RowPlan
-
-
-def leading_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Samples and positions of leading dimensions ``(N, ...)``; none count as one sample."""
-    return (shape[0], math.prod(shape[1:])) if shape else (1, 1)
 
 
 class LastDimensionAdapter(LayerAdapter[ModuleT]):
@@ -25,7 +21,7 @@ class LastDimensionAdapter(LayerAdapter[ModuleT]):
 
     def call_shape(self, module: ModuleT, inputs: Tensor, output: Tensor) -> tuple[int, int]:
         """The first dimension counts samples, the others positions."""
-        return leading_shape(inputs.shape[:-1])
+        return leading_shape(output.shape[:-1])
 
     def input_rows(self, module: ModuleT, inputs: Tensor, plan: RowPlan, *, bias: bool) -> Tensor:
         """Rows are the inputs themselves."""
@@ -64,3 +60,33 @@ class SequenceFirstAdapter(LinearAdapter):
 
 
 SEQUENCE_FIRST = SequenceFirstAdapter()
+
+
+class EmbeddingAdapter(LastDimensionAdapter[nn.Embedding]):
+    """``nn.Embedding``: A holds the frequency of every token, ``[V]`` numbers; G is a Linear's.
+
+    The output for one token is a column of the matrix ``[D, V]``, so a is one-hot, and
+    a row of zeros for ``padding_idx``, whose vector doesn't train.
+    """
+
+    by_default = False
+
+    def geometry(self, module: nn.Embedding, *, bias: bool) -> Geometry:
+        """One matrix ``[D, V]``, stored transposed."""
+        vectors, width = module.num_embeddings, module.embedding_dim
+        return Geometry(1, width, vectors, bias=False, transposed=True, one_hot=True)
+
+    def input_rows(
+        self, module: nn.Embedding, inputs: Tensor, plan: RowPlan, *, bias: bool
+    ) -> Tensor:
+        """All tokens, because counting them costs less than choosing some."""
+        tokens = inputs.reshape(1, -1)
+        if module.padding_idx is None:
+            return tokens.clone()
+        return torch.where(tokens == module.padding_idx, -1, tokens)
+
+    def refusal(self, module: nn.Embedding) -> str:
+        """Gradients that are no sum over rows, or are not dense, have no Kronecker factors."""
+        if module.sparse:
+            return "sparse gradients"
+        return "gradient is scaled by frequency" if module.scale_grad_by_freq else ""

@@ -7,17 +7,11 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
+from torch_thor.layers.adapter import LayerAdapter, Part
 from torch_thor.layers.attention import attention_parts
-from torch_thor.layers.base import LayerAdapter, Part
 from torch_thor.layers.conv import ConvAdapter, TransposedConvAdapter
-from torch_thor.layers.embedding import EmbeddingAdapter
-from torch_thor.layers.linear import LinearAdapter, TransposedLinearAdapter
-from torch_thor.layers.norms import (
-    BatchNormAdapter,
-    GroupNormAdapter,
-    LayerNormAdapter,
-    RMSNormAdapter,
-)
+from torch_thor.layers.linear import EmbeddingAdapter, LinearAdapter, TransposedLinearAdapter
+from torch_thor.layers.norms import NORMS
 from torch_thor.layers.shards import unsharded_type
 from torch_thor.options.errors import require
 
@@ -26,19 +20,12 @@ if TYPE_CHECKING:
 
 _ADAPTERS: dict[type[nn.Module], LayerAdapter[Any]] = {
     nn.Linear: LinearAdapter(),
-    nn.Conv1d: ConvAdapter(),
-    nn.Conv2d: ConvAdapter(),
-    nn.Conv3d: ConvAdapter(),
-    nn.ConvTranspose1d: TransposedConvAdapter(),
-    nn.ConvTranspose2d: TransposedConvAdapter(),
-    nn.ConvTranspose3d: TransposedConvAdapter(),
+    **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), ConvAdapter()),
+    **dict.fromkeys(
+        (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), TransposedConvAdapter()
+    ),
     nn.Embedding: EmbeddingAdapter(),
-    nn.BatchNorm1d: BatchNormAdapter(),
-    nn.BatchNorm2d: BatchNormAdapter(),
-    nn.BatchNorm3d: BatchNormAdapter(),
-    nn.GroupNorm: GroupNormAdapter(),
-    nn.LayerNorm: LayerNormAdapter(),
-    nn.RMSNorm: RMSNormAdapter(),
+    **NORMS,
 }
 # Types of libraries that are not imported for their sake.
 _ADAPTERS_BY_NAME: dict[str, LayerAdapter[Any]] = {
@@ -62,23 +49,15 @@ def register_adapter(module_type: type[nn.Module], adapter: LayerAdapter[Any]) -
     Raises:
         InvalidOptionError: If ``module_type`` is no module class or ``adapter`` no adapter.
     """
-    require(
-        "module_type", module_type, _is_module_type(module_type), "a subclass of torch.nn.Module"
-    )
+    kind: object = module_type
+    valid = isinstance(kind, type) and issubclass(kind, nn.Module)
+    require("module_type", module_type, valid, "a subclass of torch.nn.Module")
     require("adapter", adapter, isinstance(adapter, LayerAdapter), "a LayerAdapter instance")
     _ADAPTERS[module_type] = adapter
 
 
-def _is_module_type(value: object) -> bool:
-    return isinstance(value, type) and issubclass(value, nn.Module)
-
-
 def adapter_for(module: nn.Module) -> LayerAdapter[Any] | None:
-    """Returns the adapter of exactly this module type, or ``None``.
-
-    A subclass may change what its forward does with the weight, so it has to be
-    registered by itself.
-    """
+    """Returns the adapter of exactly this module type, or ``None``; a subclass is another."""
     kind = unsharded_type(module)
     return _ADAPTERS.get(kind) or _ADAPTERS_BY_NAME.get(f"{kind.__module__}.{kind.__qualname__}")
 

@@ -82,13 +82,7 @@ def plan_rows(
 
     Rows of different samples are the more independent ones. The choice depends on
     the arguments alone, so a resumed run and a recomputed forward choose alike.
-
-    Args:
-        samples: N, samples in the call.
-        positions: T, positions of each sample.
-        budget: Most rows to take; ``None`` takes all. Ignored with ``reduce``.
-        reduce: See ``RowPlan``.
-        seed: Seed of the choice, different at every refresh.
+    ``None`` and ``reduce`` take all rows.
     """
     if reduce or budget is None or samples * positions <= budget:
         return RowPlan(samples, positions, None, reduce)

@@ -37,10 +37,9 @@ class Shard:
         return max(0, min(self.chunk, self.rows - self.index * self.chunk))
 
     def deal(self, rows: Tensor) -> Tensor:
-        """Deals the columns of output gradients ``[1, r, out]`` out to their owners.
+        """Deals the columns of output gradients ``[1, r, out]`` out: ``[W, r, chunk]``.
 
-        Returns:
-            ``[W, r, chunk]``, zeros where an owner has fewer rows than the others.
+        Zeros stand where an owner has fewer rows than the others.
         """
         missing = self.count * self.chunk - self.rows
         padded = nn.functional.pad(rows, (0, missing)) if missing else rows
@@ -95,10 +94,7 @@ def as_shards(blocks: Tensor, weight: Tensor) -> Tensor:
 def reason_against_shards(model: nn.Module, weight: nn.Parameter, *, by_rows: bool) -> str:
     """Why a distributed weight trains by the base rule; empty where it need not.
 
-    Args:
-        model: The whole model.
-        weight: The weight.
-        by_rows: Whether the weight's first dimension is the rows of a single matrix.
+    ``by_rows``: whether the weight's first dimension is the rows of a single matrix.
     """
     if not is_dtensor(weight):
         return ""

@@ -1,6 +1,4 @@
-"""Whether a value is what an option takes: its type from the annotation, its range by name."""
-
-from __future__ import annotations
+"""Whether a value is what an option takes, as its annotation says: a type, and a range."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +6,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +17,8 @@ from torch_thor.options.errors import InvalidOptionError
 @dataclass(frozen=True)
 class Range:
     """Numbers x with ``low <= x < high``; NaN is in none.
+
+    In an annotation: ``decay: Annotated[float, SHARE]``.
 
     Args:
         low: The least.
@@ -31,8 +31,9 @@ class Range:
     words: str
 
     def holds(self, value: Any) -> bool:
-        """Says whether a number is one of them."""
-        return bool(self.low <= value < self.high)
+        """Whether a number is one of them; one on a device is not read, which would wait."""
+        unread = isinstance(value, Tensor) and value.device.type != "cpu"
+        return unread or bool(self.low <= value < self.high)
 
 
 # Below its smallest normal number float32 loses digits, and devices that flush such numbers to
@@ -46,23 +47,22 @@ DAMPING = Range(
     LEAST_DAMPING, math.inf, f"> 0, finite and normal in float32 (>= {LEAST_DAMPING:.2g})"
 )
 AT_LEAST_ONE = Range(1.0, math.inf, ">= 1 and finite")
+COUNT = Range(0, math.inf, ">= 0")
+NATURAL = Range(1, math.inf, ">= 1")
+
+
+class Checked:
+    """A dataclass of options whose fields are what their annotations say."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 def require_number(name: str, value: object, within: Range) -> None:
-    """Raises unless a value is a number of a range.
-
-    Args:
-        name: The option, as the user wrote it.
-        value: Its value. A tensor on a device is taken as it is: reading it would wait for it.
-        within: What is allowed.
-
-    Raises:
-        InvalidOptionError: With both.
-    """
-    if isinstance(value, Tensor) and value.device.type != "cpu" and value.numel() == 1:
-        return
-    if not ((type(value) is float or _fits(value, float)) and within.holds(value)):
-        raise InvalidOptionError(name, value, f"a number {within.words}{_advice(value, float)}")
+    """Raises ``InvalidOptionError`` unless a value is a number of a range."""
+    # The short way is taken in every step.
+    if not (type(value) is float and within.holds(value)):
+        require_type(name, value, Annotated[float, within])
 
 
 def require_type(name: str, value: object, hint: Any) -> None:
@@ -71,14 +71,17 @@ def require_type(name: str, value: object, hint: Any) -> None:
     Args:
         name: The option, as the user wrote it.
         value: Its value.
-        hint: A type, a union of types, ``Literal`` (any string: which, is asked elsewhere),
-            ``Callable``, or a tuple of one type.
+        hint: A type, ``Annotated`` with a ``Range``, ``Literal``, ``Callable``, a union of these,
+            or a tuple of one type.
 
     Raises:
         InvalidOptionError: With what is allowed instead.
     """
-    if type(value) is not hint and not _fits(value, hint):
-        raise InvalidOptionError(name, value, _words(hint) + _advice(value, hint))
+    if type(value) is hint or _fits(value, hint):
+        return
+    if get_origin(hint) is Literal and isinstance(value, str):
+        raise InvalidOptionError(name, value, f"one of {', '.join(map(repr, get_args(hint)))}")
+    raise InvalidOptionError(name, value, _words(hint) + _advice(value, hint))
 
 
 def check_types(options: Any, *, but: str = "", **names: str) -> None:
@@ -101,36 +104,50 @@ def check_types(options: Any, *, but: str = "", **names: str) -> None:
 
 @lru_cache
 def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
+    return get_type_hints(kind, include_extras=True)
 
 
-def _fits(value: object, hint: Any) -> bool:
+def _fits(value: Any, hint: Any) -> bool:
     kind, inside = get_origin(hint) or hint, get_args(hint)
-    if kind in (Union, UnionType):
-        return any(_fits(value, one) for one in inside)
-    if kind is tuple:
-        return isinstance(value, tuple | list) and all(_fits(one, inside[0]) for one in value)
-    if kind is float and isinstance(value, Tensor):
-        return value.numel() == 1 and not (value.is_complex() or value.dtype == torch.bool)
-    if kind is Callable:
-        return callable(value) and not isinstance(value, type | nn.Module)
-    if kind in (float, int) and isinstance(value, bool):
-        return False
-    known: dict[Any, type] = {float: Real, int: Integral, Literal: str, None: NoneType}
-    return isinstance(value, known.get(kind, kind))
+    known: dict[Any, type] = {float: Real, int: Integral, None: NoneType}
+    if kind is Annotated:
+        ranges = (one for one in inside[1:] if isinstance(one, Range))
+        fits = _fits(value, inside[0]) and all(one.holds(value) for one in ranges)
+    elif kind in (Union, UnionType):
+        fits = any(_fits(value, one) for one in inside)
+    elif kind is Literal:
+        fits = isinstance(value, str) and value in inside
+    elif kind is tuple:
+        fits = isinstance(value, tuple | list) and all(_fits(one, inside[0]) for one in value)
+    elif kind is float and isinstance(value, Tensor):
+        fits = value.numel() == 1 and not (value.is_complex() or value.dtype == torch.bool)
+    elif kind is Callable:
+        fits = callable(value) and not isinstance(value, type | nn.Module)
+    else:
+        wrong = kind in (float, int) and isinstance(value, bool)
+        fits = not wrong and isinstance(value, known.get(kind, kind))
+    return fits
 
 
 def _words(hint: Any) -> str:
     """What a message says of a type."""
-    kind: Any = get_origin(hint) or hint
-    inside = get_args(hint)
-    if kind in (Union, UnionType, Literal):
-        *most, last = map(repr if kind is Literal else _words, inside)
-        return f"{', '.join(most)} or {last}" if most else last
+    *most, last = _alternatives(hint)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _alternatives(hint: Any) -> list[str]:
+    kind, inside = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return [words for one in inside for words in _alternatives(one)]
+    if kind is Literal:
+        return list(map(repr, inside))
+    if kind is Annotated:
+        ranges = (one.words for one in inside[1:] if isinstance(one, Range))
+        return [" ".join([_words(inside[0]), *ranges])]
     if kind is tuple:
-        return f"a tuple of {_words(inside[0]).partition(' ')[2]}s"
+        return [f"a tuple of {_words(inside[0]).partition(' ')[2]}s"]
     if isinstance(kind, type) and is_dataclass(kind):
-        return f"{kind.__name__}(...) of torch_thor"
+        return [f"{kind.__name__}(...) of torch_thor"]
     known: dict[Any, str] = {
         float: "a number",
         int: "an int",
@@ -139,31 +156,20 @@ def _words(hint: Any) -> str:
         NoneType: "None",
         None: "None",
     }
-    return known.get(kind, f"a {kind.__module__.partition('.')[0]}.{kind.__name__}")
+    return [known.get(kind) or f"a {kind.__module__.partition('.')[0]}.{kind.__name__}"]
 
 
 def _advice(value: object, hint: Any) -> str:
     """What to do about a common slip."""
+    kinds = [get_args(one)[0] if get_origin(one) is Annotated else one for one in _members(hint)]
     if isinstance(value, type) or (isinstance(value, dict) and is_dataclass(hint)):
         return ": build one"
-    if isinstance(value, str) and {float, int} & {hint, *get_args(hint)}:
+    if isinstance(value, str) and {float, int} & {*kinds}:
         return ", without quotes"
-    if callable(value) and hint is float:
+    if callable(value) and kinds == [float]:
         return "; lr and damping may be schedules, as arguments of the optimizer"
     return ""
 
 
-def require_choice(name: str, value: object, choices: Any) -> None:
-    """Raises unless a value is one of a ``Literal``'s.
-
-    Args:
-        name: The option, as the user wrote it.
-        value: Its value.
-        choices: The ``Literal``.
-
-    Raises:
-        InvalidOptionError: With all of them.
-    """
-    allowed = get_args(choices)
-    if value not in allowed:
-        raise InvalidOptionError(name, value, "one of " + ", ".join(map(repr, allowed)))
+def _members(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)

@@ -1,22 +1,21 @@
-"""Frozen, self-validating groups of options."""
-
-from __future__ import annotations
+"""How curvature is estimated, damped and refreshed: frozen groups that check themselves."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
 from torch_thor.options.checks import (
     AT_LEAST_ONE,
+    COUNT,
     DAMPING,
+    NATURAL,
     SHARE,
+    Checked,
     check_types,
-    require_choice,
-    require_number,
 )
 from torch_thor.options.errors import require
-from torch_thor.options.schedules import ScheduledFloat  # noqa: TC001 (read by check_types)
+from torch_thor.options.schedules import Schedule, ScheduledFloat
 
 MeasuredSplit = Literal["auto", "per_layer"]
 DampingMode = Literal["both", "sqrt", "pi", "relative"]
@@ -44,19 +43,15 @@ class Damping:
         InvalidOptionError: For a negative value or an unknown mode.
     """
 
-    value: ScheduledFloat = 3e-4
+    value: Annotated[float, DAMPING] | Schedule = 3e-4
     mode: DampingMode = "relative"
 
     def __post_init__(self) -> None:
-        """Validates the options."""
         check_types(self, value="damping", mode="damping mode")
-        require_choice("damping mode", self.mode, DampingMode)
-        if not callable(self.value):
-            require_number("damping", self.value, DAMPING)
 
 
 @dataclass(frozen=True)
-class Statistics:
+class Statistics(Checked):
     """How the factors A and G are estimated.
 
     Args:
@@ -77,23 +72,13 @@ class Statistics:
         InvalidOptionError: For values out of range.
     """
 
-    decay: float = 0.8
-    rows: int | None = 1024
+    decay: Annotated[float, SHARE] = 0.8
+    rows: Annotated[int, NATURAL] | None = 1024
     fisher: FisherKind = "empirical"
     weight_sharing: WeightSharing = "expand"
     norm_fisher: NormFisher = "unit_wise"
     loss_reduction: LossReduction = "mean"
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Validates the options."""
-        check_types(self)
-        require_number("decay", self.decay, SHARE)
-        require("rows", self.rows, self.rows is None or self.rows >= 1, ">= 1, or None for all")
-        require_choice("fisher", self.fisher, FisherKind)
-        require_choice("weight_sharing", self.weight_sharing, WeightSharing)
-        require_choice("norm_fisher", self.norm_fisher, NormFisher)
-        require_choice("loss_reduction", self.loss_reduction, LossReduction)
 
 
 @dataclass(frozen=True)
@@ -105,19 +90,15 @@ class Intervals:
         inverses: Steps between decisions of the trace rule, and refreshes of the inverses.
     """
 
-    factors: ScheduledFloat
-    inverses: ScheduledFloat
+    factors: Annotated[float, AT_LEAST_ONE] | Schedule
+    inverses: Annotated[float, AT_LEAST_ONE] | Schedule
 
     def __post_init__(self) -> None:
-        """Validates the intervals."""
         check_types(self, factors="interval", inverses="interval")
-        for value in (self.factors, self.inverses):
-            if not callable(value):
-                require_number("interval", value, AT_LEAST_ONE)
 
 
 @dataclass(frozen=True)
-class Refresh:
+class Refresh(Checked):
     """When curvature is refreshed, in which type, and what happens when numbers go wrong.
 
     Args:
@@ -137,18 +118,14 @@ class Refresh:
 
     stagger: bool = True
     inverse_dtype: torch.dtype | Literal["auto"] | None = None
-    tolerated_failures: int = 5
+    tolerated_failures: Annotated[int, COUNT] = 5
     on_nonfinite: OnNonFinite = "skip"
 
     def __post_init__(self) -> None:
-        """Validates the options."""
-        check_types(self)
+        super().__post_init__()
         dtype = self.inverse_dtype
-        floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
-        valid = floating or dtype in (None, "auto")
+        valid = not isinstance(dtype, torch.dtype) or dtype.is_floating_point
         require("inverse_dtype", dtype, valid, "a floating torch.dtype, 'auto' or None")
-        require("tolerated_failures", self.tolerated_failures, self.tolerated_failures >= 0, ">= 0")
-        require_choice("on_nonfinite", self.on_nonfinite, OnNonFinite)
 
 
 def as_damping(value: ScheduledFloat | Damping, mode: DampingMode = "relative") -> Damping:

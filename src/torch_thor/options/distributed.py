@@ -1,14 +1,12 @@
 """What the user says about many devices."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch.distributed import GroupMember, ProcessGroup
 
-from torch_thor.options.checks import POSITIVE, check_types, require_number
+from torch_thor.options.checks import POSITIVE, check_types
 from torch_thor.options.errors import require
 
 Inversion = Literal["auto", "replicate", "owners"]
@@ -37,12 +35,11 @@ class Distributed:
 
     group: ProcessGroup | None = None
     wire: torch.dtype | None = None
-    timeout: float = 600.0
+    timeout: Annotated[float, POSITIVE] = 600.0
     inversion: Inversion = "auto"
     reduce_gradients: bool = False
 
     def __post_init__(self) -> None:
-        """Validates the options."""
         check_types(self, but="group")
         # Ranks outside of a new group hold a number in its place.
         outside: object = GroupMember.NON_GROUP_MEMBER
@@ -50,7 +47,3 @@ class Distributed:
         require("group", self.group, valid, "a torch.distributed.ProcessGroup or None")
         allowed = (None, torch.bfloat16, torch.float32, torch.float64)
         require("wire", self.wire, self.wire in allowed, "bfloat16, float32, float64 or None")
-        require_number("timeout", self.timeout, POSITIVE)
-        choices = get_args(Inversion)
-        known = "one of " + ", ".join(map(repr, choices))
-        require("inversion", self.inversion, self.inversion in choices, known)

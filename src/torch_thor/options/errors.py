@@ -1,7 +1,5 @@
 """Errors and warnings: each names the argument, its value, and what is allowed."""
 
-from __future__ import annotations
-
 _LONGEST = 120  # characters of a value in a message
 
 
@@ -15,7 +13,6 @@ class InvalidOptionError(ValueError):
     """
 
     def __init__(self, name: str, value: object, allowed: str) -> None:
-        """Builds the one-line message."""
         super().__init__(f"Invalid {name}={_shown(value)}. Must be {allowed}.")
 
 

@@ -1,17 +1,9 @@
 """What sets the length of a preconditioned step."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
-from torch_thor.options.checks import (
-    POSITIVE,
-    check_types,
-    require_choice,
-    require_number,
-    require_type,
-)
+from torch_thor.options.checks import NATURAL, POSITIVE, SHARE, check_types, require_type
 from torch_thor.options.errors import InvalidOptionError, require
 
 NormControlKind = Literal["kl_clip", "graft", "rms", "spectral"]
@@ -67,25 +59,18 @@ class NormControl:
     """
 
     kind: NormControlKind
-    limit: float = 1.0
+    limit: Annotated[float, POSITIVE] = 1.0
     per: Literal["layer", "rows"] | None = None
-    iterations: int = 5
-    row_decay: float | None = None
+    iterations: Annotated[int, NATURAL] = 5
+    row_decay: Annotated[float, SHARE] | None = None
 
     def __post_init__(self) -> None:
-        """Validates the options."""
         check_types(self, kind="norm_control")
-        require_choice("norm_control", self.kind, NormControlKind)
-        require_number("limit", self.limit, POSITIVE)
-        known = self.per in (None, "layer", "rows")
-        require("per", self.per, known, "'layer', 'rows' or None")
         layers = not _KINDS[self.kind].by_rows or self.row_decay is not None
         allowed = "None for what needs whole layers: KL clip, spectral, row_decay"
         require("per", self.per, not (layers and self.per == "rows"), allowed)
-        require("iterations", self.iterations, self.iterations >= 1, ">= 1")
-        decay = self.row_decay
-        evens = decay is None or (0 <= decay < 1 and _KINDS[self.kind].evens)
-        require("row_decay", decay, evens, "in [0, 1), or None; None with the KL clip")
+        evens = self.row_decay is None or _KINDS[self.kind].evens
+        require("row_decay", self.row_decay, evens, "None with the KL clip")
 
     @property
     def needs_layers(self) -> bool:
@@ -99,9 +84,6 @@ def as_norm_control(value: NormControl | NormControlKind | None) -> NormControl 
     require_type("norm_control", value, NormControl | NormControlKind | None)
     if value is None or isinstance(value, NormControl):
         return value
-    known = get_args(NormControlKind)
-    allowed = f"one of {', '.join(map(repr, known))}, a NormControl(...) of torch_thor, or None"
-    require("norm_control", value, value in known, allowed)
     return NormControl(value, _KINDS[value].limit)
 
 

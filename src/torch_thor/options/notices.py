@@ -1,7 +1,5 @@
 """Warnings that point at the user's own line."""
 
-from __future__ import annotations
-
 import sys
 import warnings
 from pathlib import Path
@@ -14,11 +12,7 @@ _INSIDE = (f"{Path(__file__).parents[1]}/", f"{Path(torch.__file__).parent}/")
 
 
 def warn(message: str) -> None:
-    """Gives a ``CurvatureWarning`` at the innermost line outside of this package and torch.
-
-    Args:
-        message: What is wrong, and what to do.
-    """
+    """Gives a ``CurvatureWarning`` at the innermost line outside of this package and torch."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
         level, frame = level + 1, frame.f_back

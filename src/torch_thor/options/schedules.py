@@ -5,21 +5,13 @@ starts at 0) and returns a float, so that it can be compared, printed and
 written into a configuration. A plain callable works everywhere a schedule does.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
-from torch_thor.options.checks import (
-    AT_LEAST_ONE,
-    POSITIVE,
-    check_types,
-    require_number,
-    require_type,
-)
-from torch_thor.options.errors import InvalidOptionError, require
+from torch_thor.options.checks import AT_LEAST_ONE, POSITIVE, Checked, require_type
+from torch_thor.options.errors import require
 
 Schedule: TypeAlias = Callable[[int], float]
 ScheduledFloat: TypeAlias = float | Schedule
@@ -39,7 +31,7 @@ def value_at(value: ScheduledFloat, step: int, name: str = "schedule") -> float:
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(Checked):
     """The same value at every step.
 
     Args:
@@ -48,17 +40,13 @@ class Constant:
 
     value: float
 
-    def __post_init__(self) -> None:
-        """Validates the value."""
-        check_types(self)
-
     def __call__(self, step: int) -> float:  # noqa: ARG002 (a schedule takes the step)
-        """Returns ``value``."""
+        """Returns the value at ``step``."""
         return self.value
 
 
 @dataclass(frozen=True)
-class PolynomialDecay:
+class PolynomialDecay(Checked):
     """Learning rate of the paper, eq. 13: ``target * (1 - e / end_epoch) ** power``.
 
     Args:
@@ -69,15 +57,9 @@ class PolynomialDecay:
     """
 
     target: float
-    end_epoch: float
+    end_epoch: Annotated[float, POSITIVE]
     power: float
-    steps_per_epoch: float
-
-    def __post_init__(self) -> None:
-        """Validates the options."""
-        check_types(self)
-        require_number("end_epoch", self.end_epoch, POSITIVE)
-        require_number("steps_per_epoch", self.steps_per_epoch, AT_LEAST_ONE)
+    steps_per_epoch: Annotated[float, AT_LEAST_ONE]
 
     def __call__(self, step: int) -> float:
         """Returns the value at ``step``."""
@@ -90,7 +72,7 @@ class PolynomialDecay:
 
 
 @dataclass(frozen=True)
-class WarmupPolynomialDecay:
+class WarmupPolynomialDecay(Checked):
     """Learning rate of the paper for large batches, eq. 14.
 
     Linear from ``start`` to ``target`` until ``warmup_epochs``, then
@@ -107,17 +89,10 @@ class WarmupPolynomialDecay:
 
     start: float
     target: float
-    warmup_epochs: float
-    end_epoch: float
+    warmup_epochs: Annotated[float, POSITIVE]
+    end_epoch: Annotated[float, POSITIVE]
     power: float
-    steps_per_epoch: float
-
-    def __post_init__(self) -> None:
-        """Validates the options."""
-        check_types(self)
-        require_number("warmup_epochs", self.warmup_epochs, POSITIVE)
-        require_number("end_epoch", self.end_epoch, POSITIVE)
-        require_number("steps_per_epoch", self.steps_per_epoch, AT_LEAST_ONE)
+    steps_per_epoch: Annotated[float, AT_LEAST_ONE]
 
     def __call__(self, step: int) -> float:
         """Returns the value at ``step``."""
@@ -129,7 +104,7 @@ class WarmupPolynomialDecay:
 
 
 @dataclass(frozen=True)
-class ExponentialDamping:
+class ExponentialDamping(Checked):
     """Damping of the paper, eq. 15: ``initial * rate ** (e / 10)``.
 
     Args:
@@ -139,14 +114,8 @@ class ExponentialDamping:
     """
 
     initial: float
-    rate: float
-    steps_per_epoch: float
-
-    def __post_init__(self) -> None:
-        """Validates the options."""
-        check_types(self)
-        require_number("rate", self.rate, POSITIVE)
-        require_number("steps_per_epoch", self.steps_per_epoch, AT_LEAST_ONE)
+    rate: Annotated[float, POSITIVE]
+    steps_per_epoch: Annotated[float, AT_LEAST_ONE]
 
     def __call__(self, step: int) -> float:
         """Returns the value at ``step``."""
@@ -154,7 +123,7 @@ class ExponentialDamping:
 
 
 @dataclass(frozen=True)
-class GrowingInterval:
+class GrowingInterval(Checked):
     """An update interval that grows geometrically from refresh to refresh.
 
     Refreshes at 0, T, T + gT, T + gT + g²T, … lie where the interval at step k
@@ -167,15 +136,12 @@ class GrowingInterval:
         maximum: Longest interval in steps.
     """
 
-    start: float = 20.0
-    growth: float = 1.2
+    start: Annotated[float, AT_LEAST_ONE] = 20.0
+    growth: Annotated[float, AT_LEAST_ONE] = 1.2
     maximum: float = math.inf
 
     def __post_init__(self) -> None:
-        """Validates the options."""
-        check_types(self)
-        require_number("start", self.start, AT_LEAST_ONE)
-        require_number("growth", self.growth, AT_LEAST_ONE)
+        super().__post_init__()
         require("maximum", self.maximum, self.maximum >= self.start, f">= start ({self.start})")
 
     def __call__(self, step: int) -> float:
@@ -184,7 +150,7 @@ class GrowingInterval:
 
 
 @dataclass(frozen=True)
-class Piecewise:
+class Piecewise(Checked):
     """Constant between boundaries: ``values[i]`` from ``boundaries[i - 1]`` on.
 
     Args:
@@ -196,12 +162,10 @@ class Piecewise:
     values: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        """Validates the options."""
-        check_types(self)
-        if len(self.values) != len(self.boundaries) + 1:
-            raise InvalidOptionError(
-                "values", self.values, f"one value more than boundaries ({len(self.boundaries)})"
-            )
+        super().__post_init__()
+        fits = len(self.values) == len(self.boundaries) + 1
+        allowed = f"one value more than boundaries ({len(self.boundaries)})"
+        require("values", self.values, fits, allowed)
         increasing = all(a < b for a, b in zip(self.boundaries, self.boundaries[1:], strict=False))
         require("boundaries", self.boundaries, increasing, "strictly increasing steps")
 

@@ -1,13 +1,11 @@
 """The trace rule: whose curvature is refreshed, kept or frozen (paper, eq. 8 and 9)."""
 
-from __future__ import annotations
-
 import enum
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from torch_thor.options.checks import RATE, check_types, require_number
-from torch_thor.options.errors import InvalidOptionError, require
+from torch_thor.options.checks import RATE, Checked
+from torch_thor.options.errors import require
 
 
 class Decision(enum.Enum):
@@ -36,7 +34,7 @@ class LayerDecision:
 
 
 @dataclass(frozen=True)
-class TraceRule:
+class TraceRule(Checked):
     """Trace rule (paper, eq. 8 and 9).
 
     Args:
@@ -55,24 +53,15 @@ class TraceRule:
     """
 
     update_above: float = 0.01
-    freeze_below: float = 0.001
+    freeze_below: Annotated[float, RATE] = 0.001
     damped_trace: Literal["factors", "product"] = "factors"
     compare: Literal["trace", "distance"] = "trace"
 
     def __post_init__(self) -> None:
-        """Validates the thresholds."""
-        check_types(self)
-        require_number("freeze_below", self.freeze_below, RATE)
-        require(
-            "update_above",
-            self.update_above,
-            self.update_above >= self.freeze_below,
-            f">= freeze_below ({self.freeze_below})",
-        )
-        if self.damped_trace not in ("factors", "product"):
-            raise InvalidOptionError("damped_trace", self.damped_trace, "'factors' or 'product'")
-        if self.compare not in ("trace", "distance"):
-            raise InvalidOptionError("compare", self.compare, "'trace' or 'distance'")
+        super().__post_init__()
+        ordered = self.update_above >= self.freeze_below
+        allowed = f">= freeze_below ({self.freeze_below})"
+        require("update_above", self.update_above, ordered, allowed)
 
     def decide(self, change: float) -> Decision:
         """Returns the decision for a relative change Δ (eq. 9)."""

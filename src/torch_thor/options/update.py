@@ -1,23 +1,14 @@
 """How directions and momenta become steps, and what everything without curvature does."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
-from torch_thor.options.checks import (
-    POSITIVE,
-    RATE,
-    SHARE,
-    check_types,
-    require_number,
-    require_type,
-)
+from torch_thor.options.checks import POSITIVE, RATE, SHARE, Checked, check_types, require_type
 from torch_thor.options.errors import require
 
 
 @dataclass(frozen=True)
-class Update:
+class Update(Checked):
     """Order of preconditioning, momentum and weight decay.
 
     Args:
@@ -32,10 +23,6 @@ class Update:
     nesterov: bool = True
     momentum_first: bool = True
     decoupled_decay: bool = False
-
-    def __post_init__(self) -> None:
-        """Validates the options."""
-        check_types(self)
 
 
 BaseRule = Literal["sgd", "adamw"]
@@ -61,23 +48,15 @@ class Base:
     """
 
     rule: BaseRule = "sgd"
-    lr_scale: float = 1.0
-    weight_decay: float | None = None
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
+    lr_scale: Annotated[float, POSITIVE] = 1.0
+    weight_decay: Annotated[float, RATE] | None = None
+    betas: tuple[Annotated[float, SHARE], Annotated[float, SHARE]] = (0.9, 0.95)
+    eps: Annotated[float, RATE] = 1e-8
     fused: bool | None = None
 
     def __post_init__(self) -> None:
-        """Validates the options."""
         check_types(self, rule="base rule")
-        require("base rule", self.rule, self.rule in get_args(BaseRule), "'sgd' or 'adamw'")
-        require_number("lr_scale", self.lr_scale, POSITIVE)
-        if self.weight_decay is not None:
-            require_number("weight_decay", self.weight_decay, RATE)
         require("betas", self.betas, len(self.betas) == 2, "two numbers")
-        for beta in self.betas:
-            require_number("betas", beta, SHARE)
-        require_number("eps", self.eps, RATE)
 
 
 def as_base(value: Base | BaseRule) -> Base:

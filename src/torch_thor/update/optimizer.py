@@ -90,7 +90,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, HasCurvature):
             self._agree()
             engine.store.room.require(engine.layers)
         except Exception:
-            engine.capture.remove()  # what was refused leaves no hooks
+            engine.capture.hooks.remove()  # what was refused leaves no hooks
             raise
 
     def _agree(self) -> None:

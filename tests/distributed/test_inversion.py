@@ -1,11 +1,12 @@
-"""Which rank inverts what."""
+"""Which rank inverts what, and how measured times become costs."""
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torch_thor.distributed.placement import longest_load, place
+from torch_thor.distributed.inversion import Profile, longest_load, place
 
 
 @given(st.lists(st.floats(0.01, 100), max_size=30), st.integers(1, 8))
@@ -31,3 +32,10 @@ def test_fewer_jobs_than_ranks_leave_ranks_without_work() -> None:
 def test_equal_jobs_are_dealt_out_in_turn() -> None:
     owners = place([1.0] * 6, 3)
     assert [owners.count(rank) for rank in range(3)] == [2, 2, 2]
+
+
+def test_costs_between_and_beyond_measured_sizes() -> None:
+    """Sizes 16, 64 and 256 are measured; a power law lies between, a cube beyond."""
+    profile = Profile((1.0, 16.0, 256.0), 0.0, 0.0)
+    found = [profile.inversion(size) for size in (4, 16, 32, 64, 128, 256, 512)]
+    assert found == pytest.approx([1.0, 1.0, 4.0, 16.0, 64.0, 256.0, 2048.0], rel=1e-5)
