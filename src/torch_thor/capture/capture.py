@@ -108,13 +108,15 @@ class Capture:
 
     def forget(self, layers: Iterable[TrackedLayer]) -> None:
         """Drops what was collected."""
-        self.mask(None)
+        if self._rules.mask is not None:
+            self.mask(None)
         for layer in layers:
             layer.forget()
 
     def arm(self, layers: Iterable[TrackedLayer], wanted: set[TrackedLayer], seed: int) -> None:
         """Says which layers count until the next step, and seeds the choice of their rows."""
-        self._rules = replace(self._rules, seed=seed)
+        if wanted:
+            self._rules = replace(self._rules, seed=seed)
         for layer in layers:
             layer.armed = layer in wanted
         self.hooks.arm()
