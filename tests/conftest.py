@@ -112,3 +112,10 @@ def default_dtype_kept() -> Iterator[None]:
     before = torch.get_default_dtype()
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture(autouse=True)
+def denormals_kept() -> Iterator[None]:
+    """Takes back the flush of denormal numbers that a run switches on for its process."""
+    yield
+    torch.set_flush_denormal(False)

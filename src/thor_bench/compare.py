@@ -188,10 +188,7 @@ def run_comparison(
     """
     runs = comparison.runs
     pending = {config.name for config in runs if is_pending(config, directory / config.name)}
-    absent = lacking(comparison.optimizers)
-    if len(absent) == len(comparison.optimizers):
-        told = "; ".join(f"{name} {what}" for name, what in absent.items())
-        raise BenchError(f"--optimizers names none that runs here ({told}); name another")
+    absent = _absent(comparison)
     make_directory(directory)
     keep(comparison, directory / COMPARISON_FILE)
     metric = find_workload(comparison.workload).metric
@@ -202,15 +199,10 @@ def run_comparison(
         if config.name in pending:
             if config.optimizer in absent:
                 continue
+            watching, begun = observe(config, folder, number), has_run(folder)
             try:
-                watching, begun = observe(config, folder, number), has_run(folder)
                 train(
-                    config,
-                    folder,
-                    source=source,
-                    observers=watching,
-                    early_stop=stop,
-                    resume=begun,
+                    config, folder, source=source, observers=watching, early_stop=stop, resume=begun
                 )
             except RunDivergedError:
                 pass  # on record as failed; the table counts the miss
@@ -220,6 +212,15 @@ def run_comparison(
                 raise RunInterruptedError(f"{message}; go on with: {again}") from stopped
         made.append(read_run(folder))
     return made
+
+
+def _absent(comparison: Comparison) -> dict[str, str]:
+    """What this installation lacks for some of the optimizers; not for all of them."""
+    absent = lacking(comparison.optimizers)
+    if len(absent) == len(comparison.optimizers):
+        told = "; ".join(f"{name} {what}" for name, what in absent.items())
+        raise BenchError(f"--optimizers names none that runs here ({told}); name another")
+    return absent
 
 
 def read_comparison(directory: Path) -> Comparison | None:

@@ -23,18 +23,9 @@ from thor_bench.tasks import find_workload
 from thor_bench.training.train import train
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from thor_bench.records.records import Record
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def denormals_kept() -> Iterator[None]:
-    """Takes back the flush of denormal numbers that a run switches on for its process."""
-    yield
-    torch.set_flush_denormal(False)
 
 
 def run(*words: object) -> Any:

@@ -9,7 +9,17 @@ import pytest
 import torch
 
 from helpers import mlp
-from torch_thor import THOR, Base, Damping, NormControl, Preconditioner, Refresh, Statistics, Update
+from torch_thor import (
+    THOR,
+    Base,
+    Damping,
+    InvalidOptionError,
+    NormControl,
+    Preconditioner,
+    Refresh,
+    Statistics,
+    Update,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,3 +66,9 @@ def test_options_are_values(option: object) -> None:
     first = next(iter(vars(option)))
     with pytest.raises(FrozenInstanceError):
         setattr(option, first, None)
+
+
+def test_zero_is_not_above_zero_where_small_numbers_are_flushed() -> None:
+    torch.set_flush_denormal(True)
+    with pytest.raises(InvalidOptionError, match="lr_scale=0.0"):
+        Base(lr_scale=0.0)

@@ -13,8 +13,6 @@ from thor_bench.tasks import ACCURACY, WORKLOADS, Workload
 from thor_bench.tasks.data import TensorSplit, TrainTest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from thor_bench.records.config import DataSource
 
 
@@ -49,10 +47,3 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Workload:
     """Registers the workload ``tiny``."""
     monkeypatch.setitem(WORKLOADS, TINY.name, TINY)
     return TINY
-
-
-@pytest.fixture(autouse=True)
-def denormals_kept() -> Iterator[None]:
-    """Takes back the flush of denormal numbers that a run switches on for its process."""
-    yield
-    torch.set_flush_denormal(False)

@@ -138,7 +138,7 @@ def test_every_setting_reaches_its_option() -> None:
     ("change", "told"),
     [
         ("damping=0", "damping=0: must be a number > 0, finite and normal in float32"),
-        ("rows=0", "rows=0: must be >= 1, or None for all; the usual value is rows=256"),
+        ("rows=0", "rows=0: must be an int >= 1 or None; the usual value is rows=256"),
         ("rows=few", "rows=few: must be a valid integer or none"),
         ("decay=1", r"decay=1: must be a number in \[0, 1\); the usual value is decay=0.8"),
         ("damping=inf", "damping=inf: must be a finite number"),

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import typer
@@ -15,18 +15,22 @@ def main() -> None:
     ends the process at once, as it ends any program of the shell. Python's handler is back then.
     """
     usual = signal.getsignal(signal.SIGINT)
-    if usual is signal.default_int_handler:  # not where a shell has it ignored
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # A shell may have it ignored.
+    quiet = signal.SIG_DFL if usual is signal.default_int_handler else usual
     try:
-        app = _load()
+        app = _load(quiet)
     finally:
         signal.signal(signal.SIGINT, usual)
     app(prog_name="thor")
 
 
-def _load() -> "typer.Typer":
-    """Imports the command line, or ends with what is missing."""
+def _load(quiet: Any) -> "typer.Typer":
+    """Imports the command line under a handler of SIGINT, or ends with what is missing."""
     try:
+        signal.signal(signal.SIGINT, quiet)
+        import polars  # noqa: F401, ICN001, PLC0415 - it puts a handler of its own in place
+
+        signal.signal(signal.SIGINT, quiet)
         from thor_bench.cli.commands import app  # noqa: PLC0415 - takes time, may be missing
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith(("torch_thor", "thor_bench")):

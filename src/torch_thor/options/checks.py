@@ -24,16 +24,22 @@ class Range:
         low: The least.
         high: Above all of them.
         words: What a message calls them.
+        is_open: Whether ``low`` is none of them.
     """
 
     low: float
     high: float
     words: str
+    is_open: bool = False
 
     def holds(self, value: Any) -> bool:
         """Whether a number is one of them; one on a device is not read, which would wait."""
         unread = isinstance(value, Tensor) and value.device.type != "cpu"
-        return unread or bool(self.low <= value < self.high)
+        if unread:
+            return True
+        # The least number above zero would be zero where such numbers are flushed.
+        above = self.low < value if self.is_open else self.low <= value
+        return bool(above and value < self.high)
 
 
 # Below its smallest normal number float32 loses digits, and devices that flush such numbers to
@@ -42,7 +48,7 @@ LEAST_DAMPING = torch.finfo(torch.float32).tiny
 
 RATE = Range(0.0, math.inf, ">= 0 and finite")
 SHARE = Range(0.0, 1.0, "in [0, 1)")
-POSITIVE = Range(math.ulp(0.0), math.inf, "> 0 and finite")
+POSITIVE = Range(0.0, math.inf, "> 0 and finite", is_open=True)
 DAMPING = Range(
     LEAST_DAMPING, math.inf, f"> 0, finite and normal in float32 (>= {LEAST_DAMPING:.2g})"
 )
