@@ -70,5 +70,5 @@ def test_options_are_values(option: object) -> None:
 
 def test_zero_is_not_above_zero_where_small_numbers_are_flushed() -> None:
     torch.set_flush_denormal(True)
-    with pytest.raises(InvalidOptionError, match="lr_scale=0.0"):
+    with pytest.raises(InvalidOptionError, match=r"lr_scale=0\.0"):
         Base(lr_scale=0.0)
