@@ -16,8 +16,10 @@ import importlib
 import platform
 import statistics
 import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -28,34 +30,67 @@ from models import TASKS, Task
 from step_cost import Contestant
 from thor_bench.report.tables import TextTable
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+
 _LR = 1e-4
 
 
-def package_of(source: Path) -> Any:
+@dataclass(frozen=True)
+class Checkout:
+    """One of the packages, with its modules by name."""
+
+    package: Any
+    modules: dict[str, ModuleType]
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Inside, names of modules mean this checkout's: options look their types up by name."""
+        before = _taken_away()
+        sys.modules.update(self.modules)
+        try:
+            yield
+        finally:
+            _taken_away()
+            sys.modules.update(before)
+
+
+def this_checkout() -> Checkout:
+    """The ``torch_thor`` that this script imports."""
+    modules = {name: module for name, module in sys.modules.items() if _is_ours(name)}
+    return Checkout(torch_thor, modules)
+
+
+def checkout_of(source: Path) -> Checkout:
     """Imports another checkout's ``torch_thor``, and leaves this one's as it is."""
-    own = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_ours(name)}
+    own = _taken_away()
     sys.path.insert(0, str(source))
     try:
         other = importlib.import_module("torch_thor")
     finally:
         sys.path.remove(str(source))
-        for name in [name for name in sys.modules if _is_ours(name)]:
-            del sys.modules[name]
+        found = _taken_away()
         sys.modules.update(own)
     if not Path(other.__file__ or "").is_relative_to(source.resolve()):
         raise SystemExit(f"--before {source}: found {other.__file__}; give a checkout's src folder")
-    return other
+    return Checkout(other, found)
+
+
+def _taken_away() -> dict[str, ModuleType]:
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if _is_ours(name)}
 
 
 def _is_ours(module: str) -> bool:
     return module.partition(".")[0] == "torch_thor"
 
 
-def contestant(name: str, package: Any, task: Task, interval: int) -> Contestant:
+def contestant(name: str, checkout: Checkout, task: Task, interval: int) -> Contestant:
     """Builds a model with THOR of one of the packages."""
-    model = task.model()
-    own = package.GrowingInterval(interval, 1.0)
-    optimizer = package.THOR(model, lr=_LR, interval=own, exclude=task.exclude)
+    model, package = task.model(), checkout.package
+    with checkout.in_place():
+        own = package.GrowingInterval(interval, 1.0)
+        optimizer = package.THOR(model, lr=_LR, interval=own, exclude=task.exclude)
     return Contestant(name, model, [optimizer])
 
 
@@ -106,11 +141,11 @@ def main() -> None:
     parser.add_argument("--cycles", type=int, default=20, help="measured cycles")
     chosen = parser.parse_args()
     torch.set_flush_denormal(True)
-    before = package_of(chosen.before)
+    before, after = checkout_of(chosen.before), this_checkout()
     task = TASKS[chosen.task]
-    packages = {"before": before, "after": torch_thor, "after, again": torch_thor}
+    checkouts = {"before": before, "after": after, "after, again": after}
     contestants = [
-        contestant(name, package, task, chosen.interval) for name, package in packages.items()
+        contestant(name, checkout, task, chosen.interval) for name, checkout in checkouts.items()
     ]
     measure(task, contestants, chosen.interval, chosen.cycles)
     threads = torch.get_num_threads()

@@ -40,6 +40,7 @@ class Lot:
 
 Lots: TypeAlias = tuple[Lot, ...]
 ALL: Lots = (Lot(None, together=True),)
+ONE_BY_ONE: Lots = (Lot(None, together=False),)
 
 
 def lots_of(*lists: Sequence[Tensor]) -> Lots:
@@ -124,6 +125,21 @@ def mul_(lots: Lots, tensors: Sequence[Tensor], factor: float) -> None:
         else:
             for tensor in lot.take(tensors):
                 tensor.mul_(factor)
+
+
+def renew_(lots: Lots, tensors: Sequence[Tensor], others: Sequence[Tensor], factor: float) -> None:
+    """Sets tensors to factor · tensors + others, those that go one by one in a single pass."""
+    for lot in lots:
+        own, more = lot.take(tensors), lot.take(others)
+        if lot.together:
+            torch._foreach_mul_(own, factor)
+            torch._foreach_add_(own, more)
+            continue
+        for tensor, other in zip(own, more, strict=True):
+            if _fits(tensor) and _fits(other):
+                torch.add(other, tensor, alpha=factor, out=tensor)
+            else:
+                tensor.mul_(factor).add_(other)
 
 
 def norms(lots: Lots, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torch_thor.directions.banded import gradient_of
 from torch_thor.layers.shards import local
-from torch_thor.linalg.foreach import ALL, Lots, add, add_, mul_
+from torch_thor.linalg.foreach import ONE_BY_ONE, Lots, add, add_, mul_, renew_
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,8 +36,7 @@ def after_momentum(
     lots: Lots, steps: list[Tensor], buffers: list[Tensor], momentum: float, *, nesterov: bool
 ) -> list[Tensor]:
     """Takes steps into their momentum, m ← momentum · m + step, and returns what steps become."""
-    mul_(lots, buffers, momentum)
-    add_(lots, buffers, steps)
+    renew_(lots, buffers, steps, momentum)
     return add(lots, steps, buffers, alpha=momentum) if nesterov else buffers
 
 
@@ -68,7 +67,7 @@ class Moving:
     group: ParameterGroup
     parameters: Sequence[nn.Parameter]
     states: States  # the optimizer's
-    lots: Lots = ALL  # which of them go together
+    lots: Lots  # which of them go together
     rows: slice | None = None  # None: all
 
     def sources(self) -> list[Tensor]:
@@ -133,4 +132,5 @@ class MovingRows:
         self._some(parameter, rows).move([direction], scale)
 
     def _some(self, parameter: nn.Parameter, rows: slice) -> Moving:
-        return Moving(self.order, self.groups[parameter], [parameter], self.states, rows=rows)
+        own = self.groups[parameter]
+        return Moving(self.order, own, [parameter], self.states, ONE_BY_ONE, rows)
