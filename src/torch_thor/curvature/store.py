@@ -52,12 +52,13 @@ class CurvatureStore:
     ) -> None:
         """Puts other curvature in the place of all that was there."""
         self.stacks, self.rule, self.resting = stacks, rule, resting
+        self._places = tuple(place for stack in stacks for place in stack)
         self.curved_by: dict[nn.Parameter, TrackedLayer] = {}
         self.changes += 1
         self.note_ready()
 
     def __iter__(self) -> Iterator[Place]:
-        return (place for stack in self.stacks for place in stack)
+        return iter(self._places)
 
     def note_ready(self) -> None:
         """Notes which parameters have curvature to step by; the others step by the base rule."""
