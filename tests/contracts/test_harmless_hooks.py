@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import AT_EVERY_STEP, data, mean_half_square, mlp, train, weights
+from helpers import AT_EVERY_STEP, data, gradients, mean_half_square, mlp, train, weights
 from torch_thor import THOR, CurvatureWarning, LayerAdapter, Treatment
 
 NESTED = "ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning"
@@ -54,10 +54,10 @@ def values(outputs: Tensor) -> Tensor:
     return outputs.values() if outputs.is_nested else outputs
 
 
-def gradients(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+def gradients_at(model: nn.Module, inputs: Tensor) -> list[Tensor]:
     model.zero_grad()
     values(model(inputs)).square().sum().backward()
-    return [parameter.grad for parameter in model.parameters()]
+    return gradients(model)
 
 
 STRANGE = {
@@ -83,7 +83,7 @@ def test_what_cannot_be_understood_steps_by_the_base_rule_and_is_said_once(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", CurvatureWarning)
         for one in inputs:
-            for ours, theirs in zip(gradients(model, one), gradients(bare, one), strict=True):
+            for ours, theirs in zip(gradients_at(model, one), gradients_at(bare, one), strict=True):
                 assert torch.equal(ours, theirs)
             optimizer.step()
             reference.step()

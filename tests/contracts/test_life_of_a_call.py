@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import AT_EVERY_STEP, EXACT, data, mean_half_square, mlp, train
+from helpers import AT_EVERY_STEP, EXACT, data, gradient_of, gradients, mean_half_square, mlp, train
 from torch_thor import KFAC, THOR, CurvatureWarning, Preconditioner, Statistics
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ DROPS = pytest.mark.parametrize(
     "drop",
     [optimizer_zero, optimizer_zero_in_place, model_zero, model_zero_in_place, none, new_tensor],
 )
-Drop = "Callable[[nn.Module, Optimizer], None]"
 
 
 @KINDS
@@ -221,8 +220,8 @@ def test_g_is_taken_from_the_gradient_that_meets_the_weight(
     y.retain_grad()
     y.square().sum().div(shape[0]).backward()
     optimizer.step()
-    rows, gradients = x.flatten(0, -2), y.grad.flatten(0, -2)
-    a, g = rows.T @ rows / len(rows), shape[0] * gradients.T @ gradients
+    rows, of_rows = x.flatten(0, -2), gradient_of(y).flatten(0, -2)
+    a, g = rows.T @ rows / len(rows), shape[0] * of_rows.T @ of_rows
     expected = float(a.norm() * g.norm())
     assert optimizer.factor_norms()[""] == pytest.approx(expected, rel=1e-9)
 
@@ -269,8 +268,8 @@ def test_gradients_that_autograd_grad_returns_count_where_they_are_put_into_grad
                 torch.autograd.grad(mean_half_square(model(2 * inputs), targets), parameters)
             loss = mean_half_square(model(inputs), targets)
             if by_hand:
-                gradients = torch.autograd.grad(loss, parameters)
-                for parameter, gradient in zip(parameters, gradients, strict=True):
+                taken = torch.autograd.grad(loss, parameters)
+                for parameter, gradient in zip(parameters, taken, strict=True):
                     parameter.grad = gradient
             else:
                 loss.backward()
@@ -292,13 +291,12 @@ def test_a_gradient_that_was_replaced_says_so_and_steps_by_the_base_rule() -> No
     inputs, targets = data(8)
     mean_half_square(model(inputs), targets).backward()
     for parameter in model.parameters():
-        parameter.grad = 2 * parameter.grad
-    before = [parameter.grad.clone() for parameter in model.parameters()]
+        parameter.grad = 2 * gradient_of(parameter)
+    before = gradients(model)
     with pytest.warns(CurvatureWarning, match="replaced") as caught:
         preconditioner.step()
     assert len(caught) == 2
-    for parameter, gradient in zip(model.parameters(), before, strict=True):
-        assert torch.equal(parameter.grad, gradient)
+    assert all(map(torch.equal, gradients(model), before))
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

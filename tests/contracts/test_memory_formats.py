@@ -8,7 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import AT_EVERY_STEP, EXACT, convnet, data, mean_half_square, mlp, train, weights
+from helpers import (
+    AT_EVERY_STEP,
+    EXACT,
+    convnet,
+    data,
+    gradients,
+    mean_half_square,
+    mlp,
+    train,
+    weights,
+)
 from torch_thor import THOR, Preconditioner, Refresh
 
 
@@ -57,7 +67,7 @@ def test_inputs_that_are_views_count_as_their_copies() -> None:
         preconditioner = Preconditioner(model, **EXACT)
         mean_half_square(model(inputs), targets).backward()
         preconditioner.step()
-        found.append([parameter.grad for parameter in model.parameters()])
+        found.append(gradients(model))
     torch.testing.assert_close(found[0], found[1])
 
 

@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import EXACT, convnet, data, gradient_matrices, half_square, mean_half_square, mlp
+from helpers import (
+    EXACT,
+    convnet,
+    data,
+    gradient_matrices,
+    gradients,
+    half_square,
+    mean_half_square,
+    mlp,
+)
 from oracle import damped, dense_fisher, direction, factors, inverse_power, observe, vector
 from torch_thor import Damping, Preconditioner, Statistics
 
@@ -23,10 +32,6 @@ LITERAL: dict[str, Any] = {"damping": Damping(0.05, "both"), "split": None, "pow
 def preconditioner_of(model: nn.Module, reduction: Reduction = "mean", **options: Any) -> Any:
     statistics = Statistics(decay=0.0, rows=None, loss_reduction=reduction)
     return Preconditioner(model, **{**EXACT, "statistics": statistics, **LITERAL, **options})
-
-
-def gradients(model: nn.Module) -> list[Tensor]:
-    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
 @pytest.mark.parametrize("build", [mlp, convnet])

@@ -17,6 +17,7 @@ from helpers import (
     assert_same_weights,
     data,
     draws,
+    gradient_of,
     half_square,
     mean_half_square,
     mlp,
@@ -43,7 +44,7 @@ def test_zero_grad_set_to_none_leaves_no_gradient_alive(interval: int) -> None:
     for _ in range(3):
         inputs, targets = data(8)
         mean_half_square(model(inputs), targets).backward()
-        gone = [weakref.ref(parameter.grad) for parameter in model.parameters()]
+        gone = [weakref.ref(gradient_of(parameter)) for parameter in model.parameters()]
         memory = inputs.untyped_storage().data_ptr()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -270,9 +271,9 @@ def test_the_preconditioner_in_front_of_adamw() -> None:
         adamw.zero_grad()
         loss = mean_half_square(model(batch[0]), batch[1])
         loss.backward()
-        identity = [parameter.grad.data_ptr() for parameter in model.parameters()]
+        identity = [gradient_of(parameter).data_ptr() for parameter in model.parameters()]
         preconditioner.step()
-        assert identity == [parameter.grad.data_ptr() for parameter in model.parameters()]
+        assert identity == [gradient_of(parameter).data_ptr() for parameter in model.parameters()]
         adamw.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]

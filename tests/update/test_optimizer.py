@@ -18,6 +18,7 @@ from helpers import (
     data,
     default_fused,
     gradient_matrices,
+    gradient_of,
     half_square,
     mean_half_square,
     mlp,
@@ -287,7 +288,7 @@ def test_kept_layers_keep_their_inverse_and_frozen_ones_never_refresh_again() ->
             model.zero_grad()
             mean_half_square(model(inputs), targets).backward()
             preconditioner.step()
-            found.append(model.weight.grad.clone())
+            found.append(gradient_of(model.weight).clone())
             said.append([d.decision for d in preconditioner.last_decisions])
         return found
 
@@ -516,7 +517,7 @@ def test_a_gradient_may_lie_in_memory_otherwise_than_its_parameter(
         for _ in range(2):
             for parameter in model.parameters():
                 parameter.grad = torch.randn(parameter.shape)
-            model.weight.grad = model.weight.grad.contiguous(memory_format=layout)
+            model.weight.grad = gradient_of(model.weight).contiguous(memory_format=layout)
             optimizer.step()
         found.append(model.weight.detach().clone())
     torch.testing.assert_close(*found)
