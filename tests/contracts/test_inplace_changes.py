@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def preconditioned(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
+def preconditioned(
+    model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor
+) -> list[torch.Tensor]:
     preconditioner = Preconditioner(model, **EXACT)
     mean_half_square(model(inputs), targets).backward()
     preconditioner.step()

@@ -158,7 +158,7 @@ def test_a_layer_whose_gradient_is_always_zero_still_counts() -> None:
     """Zeros by themselves are no sign of a drop, also after clipping."""
     model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
     with torch.no_grad():
-        model[0].bias.fill_(-100.0)  # every unit behind it is dead
+        model.get_parameter("0.bias").fill_(-100.0)  # every unit behind it is dead
     optimizer = THOR(model, **AT_EVERY_STEP)
     inputs, targets = data(8)
     mean_half_square(model(inputs), targets).backward()

@@ -39,7 +39,7 @@ def test_channels_last_gives_the_same_step(split: int | None, groups: int) -> No
         model = copy.deepcopy(start).to(memory_format=order)
         optimizer = THOR(model, split=split, **AT_EVERY_STEP)
         train(model, optimizer, [(x.to(memory_format=order), y) for x, y in batches])
-        assert model[0].weight.is_contiguous(memory_format=order)
+        assert model.get_parameter("0.weight").is_contiguous(memory_format=order)
         found.append(weights(model))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other.contiguous())

@@ -41,7 +41,11 @@ def test_mean_and_sum_losses_give_the_same_direction(build: Callable[[], nn.Modu
     inputs, targets = data(8, *shape, dtype=torch.float64)
     start = build().double().state_dict()
     found = []
-    for reduction, loss in (("mean", mean_half_square), ("sum", half_square)):
+    losses: dict[Reduction, Callable[[Tensor, Tensor], Tensor]] = {
+        "mean": mean_half_square,
+        "sum": half_square,
+    }
+    for reduction, loss in losses.items():
         model = build().double()
         model.load_state_dict(start)
         preconditioner = preconditioner_of(model, reduction)

@@ -144,7 +144,7 @@ def test_measured_splits_time_no_size_that_the_machine_can_not_hold(
 def too_little_on_one_rank() -> str:
     """Rank 1 has no memory."""
     size = 1e9 if torch.distributed.get_rank() == 0 else 1e3
-    memory.free_memory = lambda _: int(size)  # type: ignore[assignment]
+    memory.free_memory = lambda _: int(size)  # type: ignore[attr-defined,assignment]
     try:
         THOR(mlp(), lr=0.1)
     except InvalidOptionError as error:

@@ -92,7 +92,8 @@ def test_a_schedules_value_is_checked_by_the_step_that_uses_it(name: str, value:
     if name == "lr" and isinstance(value, float) and 0 <= value < math.inf:
         return
     model = mlp()
-    optimizer = THOR(model, **{name: lambda step: value if step == 2 else 0.1})
+    schedule: Any = {name: lambda step: value if step == 2 else 0.1}
+    optimizer = THOR(model, **schedule)
     train(model, optimizer, [data(8)] * 2)
     assert_refused(model, optimizer, name, "step 2", str(value), "a number")
 

@@ -26,7 +26,7 @@ LAYERS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
     "linear without bias": lambda: (nn.Linear(8, 9, bias=False), (12, 8)),
     "convolution": lambda: (nn.Conv2d(2, 7, 2), (3, 2, 4, 4)),
     "channels last": lambda: (
-        nn.Conv2d(2, 7, 2).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        nn.Conv2d(2, 7, 2).to(memory_format=torch.channels_last),
         (3, 2, 4, 4),
     ),
 }
@@ -181,7 +181,10 @@ def matrix(module: Any) -> Tensor:
 def test_a_bias_in_another_group_keeps_its_rates() -> None:
     module = nn.Linear(6, 8)
     before = [parameter.detach().clone() for parameter in module.parameters()]
-    groups = [{"params": [module.weight]}, {"params": [module.bias], "lr": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": [module.weight]},
+        {"params": [module.bias], "lr": 0.0},
+    ]
     thor = THOR(module, groups, lr=0.1, weight_decay=0.1)
     module(torch.randn(12, 6)).square().mean().backward()
     thor.step()
@@ -193,7 +196,7 @@ def test_a_bias_in_another_group_keeps_its_rates() -> None:
 def test_a_bias_that_is_nobodys_stays() -> None:
     module = nn.Linear(6, 8)
     before = module.bias.detach().clone()
-    thor = THOR(module, [module.weight], lr=0.1)
+    thor = THOR(module, [module.get_parameter("weight")], lr=0.1)
     module(torch.randn(12, 6)).square().mean().backward()
     thor.step()
     assert torch.equal(module.bias, before)
