@@ -28,6 +28,7 @@ from helpers import (
     train,
     weights,
 )
+from orders import at_every_step, exact, fail_between_layers, norms_both_ways, tensors_alive
 from torch_thor import (
     KFAC,
     THOR,
@@ -36,7 +37,6 @@ from torch_thor import (
     PolynomialDecay,
     Preconditioner,
     Refresh,
-    Statistics,
     Treatment,
 )
 
@@ -44,32 +44,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 AT_EVERY_STEP_OF_ITS_OWN: dict[str, Any] = {"factor_interval": 1, "split": None}
-
-
-def exact(model: nn.Module, **statistics: Any) -> KFAC:
-    """Its factors are those of the last step alone, and the weights stay."""
-    taken = Statistics(decay=0.0, rows=None, **statistics)
-    return KFAC(model, lr=0.0, factor_interval=1, inverse_interval=1, statistics=taken)
-
-
-def at_every_step(model: nn.Module) -> THOR:
-    return THOR(model, **AT_EVERY_STEP)
-
-
-def norms_both_ways(
-    loop: Callable[[Any, Any, bool], None],
-    model_of: Callable[[], nn.Module] = mlp,
-    optimizer_of: Callable[[nn.Module], KFAC | THOR] = exact,
-) -> list[dict[str, float]]:
-    """The norms of the factors after ``loop(model, optimizer, odd)``, plain and odd."""
-    found = []
-    for odd in (False, True):
-        torch.manual_seed(1)
-        model = model_of()
-        optimizer = optimizer_of(model)
-        loop(model, optimizer, odd)
-        found.append(optimizer.factor_norms())
-    return found
 
 
 def backward(model: nn.Module, batch: tuple[Tensor, Tensor], **how: bool) -> None:
@@ -90,11 +64,6 @@ def assert_only_base_steps(model: nn.Module, loss: Callable[[], Tensor], why: st
         go()
     assert len(caught) == 1
     assert {entry.treatment for entry in optimizer.coverage()} == {Treatment.BASE}
-
-
-def tensors_alive() -> int:
-    gc.collect()
-    return sum(issubclass(type(one), Tensor) for one in gc.get_objects())
 
 
 def test_a_gradient_that_takes_the_place_of_one_that_is_kept_counts_alone() -> None:
@@ -298,18 +267,6 @@ def test_an_unused_optimizer_is_no_rival_while_another_models_steps_too() -> Non
         train(other, others, [data(8)])
         train(model, optimizer, [data(8)])
     assert old.engine.steps == 1
-
-
-def fail(_: Tensor) -> None:
-    raise RuntimeError("stop")
-
-
-def fail_between_layers(model: nn.Sequential, inputs: Tensor, scale: float = 1.0) -> None:
-    """A backward that passes the last layer and fails behind it."""
-    hidden = model[1](model[0](inputs))
-    hidden.register_hook(fail)
-    with pytest.raises(RuntimeError, match="stop"):
-        (scale * model[2](hidden)).sum().backward()
 
 
 def test_a_failed_backward_before_a_skipped_step_leaves_nothing() -> None:
