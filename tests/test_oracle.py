@@ -100,7 +100,7 @@ def test_a_module_called_twice_is_seen_twice() -> None:
             self.layer = nn.Linear(3, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.layer(torch.tanh(self.layer(x)))  # type: ignore[no-any-return]
+            return self.layer(torch.tanh(self.layer(x)))
 
     seen = observe(Twice(), "layer", torch.randn(2, 3), torch.randn(2, 3), half_square)[0]
     assert [len(rows) for rows in seen.inputs] == [2, 2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,12 +15,16 @@ from torch_thor import THOR, Treatment
 from torch_thor.capture.names import own_names, unwrapped
 
 
+def compiled(model: nn.Module) -> nn.Module:
+    return cast("nn.Module", torch.compile(model))
+
+
 class Net(nn.Module):
     """A model that itself has a child of a wrapper's name."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.module = nn.Sequential(nn.Linear(5, 4), nn.Tanh())
+        self.module: nn.Module = nn.Sequential(nn.Linear(5, 4), nn.Tanh())
         self.head = nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,8 +58,8 @@ def test_a_wrapped_model_has_the_names_of_the_bare_one(wrap: Any, segment: str) 
 
 def test_wrappers_of_parts_and_of_wrappers() -> None:
     model = Net()
-    model.module = torch.compile(checkpoint_wrapper(model.module))
-    names = own_names(torch.compile(nn.DataParallel(model)))
+    model.module = compiled(checkpoint_wrapper(model.module))
+    names = own_names(compiled(nn.DataParallel(model)))
     prefix = "_orig_mod.module"
     assert names[f"{prefix}.module._orig_mod._checkpoint_wrapped_module.0"] == "module.0"
     assert names[f"{prefix}.head"] == "head"
@@ -90,11 +94,11 @@ def test_saved_names(saved: list[str], expected: list[str], own: list[str]) -> N
 
 @pytest.mark.parametrize("name", ["module", "_orig_mod.module", "module.0", "*module"])
 def test_selectors_take_both_names(name: str) -> None:
-    optimizer = THOR(torch.compile(Net()), exclude=name)
+    optimizer = THOR(compiled(Net()), exclude=name)
     treated = {e.name.split(".")[-2]: e.treatment for e in optimizer.coverage()}
     assert treated == {"0": Treatment.BASE, "head": Treatment.PRECONDITIONED}
 
 
 def test_an_optimizer_of_a_compiled_model_excludes_by_the_models_own_names() -> None:
-    optimizer = THOR(torch.compile(mlp()), exclude=("0",))
+    optimizer = THOR(compiled(mlp()), exclude=("0",))
     assert len(optimizer.engine.layers) == 1

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from helpers import EXACT, data, mean_half_square
+from helpers import EXACT, data, gradients, mean_half_square
 from torch_thor import Preconditioner, Statistics
 
 
@@ -28,7 +28,7 @@ class Checkpointed(nn.Module):
         return checkpoint(segment, x, use_reentrant=self.mode)
 
 
-def preconditioned(mode: bool | None, *, shared: bool, rows: int | None) -> list[Tensor | None]:
+def preconditioned(mode: bool | None, *, shared: bool, rows: int | None) -> list[Tensor]:
     torch.manual_seed(3)
     inputs, targets = data(8)
     inputs.requires_grad_()  # reentrant checkpointing wants an input with a gradient
@@ -40,7 +40,7 @@ def preconditioned(mode: bool | None, *, shared: bool, rows: int | None) -> list
     for _ in range(2):
         mean_half_square(model(inputs), targets).backward()
         preconditioner.step()
-    return [parameter.grad for parameter in model.parameters()]
+    return gradients(model)
 
 
 @pytest.mark.parametrize("rows", [None, 4])

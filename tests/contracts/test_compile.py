@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import EXACT, data, mean_half_square, mlp
+from helpers import EXACT, data, gradients, mean_half_square, mlp
 from torch_thor import CurvatureWarning, Preconditioner
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def compiled(model: nn.Module) -> nn.Module:
     return cast("nn.Module", torch.compile(model, backend="aot_eager"))
 
 
-def preconditioned(order: str) -> tuple[list[Tensor | None], list[str]]:
+def preconditioned(order: str) -> tuple[list[Tensor], list[str]]:
     """Gradients after two steps, and the warnings of torch_thor."""
     torch._dynamo.reset()
     torch.manual_seed(1)
@@ -40,7 +40,7 @@ def preconditioned(order: str) -> tuple[list[Tensor | None], list[str]]:
             mean_half_square(run(inputs), targets).backward()
             preconditioner.step()
     said = [str(one.message) for one in caught if issubclass(one.category, CurvatureWarning)]
-    return [parameter.grad for parameter in model.parameters()], said
+    return gradients(model), said
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
@@ -71,9 +71,6 @@ def test_a_model_compiled_before_and_already_run_still_gets_statistics_or_a_warn
         warnings.simplefilter("always")
         mean_half_square(run(inputs), targets).backward()
         preconditioner.step()
-    unchanged = all(
-        torch.allclose(ours.grad, theirs.grad)
-        for ours, theirs in zip(model.parameters(), raw.parameters(), strict=True)
-    )
+    unchanged = all(map(torch.allclose, gradients(model), gradients(raw)))
     warned = any(issubclass(one.category, CurvatureWarning) for one in caught)
     assert warned or not unchanged

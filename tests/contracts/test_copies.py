@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import pickle
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from helpers import AT_EVERY_STEP, assert_same_weights, data, mlp, train, weights
 from torch_thor import EKFAC, KFAC, THOR, Treatment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @pytest.mark.parametrize("kind", [THOR, KFAC, EKFAC])
@@ -57,11 +60,12 @@ def test_an_optimizer_says_how_it_is_saved() -> None:
 def test_names_are_the_models_own(wrap: str) -> None:
     """Case 67: a checkpoint made through a wrapper is one of the bare model."""
     model = mlp()
-    wrapped: Any = {
+    wrappers: dict[str, Callable[[], Any]] = {
         "compiled": lambda: torch.compile(model, backend="eager"),
         "data parallel": lambda: torch.nn.DataParallel(model),
         "averaged": lambda: torch.optim.swa_utils.AveragedModel(model),
-    }[wrap]()
+    }
+    wrapped = wrappers[wrap]()
     inner = wrapped.module if wrap == "averaged" else model
     optimizer = THOR(wrapped, **AT_EVERY_STEP)
     train(inner, optimizer, [data(8)])

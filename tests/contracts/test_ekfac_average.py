@@ -8,6 +8,7 @@ from torch import nn
 from helpers import data, half_square, train
 from oracle import observe
 from torch_thor import EKFAC, Damping, Statistics
+from torch_thor.curvature.eigenbasis import EigenBasis
 
 
 def test_a_new_basis_begins_from_its_own_eigenvalues() -> None:
@@ -38,4 +39,5 @@ def test_a_new_basis_begins_from_its_own_eigenvalues() -> None:
             moments += (Q_G.T @ gradient @ Q_A) ** 2 / len(seen.weight_gradients)
         kept = stack.keep(0)
         expected = kept * torch.outer(values_g, values_a) + (1 - kept) * moments
+        assert isinstance(stack.inverses, EigenBasis)
         torch.testing.assert_close(stack.inverses.scalings[0, 0], expected)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from foreign import Conv1D
-from helpers import EXACT, function_modes, half_square
+from helpers import EXACT, function_modes, gradient_of, half_square
 from models import Transformer, batch_for, included
 from oracle import (
     Observed,
@@ -55,10 +55,10 @@ class Case:
         return layer, inputs, torch.randn_like(layer(inputs)).detach()
 
 
-def fitted_batch_norm(kind: type[nn.Module]) -> nn.Module:
+def fitted_batch_norm(kind: Callable[[int], nn.Module]) -> nn.Module:
     layer = kind(3)
-    layer.running_mean.copy_(torch.randn(3))
-    layer.running_var.copy_(torch.rand(3) + 0.5)
+    layer.get_buffer("running_mean").copy_(torch.randn(3))
+    layer.get_buffer("running_var").copy_(torch.rand(3) + 0.5)
     return layer
 
 
@@ -102,7 +102,7 @@ def gradient_matrices(preconditioner: Preconditioner) -> Tensor:
     (stack,) = preconditioner.engine.stacks
     (layer,) = stack.layers
     bias = None if layer.bias is None else layer.bias.grad
-    return stack.matrices.write([(layer.weight.grad, bias)])[0].clone()
+    return stack.matrices.write([(gradient_of(layer.weight), bias)])[0].clone()
 
 
 def expected_factors(
@@ -112,7 +112,7 @@ def expected_factors(
     if isinstance(layer, Norm):
         return torch.ones(1, 1).double(), dense_fisher(seen) / losses_per_sample
     # a mean of one-hot rows is no one-hot row: embeddings are always expanded
-    used = "expand" if isinstance(layer, nn.Embedding) else sharing
+    used: Any = "expand" if isinstance(layer, nn.Embedding) else sharing
     return factors(seen, used, losses_per_sample=losses_per_sample)
 
 
@@ -399,14 +399,15 @@ def test_batch_norm_rows_are_what_scale_and_shift_work_on(training: bool) -> Non
     layer = nn.BatchNorm2d(3, affine=True).double().train(mode=training)
     inputs = torch.randn(4, 3, 2, 2).double() + 1
     nn.init.uniform_(layer.weight, 0.5, 1.5)
-    before = None if training else layer.running_mean.clone()
+    mean = layer.get_buffer("running_mean")
+    before = mean.clone()
     preconditioner = engine(layer, Statistics(decay=0, rows=None))
     outputs = layer(inputs)
-    running = layer.running_mean.clone()
+    running = mean.clone()
     outputs.sum().backward()
     preconditioner.step()
-    assert torch.equal(running, layer.running_mean)
-    assert before is None or torch.equal(before, running)
+    assert torch.equal(running, mean)
+    assert training or torch.equal(before, running)
     hat = (outputs.detach() - layer.bias.view(1, -1, 1, 1)) / layer.weight.view(1, -1, 1, 1)
     # every output has the gradient 1 (of the sum, a mean loss times 4)
     for channel, (_, G) in enumerate(factors_of(preconditioner)):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import EXACT, data, mean_half_square, mlp
+from helpers import EXACT, data, gradients, mean_half_square, mlp
 from torch_thor import Preconditioner
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def test_a_forward_that_is_never_followed_by_backward_counts_nothing(
             preconditioner.step()
             if disturbed and when == "after step":
                 extra(model, 3 * inputs)
-        found.append([parameter.grad for parameter in model.parameters()])
+        found.append(gradients(model))
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
 
 
@@ -81,5 +81,5 @@ def test_evaluation_mode_between_steps_changes_nothing() -> None:
                 model.eval()
                 model(inputs)
                 model.train()
-        found.append([parameter.grad for parameter in model.parameters()])
+        found.append(gradients(model))
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)

@@ -37,7 +37,7 @@ def test_every_combination_of_frozen_weight_and_bias(bias: str, weight_trained: 
 def test_a_frozen_bias_leaves_the_weight_its_own_factor() -> None:
     """Case 10: no column of ones for a bias that does not train."""
     model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
-    model[0].bias.requires_grad_(requires_grad=False)
+    model.get_parameter("0.bias").requires_grad_(False)
     inputs, targets = data(8, dtype=torch.float64)
     twin = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
     twin.load_state_dict(model.state_dict())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from helpers import EXACT, half_square
+from helpers import EXACT, gradients, half_square
 from models import Transformer, autoencoder, batch_for
 from torch_thor import CurvatureWarning, Preconditioner
 
@@ -28,12 +28,12 @@ def test_functional_call_is_a_call(build: type, own: str) -> None:
                 name: value.detach().clone().requires_grad_() for name, value in parameters.items()
             }
         outputs = functional_call(model, parameters, (inputs,)) if functional else model(inputs)
-        gradients = torch.autograd.grad(half_square(outputs, targets), list(parameters.values()))
-        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        taken = torch.autograd.grad(half_square(outputs, targets), list(parameters.values()))
+        for parameter, gradient in zip(model.parameters(), taken, strict=True):
             parameter.grad = gradient
         preconditioner.step()
         preconditioner.remove()
-        found.append([parameter.grad for parameter in model.parameters()])
+        found.append(gradients(model))
     torch.testing.assert_close(*found)
 
 

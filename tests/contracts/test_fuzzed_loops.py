@@ -291,4 +291,4 @@ class Loop(RuleBasedStateMachine):
 def test_statistics_are_those_of_the_gradients_that_are_there() -> None:
     """Cases 45 to 48, 58, and all that lies between."""
     chosen = settings(max_examples=EXAMPLES, stateful_step_count=24)
-    run_state_machine_as_test(Loop, settings=chosen)  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(Loop, settings=chosen)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import gc
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import AT_EVERY_STEP, data, mean_half_square, mlp, train, weights
+from helpers import AT_EVERY_STEP, data, gradients, mean_half_square, mlp, train, weights
 from torch_thor import THOR, CurvatureWarning, LayerAdapter, Treatment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NESTED = "ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning"
 DEPRECATED = "ignore:.*torch.jit.*deprecated:FutureWarning"
@@ -31,16 +34,18 @@ class Wrapped(Tensor):
 
     @staticmethod
     def __new__(cls: Any, inner: Tensor) -> Any:
-        like = {"dtype": inner.dtype, "device": inner.device}
+        like: dict[str, Any] = {"dtype": inner.dtype, "device": inner.device}
         return Tensor._make_wrapper_subclass(cls, inner.shape, **like)
 
     def __init__(self, inner: Tensor) -> None:
-        self.inner = inner
+        self.held = inner
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         def bare(value: Any) -> Any:
-            return value.inner if isinstance(value, Wrapped) else value
+            return value.held if isinstance(value, Wrapped) else value
 
         return func(*torch.utils._pytree.tree_map(bare, args), **(kwargs or {}))
 
@@ -54,13 +59,13 @@ def values(outputs: Tensor) -> Tensor:
     return outputs.values() if outputs.is_nested else outputs
 
 
-def gradients(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+def gradients_at(model: nn.Module, inputs: Tensor) -> list[Tensor]:
     model.zero_grad()
     values(model(inputs)).square().sum().backward()
-    return [parameter.grad for parameter in model.parameters()]
+    return gradients(model)
 
 
-STRANGE = {
+STRANGE: dict[str, Callable[[], Tensor]] = {
     "nested": jagged,
     "sparse": lambda: torch.randn(8, 5).relu().to_sparse(),
     "wrapped": lambda: Wrapped(torch.randn(8, 5)),
@@ -83,7 +88,7 @@ def test_what_cannot_be_understood_steps_by_the_base_rule_and_is_said_once(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", CurvatureWarning)
         for one in inputs:
-            for ours, theirs in zip(gradients(model, one), gradients(bare, one), strict=True):
+            for ours, theirs in zip(gradients_at(model, one), gradients_at(bare, one), strict=True):
                 assert torch.equal(ours, theirs)
             optimizer.step()
             reference.step()
@@ -191,7 +196,7 @@ def test_a_model_compiled_as_one_graph_trains_and_says_what_to_do(order: str) ->
     torch._dynamo.reset()
     model = mlp()
     bare = copy.deepcopy(model)
-    run = model
+    run: Any = model
     if order == "before":
         run = torch.compile(model, backend="aot_eager", fullgraph=True)
     optimizer = THOR(model, **AT_EVERY_STEP)

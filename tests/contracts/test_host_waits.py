@@ -32,7 +32,7 @@ class Waits(TorchDispatchMode):
 
     def __init__(self) -> None:
         """Starts at none."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: Counter[str] = Counter()
 
     def __torch_dispatch__(

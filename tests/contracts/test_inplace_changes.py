@@ -9,18 +9,20 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import EXACT, data, mean_half_square, weights
+from helpers import EXACT, data, gradient_of, gradients, mean_half_square, weights
 from torch_thor import Preconditioner, Statistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def preconditioned(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> list:
+def preconditioned(
+    model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor
+) -> list[torch.Tensor]:
     preconditioner = Preconditioner(model, **EXACT)
     mean_half_square(model(inputs), targets).backward()
     preconditioner.step()
-    return [parameter.grad for parameter in model.parameters()]
+    return gradients(model)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,7 @@ def test_a_reused_input_buffer_does_not_reach_the_statistics(
         if overwrite:
             buffer.fill_(7.0)
         preconditioner.step()
-        found.append([parameter.grad for parameter in model.parameters()])
+        found.append(gradients(model))
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
 
 
@@ -87,7 +89,7 @@ def test_an_output_gradient_changed_in_place_does_not_reach_the_statistics() -> 
         outputs.retain_grad()
         mean_half_square(outputs, targets).backward()
         if disturb:
-            outputs.grad.fill_(7.0)
+            gradient_of(outputs).fill_(7.0)
         preconditioner.step()
-        found.append([weights(model), model.weight.grad])
+        found.append([weights(model), gradient_of(model.weight)])
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from helpers import data, mean_half_square, mlp
+from helpers import data, mean_half_square, mlp, weights
 from torch_thor import THOR, Treatment
 
 
@@ -14,13 +14,13 @@ def test_an_embedding_with_integer_inputs_comes_first() -> None:
     model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 3))
     optimizer = THOR(model, lr=0.1)
     tokens, targets = torch.randint(9, (8, 3)), torch.randn(8, 3)
-    before = model[0].weight.detach().clone()
+    (before,) = weights(model[0])
     for _ in range(2):
         optimizer.zero_grad()
         mean_half_square(model(tokens), targets).backward()
         optimizer.step()
     assert not tokens.requires_grad
-    assert not torch.equal(model[0].weight, before)
+    assert not torch.equal(weights(model[0])[0], before)
     assert {e.name: e.treatment for e in optimizer.coverage()}["2.weight"] is (
         Treatment.PRECONDITIONED
     )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from helpers import AT_EVERY_STEP, EXACT, data, mean_half_square, mlp, train
+from helpers import AT_EVERY_STEP, EXACT, data, gradient_of, gradients, mean_half_square, mlp, train
+from orders import at_every_step, fail_between_layers, norms_both_ways, tensors_alive
 from torch_thor import KFAC, THOR, CurvatureWarning, Preconditioner, Statistics
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ DROPS = pytest.mark.parametrize(
     "drop",
     [optimizer_zero, optimizer_zero_in_place, model_zero, model_zero_in_place, none, new_tensor],
 )
-Drop = "Callable[[nn.Module, Optimizer], None]"
 
 
 @KINDS
@@ -107,11 +106,9 @@ def test_a_dropped_batch_leaves_no_trace(kind: Any, drop: Any, scale: float) -> 
 def test_a_micro_batch_is_dropped_and_the_following_ones_count(drop: Any, afterwards: str) -> None:
     """Case 46: among accumulated ones, also where gradients were changed in place."""
     batches = [data(8) for _ in range(4)]
-    found = []
-    for first in (0, 2):
-        torch.manual_seed(1)
-        model = mlp()
-        optimizer = THOR(model, **AT_EVERY_STEP)
+
+    def loop(model: nn.Sequential, optimizer: THOR, odd: bool) -> None:
+        first = 0 if odd else 2
         for number, (inputs, targets) in enumerate(batches[first:], first):
             mean_half_square(model(inputs), targets).backward()
             if afterwards == "clipped":
@@ -119,28 +116,27 @@ def test_a_micro_batch_is_dropped_and_the_following_ones_count(drop: Any, afterw
             if number == 1:
                 drop(model, optimizer)
         optimizer.step()
-        found.append(optimizer.factor_norms())
-    assert found[0] == found[1]
+
+    plain, odd = norms_both_ways(loop, optimizer_of=at_every_step)
+    assert odd == plain
 
 
 @DROPS
 def test_zero_grad_between_forward_and_backward_changes_nothing(drop: Any) -> None:
     """Case 46."""
     batches = [data(8) for _ in range(3)]
-    found = []
-    for late in (False, True):
-        torch.manual_seed(1)
-        model = mlp()
-        optimizer = THOR(model, **AT_EVERY_STEP)
+
+    def loop(model: nn.Sequential, optimizer: THOR, odd: bool) -> None:
         for inputs, targets in batches:
             optimizer.zero_grad()
             loss = mean_half_square(model(inputs), targets)
-            if late:
+            if odd:
                 drop(model, optimizer)
             loss.backward()
             optimizer.step()
-        found.append(optimizer.factor_norms())
-    assert found[0] == found[1]
+
+    plain, odd = norms_both_ways(loop, optimizer_of=at_every_step)
+    assert odd == plain
 
 
 def test_a_gradient_that_is_zeroed_before_the_step_counts_nothing() -> None:
@@ -159,7 +155,7 @@ def test_a_layer_whose_gradient_is_always_zero_still_counts() -> None:
     """Zeros by themselves are no sign of a drop, also after clipping."""
     model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
     with torch.no_grad():
-        model[0].bias.fill_(-100.0)  # every unit behind it is dead
+        model.get_parameter("0.bias").fill_(-100.0)  # every unit behind it is dead
     optimizer = THOR(model, **AT_EVERY_STEP)
     inputs, targets = data(8)
     mean_half_square(model(inputs), targets).backward()
@@ -169,11 +165,6 @@ def test_a_layer_whose_gradient_is_always_zero_still_counts() -> None:
     ready = {layer.name for stack in optimizer.engine.stacks for layer in stack.layers}
     assert ready == {"0", "2"}
     assert optimizer.engine.stacks[0].a.traces[0].sum() > 0
-
-
-def tensors_alive() -> int:
-    gc.collect()
-    return sum(issubclass(type(one), Tensor) for one in gc.get_objects())
 
 
 @KINDS
@@ -221,8 +212,8 @@ def test_g_is_taken_from_the_gradient_that_meets_the_weight(
     y.retain_grad()
     y.square().sum().div(shape[0]).backward()
     optimizer.step()
-    rows, gradients = x.flatten(0, -2), y.grad.flatten(0, -2)
-    a, g = rows.T @ rows / len(rows), shape[0] * gradients.T @ gradients
+    rows, of_rows = x.flatten(0, -2), gradient_of(y).flatten(0, -2)
+    a, g = rows.T @ rows / len(rows), shape[0] * of_rows.T @ of_rows
     expected = float(a.norm() * g.norm())
     assert optimizer.factor_norms()[""] == pytest.approx(expected, rel=1e-9)
 
@@ -257,32 +248,29 @@ def test_gradients_that_autograd_grad_returns_count_where_they_are_put_into_grad
 ) -> None:
     """Case 45, 46: and nowhere else."""
     batches = [data(8) for _ in range(3)]
-    found = []
-    for by_hand in (False, True):
-        torch.manual_seed(1)
-        model = mlp()
-        optimizer = THOR(model, **AT_EVERY_STEP)
+
+    def loop(model: nn.Sequential, optimizer: THOR, odd: bool) -> None:
         parameters = list(model.parameters())
         for inputs, targets in batches:
             optimizer.zero_grad()
             if between:  # a norm that is logged, a penalty that is looked at
                 torch.autograd.grad(mean_half_square(model(2 * inputs), targets), parameters)
             loss = mean_half_square(model(inputs), targets)
-            if by_hand:
-                gradients = torch.autograd.grad(loss, parameters)
-                for parameter, gradient in zip(parameters, gradients, strict=True):
+            if odd:
+                taken = torch.autograd.grad(loss, parameters)
+                for parameter, gradient in zip(parameters, taken, strict=True):
                     parameter.grad = gradient
             else:
                 loss.backward()
             optimizer.step()
-        found.append(optimizer.factor_norms())
-    assert found[0] == found[1]
-    if between:
-        torch.manual_seed(1)
-        model = mlp()
-        optimizer = THOR(model, **AT_EVERY_STEP)
-        train(model, optimizer, batches)
-        assert optimizer.factor_norms() == found[0]
+
+    plain, odd = norms_both_ways(loop, optimizer_of=at_every_step)
+    assert odd == plain
+    torch.manual_seed(1)
+    model = mlp()
+    optimizer = at_every_step(model)
+    train(model, optimizer, batches)
+    assert optimizer.factor_norms() == plain
 
 
 def test_a_gradient_that_was_replaced_says_so_and_steps_by_the_base_rule() -> None:
@@ -292,52 +280,40 @@ def test_a_gradient_that_was_replaced_says_so_and_steps_by_the_base_rule() -> No
     inputs, targets = data(8)
     mean_half_square(model(inputs), targets).backward()
     for parameter in model.parameters():
-        parameter.grad = 2 * parameter.grad
-    before = [parameter.grad.clone() for parameter in model.parameters()]
+        parameter.grad = 2 * gradient_of(parameter)
+    before = gradients(model)
     with pytest.warns(CurvatureWarning, match="replaced") as caught:
         preconditioner.step()
     assert len(caught) == 2
-    for parameter, gradient in zip(model.parameters(), before, strict=True):
-        assert torch.equal(parameter.grad, gradient)
+    assert all(map(torch.equal, gradients(model), before))
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_checkpointed_layer_that_is_also_called_outside(reentrant: bool) -> None:
     """Case 5: a backward inside a backward, both of which reach one weight."""
-    found = []
-    for checkpointed in (False, True):
-        torch.manual_seed(1)
-        layer = nn.Linear(5, 5)
-        optimizer = THOR(layer, lr=0.0, **AT_EVERY_STEP)
+
+    def loop(layer: nn.Linear, optimizer: THOR, odd: bool) -> None:
         inputs = torch.randn(8, 5, requires_grad=True)
         hidden = layer(inputs).tanh()
-        if checkpointed:
+        if odd:
             hidden = torch.utils.checkpoint.checkpoint(layer, hidden, use_reentrant=reentrant)
         else:
             hidden = layer(hidden)
         layer(hidden.tanh()).square().sum().backward()
         optimizer.step()
-        found.append(optimizer.factor_norms()[""])
-    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+    plain, odd = norms_both_ways(loop, lambda: nn.Linear(5, 5), at_every_step)
+    assert odd == pytest.approx(plain, rel=1e-5)
 
 
 def test_a_backward_that_fails_midway_leaves_nothing() -> None:
     """Kind of case 46: an error in a hook of the user's, caught by the loop."""
     batches = [data(8) for _ in range(2)]
-    found = []
-    for fails in (False, True):
-        torch.manual_seed(1)
-        model = mlp()
-        optimizer = THOR(model, **AT_EVERY_STEP)
-        if fails:
-            hidden = model[1](model[0](batches[0][0]))
 
-            def stop(_: Tensor) -> None:
-                raise RuntimeError("stop")
-
-            hidden.register_hook(stop)
-            with pytest.raises(RuntimeError, match="stop"):
-                model[2](hidden).sum().backward()
+    def loop(model: nn.Sequential, optimizer: THOR, odd: bool) -> None:
+        if odd:
+            fail_between_layers(model, batches[0][0])
         train(model, optimizer, batches)
-        found.append(optimizer.factor_norms())
-    assert found[0] == found[1]
+
+    plain, odd = norms_both_ways(loop, optimizer_of=at_every_step)
+    assert odd == plain

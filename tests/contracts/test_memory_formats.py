@@ -8,7 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import AT_EVERY_STEP, EXACT, convnet, data, mean_half_square, mlp, train, weights
+from helpers import (
+    AT_EVERY_STEP,
+    EXACT,
+    convnet,
+    data,
+    gradients,
+    mean_half_square,
+    mlp,
+    train,
+    weights,
+)
 from torch_thor import THOR, Preconditioner, Refresh
 
 
@@ -29,7 +39,7 @@ def test_channels_last_gives_the_same_step(split: int | None, groups: int) -> No
         model = copy.deepcopy(start).to(memory_format=order)
         optimizer = THOR(model, split=split, **AT_EVERY_STEP)
         train(model, optimizer, [(x.to(memory_format=order), y) for x, y in batches])
-        assert model[0].weight.is_contiguous(memory_format=order)
+        assert model.get_parameter("0.weight").is_contiguous(memory_format=order)
         found.append(weights(model))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other.contiguous())
@@ -57,7 +67,7 @@ def test_inputs_that_are_views_count_as_their_copies() -> None:
         preconditioner = Preconditioner(model, **EXACT)
         mean_half_square(model(inputs), targets).backward()
         preconditioner.step()
-        found.append([parameter.grad for parameter in model.parameters()])
+        found.append(gradients(model))
     torch.testing.assert_close(found[0], found[1])
 
 

@@ -15,6 +15,8 @@ from helpers import (
     assert_same_weights,
     convnet,
     data,
+    gradient_of,
+    gradients,
     mean_half_square,
     mlp,
     train,
@@ -51,8 +53,9 @@ def test_rank_deficient_and_badly_scaled_factors_give_finite_steps(
     with pytest.warns(CurvatureWarning) if beyond else contextlib.nullcontext():
         preconditioner.step()
     for name, parameter in model.named_parameters():
-        assert parameter.grad.isfinite().all(), name
-        assert parameter.grad.count_nonzero() > 0, name
+        gradient = gradient_of(parameter)
+        assert gradient.isfinite().all(), name
+        assert gradient.count_nonzero() > 0, name
 
 
 def broken(matrices: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
@@ -68,9 +71,9 @@ def test_a_failed_factorization_keeps_the_last_inverse_and_names_the_layer(
     model = nn.Sequential(nn.Linear(5, 3))
     preconditioner = Preconditioner(model, **EVERY_STEP)
     mean_half_square(model(inputs), targets).backward()
-    raw = [parameter.grad.clone() for parameter in model.parameters()]
+    raw = gradients(model)
     preconditioner.step()
-    good = [parameter.grad.clone() for parameter in model.parameters()]
+    good = gradients(model)
     monkeypatch.setattr("torch_thor.linalg.inverse_root", broken)
     for parameter, gradient in zip(model.parameters(), raw, strict=True):
         parameter.grad = gradient.clone()
@@ -78,8 +81,7 @@ def test_a_failed_factorization_keeps_the_last_inverse_and_names_the_layer(
     mean_half_square(model(inputs), targets).backward()
     with pytest.warns(CurvatureWarning, match="'0'"):
         preconditioner.step()
-    for parameter, expected in zip(model.parameters(), good, strict=True):
-        assert torch.equal(parameter.grad, expected)
+    assert all(map(torch.equal, gradients(model), good))
 
 
 def test_repeated_failure_raises(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +117,7 @@ def test_a_matrix_that_float32_cannot_factorize_is_retried_in_float64() -> None:
         warnings.simplefilter("ignore", CurvatureWarning)  # saying so is allowed
         mean_half_square(model(inputs), torch.randn(4, 3)).backward()
         preconditioner.step()
-    assert model.weight.grad.isfinite().all()
+    assert gradient_of(model.weight).isfinite().all()
 
 
 @pytest.mark.parametrize("mode", ["both", "sqrt", "pi", "relative"])
@@ -159,7 +161,7 @@ def test_a_step_with_bad_numbers_is_skipped_without_a_trace(value: float, where:
     loss = mean_half_square(models[1](inputs), targets)
     (loss * value if where == "loss" else loss).backward()
     if where == "one gradient":
-        models[1][2].bias.grad[0] = value
+        gradient_of(models[1][2].bias)[0] = value
     hit.step()
     train(models[1], hit, batches[2:])
     assert_same_weights(*models)
@@ -184,7 +186,7 @@ def test_bad_numbers_never_reach_a_running_average(where: str, value: float) -> 
             model.zero_grad()
             mean_half_square(model(inputs), targets).backward()
             preconditioner.step()
-        found.append([parameter.grad for parameter in model.parameters()])
+        found.append(gradients(model))
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
 
 
@@ -211,9 +213,9 @@ def test_low_precision_parameters_have_float32_statistics(dtype: torch.dtype) ->
     inputs, targets = data(8, dtype=dtype)
     mean_half_square(model(inputs), targets).backward()
     preconditioner.step()
-    for parameter in model.parameters():
-        assert parameter.grad.dtype == dtype
-        assert parameter.grad.isfinite().all()
+    for gradient in gradients(model):
+        assert gradient.dtype == dtype
+        assert gradient.isfinite().all()
     factors = [
         stack.blocks for layers in preconditioner.engine.stacks for stack in (layers.a, layers.g)
     ]

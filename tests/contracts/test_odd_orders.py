@@ -8,7 +8,8 @@ import pickle
 import warnings
 import weakref
 from contextlib import nullcontext
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -17,7 +18,17 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import prune
 
-from helpers import AT_EVERY_STEP, data, mean_half_square, mlp, train, weights
+from helpers import (
+    AT_EVERY_STEP,
+    data,
+    gradient_of,
+    gradients,
+    mean_half_square,
+    mlp,
+    train,
+    weights,
+)
+from orders import at_every_step, exact, fail_between_layers, norms_both_ways, tensors_alive
 from torch_thor import (
     KFAC,
     THOR,
@@ -26,74 +37,75 @@ from torch_thor import (
     PolynomialDecay,
     Preconditioner,
     Refresh,
-    Statistics,
     Treatment,
 )
 
-EXACTLY: dict[str, Any] = {
-    "lr": 0.0,
-    "factor_interval": 1,
-    "inverse_interval": 1,
-    "statistics": Statistics(decay=0.0, rows=None),
-}
-
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 AT_EVERY_STEP_OF_ITS_OWN: dict[str, Any] = {"factor_interval": 1, "split": None}
 
 
-def tensors_alive() -> int:
-    gc.collect()
-    return sum(issubclass(type(one), Tensor) for one in gc.get_objects())
+def backward(model: nn.Module, batch: tuple[Tensor, Tensor], **how: bool) -> None:
+    mean_half_square(model(batch[0]), batch[1]).backward(**how)
+
+
+def assert_only_base_steps(model: nn.Module, loss: Callable[[], Tensor], why: str) -> None:
+    """Two steps tell once why a layer has no curvature, and it steps by the base rule."""
+    optimizer = at_every_step(model)
+
+    def go() -> None:
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+
+    with pytest.warns(CurvatureWarning, match=why) as caught:
+        go()
+    assert len(caught) == 1
+    assert {entry.treatment for entry in optimizer.coverage()} == {Treatment.BASE}
 
 
 def test_a_gradient_that_takes_the_place_of_one_that_is_kept_counts_alone() -> None:
     """Case 45: the other one is still alive, in a list of the user's."""
-    batches = [data(8) for _ in range(2)]
-    found = []
-    for first in (True, False):
-        torch.manual_seed(1)
-        model = mlp()
-        optimizer = KFAC(model, **EXACTLY)
+    before, batch = data(8), data(8)
+
+    def loop(model: nn.Sequential, optimizer: KFAC, odd: bool) -> None:
         parameters, kept = list(model.parameters()), []
-        if first:
-            mean_half_square(model(batches[0][0]), batches[0][1]).backward()
+        if odd:
+            backward(model, before)
             kept = [parameter.grad for parameter in parameters]
-        loss = mean_half_square(model(batches[1][0]), batches[1][1])
-        gradients = torch.autograd.grad(loss, parameters)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        taken = torch.autograd.grad(mean_half_square(model(batch[0]), batch[1]), parameters)
+        for parameter, gradient in zip(parameters, taken, strict=True):
             parameter.grad = gradient
         optimizer.step()
-        assert len(kept) == (4 if first else 0)
-        found.append(optimizer.factor_norms())
-    assert found[0] == found[1]
+        assert len(kept) == (4 if odd else 0)
+
+    plain, odd = norms_both_ways(loop)
+    assert odd == plain
 
 
 def test_calls_count_in_one_step_also_where_gradients_go_on_adding_up() -> None:
     """Case 45: no ``zero_grad`` at all."""
     batches = [data(8) for _ in range(2)]
-    found = []
-    for first in (True, False):
-        torch.manual_seed(1)
-        model = mlp()
-        optimizer = KFAC(model, **EXACTLY)
-        for inputs, targets in batches if first else batches[1:]:
-            mean_half_square(model(inputs), targets).backward()
+
+    def loop(model: nn.Sequential, optimizer: KFAC, odd: bool) -> None:
+        for batch in batches if odd else batches[1:]:
+            backward(model, batch)
             optimizer.step()
-        found.append(optimizer.factor_norms())
-    assert found[0] == found[1]
+
+    plain, odd = norms_both_ways(loop)
+    assert odd == plain
 
 
 def test_other_leaves_in_the_weights_places_count_where_their_gradients_are_put_into_grad() -> None:
     """Case 45, 46: functional_call with copies of the parameters."""
     batches = [data(8) for _ in range(2)]
-    found = []
-    for copies in (False, True):
-        torch.manual_seed(1)
-        model = mlp()
-        optimizer = KFAC(model, **EXACTLY)
+
+    def loop(model: nn.Sequential, optimizer: KFAC, odd: bool) -> None:
         for inputs, targets in batches:
             optimizer.zero_grad()
-            if copies:
+            if odd:
                 named = {
                     n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()
                 }
@@ -101,10 +113,11 @@ def test_other_leaves_in_the_weights_places_count_where_their_gradients_are_put_
                 for name, parameter in model.named_parameters():
                     parameter.grad = named[name].grad
             else:
-                mean_half_square(model(inputs), targets).backward()
+                backward(model, (inputs, targets))
             optimizer.step()
-        found.append(optimizer.factor_norms())
-    assert found[0] == found[1]
+
+    plain, odd = norms_both_ways(loop)
+    assert odd == plain
 
 
 @pytest.mark.usefixtures("own_objects")
@@ -114,9 +127,11 @@ def test_rows_go_with_a_gradient_that_autograd_grad_returned() -> None:
     optimizer = KFAC(model)
     inputs, targets = data(64)
     before = tensors_alive()
-    gradients = torch.autograd.grad(mean_half_square(model(inputs), targets), model.parameters())
-    assert tensors_alive() > before + len(gradients)
-    del gradients
+    loss = mean_half_square(model(inputs), targets)
+    taken = torch.autograd.grad(loss, list(model.parameters()))
+    del loss
+    assert tensors_alive() > before + len(taken)
+    del taken
     assert tensors_alive() == before
     assert optimizer.wants_statistics
 
@@ -140,20 +155,18 @@ def test_a_zeroed_gradient_of_a_forward_before_the_last_step_counts_nothing() ->
 def test_gradients_of_the_input_begin_no_new_pass() -> None:
     """Kind of case 45: a penalty on them, between two forwards over the same samples."""
     batch = data(8)
-    found = []
-    for looks in (False, True):
-        torch.manual_seed(1)
-        model = mlp()
-        optimizer = KFAC(model, **EXACTLY)
+
+    def loop(model: nn.Sequential, optimizer: KFAC, odd: bool) -> None:
         inputs = batch[0].clone().requires_grad_()
         first = model(inputs)
-        if looks:
+        if odd:
             torch.autograd.grad(first.sum(), inputs, retain_graph=True)
-        losses = [mean_half_square(one, batch[1]) for one in (first, model(inputs))]
-        sum(losses).backward()  # type: ignore[union-attr]
+        one, other = (mean_half_square(outputs, batch[1]) for outputs in (first, model(inputs)))
+        (one + other).backward()
         optimizer.step()
-        found.append(optimizer.factor_norms())
-    assert found[0] == found[1]
+
+    plain, odd = norms_both_ways(loop)
+    assert odd == plain
 
 
 def test_groups_that_swap_their_parameters_are_followed() -> None:
@@ -203,37 +216,17 @@ def test_a_layer_whose_forward_returns_no_tensor_steps_by_the_base_rule() -> Non
     """Case 51: a forward that somebody has put over the module's own."""
     model = nn.Sequential(nn.Linear(5, 3))
     plain = model[0].forward
-    model[0].forward = lambda x: (plain(x), None)  # type: ignore[method-assign]
-    optimizer = THOR(model, **AT_EVERY_STEP)
-
-    def go() -> None:
-        for _ in range(2):
-            optimizer.zero_grad()
-            model(data(8)[0])[0].square().sum().backward()
-            optimizer.step()
-
-    with pytest.warns(CurvatureWarning, match="'0'.*no tensor") as caught:
-        go()
-    assert len(caught) == 1
-    assert {entry.treatment for entry in optimizer.coverage()} == {Treatment.BASE}
+    model[0].forward = lambda x: (plain(x), None)
+    inputs, _ = data(8)
+    assert_only_base_steps(model, lambda: model(inputs)[0].square().sum(), "'0'.*no tensor")
 
 
 def test_a_layer_one_of_whose_calls_is_strange_has_no_statistics_of_the_others() -> None:
     """Case 51: half of a gradient's calls are no statistics of it."""
     model = nn.Sequential(nn.Linear(5, 3))
-    optimizer = THOR(model, **AT_EVERY_STEP)
-
-    def go() -> None:
-        for _ in range(2):
-            optimizer.zero_grad()
-            inputs = torch.randn(8, 5)
-            (model(inputs).sum() + model(inputs.relu().to_sparse()).sum()).backward()
-            optimizer.step()
-
-    with pytest.warns(CurvatureWarning, match="'0'.*layout") as caught:
-        go()
-    assert len(caught) == 1
-    assert {entry.treatment for entry in optimizer.coverage()} == {Treatment.BASE}
+    inputs = torch.randn(8, 5)
+    sparse = inputs.relu().to_sparse()
+    assert_only_base_steps(model, lambda: model(inputs).sum() + model(sparse).sum(), "'0'.*layout")
 
 
 def test_attention_is_heard_after_its_hooks_were_off() -> None:
@@ -251,19 +244,17 @@ def test_attention_is_heard_after_its_hooks_were_off() -> None:
 def test_a_mask_is_forgotten_after_the_step() -> None:
     """Case 62: the next batch has another padding, or none."""
     inputs = torch.randn(4, 9, 6)
-    found = []
-    for masked in (False, True):
-        torch.manual_seed(1)
-        model = nn.Linear(6, 3)
-        optimizer = KFAC(model, **EXACTLY)
+
+    def loop(model: nn.Linear, optimizer: KFAC, odd: bool) -> None:
         for number in range(2):
             optimizer.zero_grad()
-            if masked and number == 0:
+            if odd and number == 0:
                 optimizer.use_mask(torch.arange(9).expand(4, -1) < 5)
             model(inputs).square().sum().backward()
             optimizer.step()
-        found.append(optimizer.factor_norms())
-    assert found[0] == found[1]
+
+    plain, odd = norms_both_ways(loop, lambda: nn.Linear(6, 3))
+    assert odd == plain
 
 
 def test_an_unused_optimizer_is_no_rival_while_another_models_steps_too() -> None:
@@ -281,71 +272,39 @@ def test_an_unused_optimizer_is_no_rival_while_another_models_steps_too() -> Non
 def test_a_failed_backward_before_a_skipped_step_leaves_nothing() -> None:
     """Kind of case 46: the step is skipped for what it left, and everything is zeroed in place."""
     batches = [data(8) for _ in range(2)]
-    found = []
-    for fails in (False, True):
-        torch.manual_seed(1)
-        model = mlp()
-        optimizer = THOR(model, **AT_EVERY_STEP)
+
+    def loop(model: nn.Sequential, optimizer: THOR, odd: bool) -> None:
         train(model, optimizer, batches[:1])
-        if fails:
-            hidden = model[1](model[0](batches[0][0]))
-
-            def stop(_: Tensor) -> None:
-                raise RuntimeError("stop")
-
-            hidden.register_hook(stop)
+        if odd:
             model.zero_grad(set_to_none=False)
-            with pytest.raises(RuntimeError, match="stop"):
-                (30 * model[2](hidden)).sum().backward()
-            model[2].bias.grad.fill_(float("nan"))
+            fail_between_layers(model, batches[0][0], scale=30)
+            gradient_of(model[2].bias).fill_(float("nan"))
             optimizer.step()
             assert optimizer.skipped_steps == 1
         model.zero_grad(set_to_none=False)
-        mean_half_square(model(batches[1][0]), batches[1][1]).backward()
+        backward(model, batches[1])
         optimizer.step()
-        found.append(optimizer.factor_norms())
-    assert found[0] == pytest.approx(found[1], rel=0.05)  # rows are drawn by the step's number
 
-
-# The first one's projection is not heard beside the second's (a fault of its own).
-@pytest.mark.filterwarnings("ignore:.*saw no call:torch_thor.CurvatureWarning")
-def test_optimizers_of_two_projections_of_one_attention_are_no_rivals() -> None:
-    """Case 78: both have hooks on the one module."""
-    model = nn.MultiheadAttention(4, 2, batch_first=True)
-    parts = [[model.in_proj_weight, model.in_proj_bias], list(model.out_proj.parameters())]
-    both = [THOR(model, part, **AT_EVERY_STEP) for part in parts]
-    for optimizer in (*both, *both):
-        model.zero_grad()
-        x = torch.randn(3, 5, 4)
-        model(x, x, x)[0].square().sum().backward()
-        optimizer.step()
+    plain, odd = norms_both_ways(loop, optimizer_of=at_every_step)
+    assert plain == pytest.approx(odd, rel=0.05)  # rows are drawn by the step's number
 
 
 @pytest.mark.parametrize("drop", ["in place", "none"])
 def test_a_failed_backward_whose_gradients_are_dropped_leaves_nothing(drop: str) -> None:
     """Kind of case 46: gradients of the layers that it had passed are there, and zeroed."""
     batches = [data(8) for _ in range(3)]
-    found = []
-    for fails in (False, True):
-        torch.manual_seed(1)
-        model = mlp()
-        optimizer = THOR(model, **AT_EVERY_STEP)
+
+    def loop(model: nn.Sequential, optimizer: THOR, odd: bool) -> None:
         train(model, optimizer, batches[:1])
-        if fails:
-            hidden = model[1](model[0](30 * batches[0][0]))
-
-            def stop(_: Tensor) -> None:
-                raise RuntimeError("stop")
-
-            hidden.register_hook(stop)
-            with pytest.raises(RuntimeError, match="stop"):
-                model[2](hidden).sum().backward()
-        for inputs, targets in batches[1:]:
+        if odd:
+            fail_between_layers(model, 30 * batches[0][0])
+        for batch in batches[1:]:
             model.zero_grad(set_to_none=drop == "none")
-            mean_half_square(model(inputs), targets).backward()
+            backward(model, batch)
             optimizer.step()
-        found.append(optimizer.factor_norms())
-    assert found[0] == found[1]
+
+    plain, odd = norms_both_ways(loop, optimizer_of=at_every_step)
+    assert odd == plain
 
 
 def test_optimizers_of_two_projections_of_one_attention_both_hear_theirs() -> None:
@@ -376,31 +335,25 @@ def test_layers_that_are_frozen_in_turn_have_curvature() -> None:
 
 def test_a_thawed_layer_is_heard_at_once() -> None:
     """Case 58: with the statistics of the step in which it trains again."""
-    found = []
-    for frozen in (False, True):
-        torch.manual_seed(1)
-        model = mlp()
-        optimizer = KFAC(model, **EXACTLY)
-        model[0].requires_grad_(not frozen)
+
+    def loop(model: nn.Sequential, optimizer: KFAC, odd: bool) -> None:
+        model[0].requires_grad_(not odd)
         train(model, optimizer, [data(8)])
         model[0].requires_grad_(True)
         torch.manual_seed(2)
         train(model, optimizer, [data(8)])
-        found.append(optimizer.factor_norms())
-    assert found[0] == found[1]
+
+    plain, odd = norms_both_ways(loop)
+    assert odd == plain
 
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_gradients_that_are_zeroed_through_data_are_dropped(kept: bool) -> None:
     """Case 46: the classic way; it leaves no trace but the zeros."""
     batches = [data(8) for _ in range(4)]
-    found = []
-    for drops in (False, True):
-        torch.manual_seed(1)
-        model = mlp()
-        optimizer = KFAC(model, **EXACTLY)
-        flat = [p.grad for p in model.parameters()]
-        for inputs, targets in batches if drops else batches[-1:]:
+
+    def loop(model: nn.Sequential, optimizer: KFAC, odd: bool) -> None:
+        for batch in batches if odd else batches[-1:]:
             for parameter in model.parameters():
                 if parameter.grad is None:
                     continue
@@ -408,11 +361,11 @@ def test_gradients_that_are_zeroed_through_data_are_dropped(kept: bool) -> None:
                     parameter.grad.data.zero_()
                 else:
                     parameter.grad.data = torch.zeros_like(parameter)
-            mean_half_square(model(inputs), targets).backward()
-        assert flat == [None] * 4
+            backward(model, batch)
         optimizer.step()
-        found.append(optimizer.factor_norms())
-    assert found[0] == found[1]
+
+    plain, odd = norms_both_ways(loop)
+    assert odd == plain
 
 
 def test_failed_calls_of_autograd_grad_leave_no_hooks() -> None:
@@ -420,7 +373,7 @@ def test_failed_calls_of_autograd_grad_leave_no_hooks() -> None:
     optimizer = THOR(model, **AT_EVERY_STEP)
     for _ in range(5):
         hidden = model[1](model[0](data(8)[0]))
-        hidden.register_hook(lambda _: 1 / 0)  # type: ignore[arg-type,return-value]
+        hidden.register_hook(lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             torch.autograd.grad(model[2](hidden).sum(), list(model.parameters()))
     train(model, optimizer, [data(8)])
@@ -432,13 +385,9 @@ def test_sampled_labels_of_a_dropped_batch_are_dropped(late: bool) -> None:
     """Case 46: with the forward that they were sampled from."""
     inputs, _ = data(8)
     targets = torch.randint(3, (8,))
-    found = []
-    for drops in (False, True):
-        torch.manual_seed(1)
-        model = mlp()
-        statistics = Statistics(fisher="mc", decay=0.0, rows=None)
-        optimizer = KFAC(model, **EXACTLY | {"statistics": statistics})
-        for number in range(4 if drops else 0):
+
+    def loop(model: nn.Sequential, optimizer: KFAC, odd: bool) -> None:
+        for number in range(4 if odd else 0):
             outputs = model(inputs)
             if late:
                 nn.functional.cross_entropy(outputs, targets).backward(retain_graph=True)
@@ -448,8 +397,9 @@ def test_sampled_labels_of_a_dropped_batch_are_dropped(late: bool) -> None:
         optimizer.sample_fisher(outputs, generator=torch.Generator().manual_seed(99))
         nn.functional.cross_entropy(outputs, targets).backward()
         optimizer.step()
-        found.append(optimizer.factor_norms())
-    assert found[0] == found[1]
+
+    plain, odd = norms_both_ways(loop, optimizer_of=partial(exact, fisher="mc"))
+    assert odd == plain
 
 
 @pytest.mark.parametrize("how", ["nested", "followed inside", "removed"])
@@ -493,7 +443,7 @@ class Renamed(nn.Module):
         self.body, self.old = nn.Linear(5, 4), nn.Linear(4, 3)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        head = self.head if "head" in self._modules else self.old
+        head = self.get_submodule("head" if "head" in self._modules else "old")
         outputs: Tensor = head(self.body(inputs))
         return outputs
 
@@ -514,28 +464,25 @@ def test_a_renamed_layer_keeps_its_curvature_under_its_new_name() -> None:
 def test_micro_batches_that_make_a_graph_count_all() -> None:
     """Case 45: torch puts each sum into a new tensor then."""
     batches = [data(8) for _ in range(3)]
-    found = []
-    for graph in (False, True):
-        torch.manual_seed(1)
-        model = mlp()
-        optimizer = KFAC(model, **EXACTLY)
-        for inputs, targets in batches:
+
+    def loop(model: nn.Sequential, optimizer: KFAC, odd: bool) -> None:
+        for batch in batches:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch says that it may leak
-                mean_half_square(model(inputs), targets).backward(create_graph=graph)
+                backward(model, batch, create_graph=odd)
         optimizer.step()
-        found.append(optimizer.factor_norms())
         model.zero_grad()
-    for name, norm in found[0].items():
-        assert found[1][name] == pytest.approx(norm, rel=1e-5)
+
+    plain, odd = norms_both_ways(loop)
+    assert odd == pytest.approx(plain, rel=1e-5)
 
 
 @pytest.mark.parametrize("told", [False, True])
 def test_a_preconditioner_behind_a_scaler(told: bool) -> None:
     """Case 71: its scale enters G unless it is named; where it is not, that is said."""
     batches = [data(8) for _ in range(2)]
-    found = []
-    for scaled in (False, True):
+
+    def trained(scaled: bool) -> list[Tensor]:
         torch.manual_seed(1)
         model = mlp()
         preconditioner = Preconditioner(model, **AT_EVERY_STEP_OF_ITS_OWN)
@@ -543,31 +490,20 @@ def test_a_preconditioner_behind_a_scaler(told: bool) -> None:
         scaler = torch.amp.GradScaler("cpu", enabled=scaled)
         if told and scaled:
             preconditioner.use_scaler(scaler)
+        for inputs, targets in batches:
+            sgd.zero_grad()
+            scaler.scale(mean_half_square(model(inputs), targets)).backward()
+            scaler.unscale_(sgd)
+            preconditioner.step()
+            scaler.step(sgd)
+            scaler.update()
+        return weights(model)
 
-        def go(
-            preconditioner: Preconditioner = preconditioner,
-            sgd: torch.optim.SGD = sgd,
-            scaler: torch.amp.GradScaler = scaler,
-            model: nn.Module = model,
-        ) -> None:
-            for inputs, targets in batches:
-                sgd.zero_grad()
-                scaler.scale(mean_half_square(model(inputs), targets)).backward()
-                scaler.unscale_(sgd)
-                preconditioner.step()
-                scaler.step(sgd)
-                scaler.update()
-
-        with (
-            pytest.warns(CurvatureWarning, match="use_scaler")
-            if scaled and not told
-            else nullcontext()
-        ):
-            go()
-        found.append(weights(model))
+    plain = trained(scaled=False)
+    with nullcontext() if told else pytest.warns(CurvatureWarning, match="use_scaler"):
+        scaled = trained(scaled=True)
     if told:
-        for one, other in zip(*found, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(scaled, plain, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("how", ["skip", "raise", "ignore"])
@@ -576,39 +512,36 @@ def test_a_preconditioner_leaves_gradients_that_are_not_finite(how: Any) -> None
     model = mlp()
     refresh = Refresh(on_nonfinite=how)
     preconditioner = Preconditioner(model, **AT_EVERY_STEP_OF_ITS_OWN, refresh=refresh)
-    mean_half_square(model(data(8)[0]), data(8)[1]).backward()
+    backward(model, data(8))
     preconditioner.step()
     before = preconditioner.factor_norms()
     model.zero_grad()
-    mean_half_square(model(data(8)[0] * math.nan), data(8)[1]).backward()
-    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    inputs, targets = data(8)
+    backward(model, (inputs * math.nan, targets))
+    raw = gradients(model)
     with pytest.raises(NonFiniteGradientError) if how == "raise" else nullcontext():
         preconditioner.step()
     assert preconditioner.factor_norms() == before
     if how != "ignore":
-        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-            torch.testing.assert_close(parameter.grad, gradient, equal_nan=True)
+        torch.testing.assert_close(gradients(model), raw, equal_nan=True)
 
 
 def test_two_backwards_through_one_forward_are_one_sum() -> None:
     """Case 15: two losses of one pass; what counts is the gradient that is there."""
-    inputs, targets = data(8)
-    found = []
-    for apart in (False, True):
-        torch.manual_seed(1)
-        model = mlp().double()
-        optimizer = KFAC(model, **EXACTLY)
-        outputs = model(inputs.double())
-        losses = [mean_half_square(outputs, targets.double()), outputs.exp().mean()]
-        if apart:
-            for loss in losses:
-                loss.backward(retain_graph=True)
+    inputs, targets = (one.double() for one in data(8))
+
+    def loop(model: nn.Sequential, optimizer: KFAC, odd: bool) -> None:
+        outputs = model(inputs)
+        one, other = mean_half_square(outputs, targets), outputs.exp().mean()
+        if odd:
+            one.backward(retain_graph=True)
+            other.backward(retain_graph=True)
         else:
-            sum(losses).backward()
+            (one + other).backward()
         optimizer.step()
-        found.append(optimizer.factor_norms())
-    for name, norm in found[0].items():
-        assert found[1][name] == pytest.approx(norm, rel=1e-9)
+
+    plain, odd = norms_both_ways(loop, lambda: mlp().double())
+    assert odd == pytest.approx(plain, rel=1e-9)
 
 
 def test_gradients_that_wait_hinder_no_change_of_types() -> None:
@@ -658,43 +591,38 @@ def test_an_interrupted_attention_is_left_at_the_next_step() -> None:
 
 @pytest.mark.parametrize("sharing", ["expand", "reduce"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_positions_first_are_positions(sharing: Any, masked: bool) -> None:
+def test_positions_first_are_positions(sharing: str, masked: bool) -> None:
     """Case 62: torch's own transformer layers put them there unless they are told otherwise."""
-    inputs, weight = torch.randn(4, 6, 8), torch.randn(4, 6, 8)
-    found = []
-    for batch_first in (True, False):
+    inputs, weight = torch.randn(4, 6, 8).double(), torch.randn(4, 6, 8)
+
+    def norms(batch_first: bool) -> dict[str, float]:
         torch.manual_seed(1)
         model = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=batch_first).double()
-        statistics = Statistics(decay=0.0, rows=None, weight_sharing=sharing)
-        optimizer = KFAC(model, **EXACTLY | {"statistics": statistics})
+        optimizer = exact(model, weight_sharing=sharing)
         if masked:
             optimizer.use_mask(torch.arange(6).expand(4, -1) < 4)
-        asked = inputs.double() if batch_first else inputs.double().transpose(0, 1)
-        outputs = model(asked)
-        outputs = outputs if batch_first else outputs.transpose(0, 1)
+        outputs = model(inputs) if batch_first else model(inputs.transpose(0, 1)).transpose(0, 1)
         (outputs * weight).sum(1).mean().backward()
         optimizer.step()
-        found.append(optimizer.factor_norms())
-    for name, norm in found[0].items():
-        assert found[1][name] == pytest.approx(norm, rel=1e-9)
+        return optimizer.factor_norms()
+
+    assert norms(batch_first=False) == pytest.approx(norms(batch_first=True), rel=1e-9)
 
 
 def test_hooks_that_change_the_output_before_ours_are_seen() -> None:
     """Case 47: G belongs to the output of the layer itself."""
-    inputs, targets = data(8)
-    found = []
-    for late in (False, True):
-        torch.manual_seed(1)
-        model = mlp()
-        optimizer = KFAC(model, **EXACTLY)
+    batch = data(8)
+
+    def loop(model: nn.Sequential, optimizer: KFAC, odd: bool) -> None:
         for number in range(3):
             optimizer.zero_grad()
-            mean_half_square(model(inputs), targets).backward()
+            backward(model, batch)
             optimizer.step()
             if number == 0:
-                model[0].register_forward_hook(lambda *_: 3.0 * _[2], prepend=late)
-        found.append(optimizer.factor_norms())
-    assert found[0] == found[1]
+                model[0].register_forward_hook(lambda *call: 3.0 * call[2], prepend=odd)
+
+    plain, odd = norms_both_ways(loop)
+    assert odd == plain
 
 
 def test_a_rate_that_a_schedule_overrules_is_said() -> None:

@@ -129,7 +129,7 @@ def test_what_is_no_mask_is_refused(mask: Any) -> None:
 def test_a_layer_all_of_whose_gradients_are_zero_has_statistics() -> None:
     """Zeros everywhere say nothing about padding: a head that starts at zero."""
     model = nn.Sequential(nn.Linear(WIDTH, 4), nn.Linear(4, 3))
-    nn.init.zeros_(model[1].weight)
+    nn.init.zeros_(model.get_parameter("1.weight"))
     optimizer = THOR(model, **AT_EVERY_STEP)
     model(torch.randn(SAMPLES, LENGTH, WIDTH)).square().sum().backward()
     optimizer.step()

@@ -44,7 +44,7 @@ class Beside(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale."""
-        special = self.special
+        special: Tensor = self.special
         if special.dim() == 2:  # a table, looked up with a sparse gradient
             special = nn.functional.embedding(torch.arange(3), special, sparse=True).squeeze(1)
         y: Tensor = self.linear(x) * self.plain * special

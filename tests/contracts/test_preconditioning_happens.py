@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers import convnet, data, mean_half_square
+from helpers import convnet, data, gradients, mean_half_square, weights
 from torch_thor import EKFAC, KFAC, THOR, Damping, Preconditioner, Statistics
 
 
@@ -38,11 +38,11 @@ def test_the_direction_is_not_a_multiple_of_the_gradient(
     )
     inputs, targets = data(8, 2, 6, 6)
     mean_half_square(model(inputs), targets).backward()
-    raw = [parameter.grad.clone() for parameter in model.parameters()]
+    raw = gradients(model)
     preconditioner.step()
-    for before, parameter in zip(raw, model.parameters(), strict=True):
-        if parameter.dim() > 1:
-            assert cosine(before, parameter.grad) < 0.99
+    for before, after in zip(raw, gradients(model), strict=True):
+        if after.dim() > 1:
+            assert cosine(before, after) < 0.99
 
 
 @pytest.mark.parametrize("kind", [THOR, KFAC, EKFAC])
@@ -53,8 +53,8 @@ def test_the_very_first_step_is_preconditioned(kind: type[THOR], control: Any) -
     optimizer = kind(model, lr=0.1, weight_decay=0.0, momentum=0.0, norm_control=control)
     inputs, targets = data(8, 2, 6, 6)
     mean_half_square(model(inputs), targets).backward()
-    raw = [parameter.grad.clone() for parameter in model.parameters()]
-    before = [parameter.detach().clone() for parameter in model.parameters()]
+    raw = gradients(model)
+    before = weights(model)
     optimizer.step()
     for gradient, old, parameter in zip(raw, before, model.parameters(), strict=True):
         if parameter.dim() > 1:

@@ -78,11 +78,11 @@ def image_layer(draw: st.DrawFn, shape: tuple[int, ...]) -> nn.Module:
             groups=groups,
             bias=bias,
         )
-    kernel = tuple(draw(st.integers(1, min(3, length))) for length in size)
+    height, width = (draw(st.integers(1, min(3, length))) for length in size)
     return nn.Conv2d(
         channels,
         outputs,
-        kernel,
+        (height, width),
         stride=draw(st.integers(1, 2)),
         padding=draw(st.integers(0, 1)),
         groups=groups,

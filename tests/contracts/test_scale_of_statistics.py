@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import EXACT, convnet, data, gradient_matrices, half_square, mean_half_square, mlp
+from helpers import (
+    EXACT,
+    convnet,
+    data,
+    gradient_matrices,
+    gradients,
+    half_square,
+    mean_half_square,
+    mlp,
+)
 from oracle import damped, dense_fisher, direction, factors, inverse_power, observe, vector
 from torch_thor import Damping, Preconditioner, Statistics
 
@@ -25,10 +34,6 @@ def preconditioner_of(model: nn.Module, reduction: Reduction = "mean", **options
     return Preconditioner(model, **{**EXACT, "statistics": statistics, **LITERAL, **options})
 
 
-def gradients(model: nn.Module) -> list[Tensor]:
-    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
-
-
 @pytest.mark.parametrize("build", [mlp, convnet])
 def test_mean_and_sum_losses_give_the_same_direction(build: Callable[[], nn.Module]) -> None:
     """Case 15."""
@@ -36,7 +41,11 @@ def test_mean_and_sum_losses_give_the_same_direction(build: Callable[[], nn.Modu
     inputs, targets = data(8, *shape, dtype=torch.float64)
     start = build().double().state_dict()
     found = []
-    for reduction, loss in (("mean", mean_half_square), ("sum", half_square)):
+    losses: dict[Reduction, Callable[[Tensor, Tensor], Tensor]] = {
+        "mean": mean_half_square,
+        "sum": half_square,
+    }
+    for reduction, loss in losses.items():
         model = build().double()
         model.load_state_dict(start)
         preconditioner = preconditioner_of(model, reduction)

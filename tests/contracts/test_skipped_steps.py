@@ -17,7 +17,7 @@ from torch_thor import THOR, CurvatureWarning, Distributed, NonFiniteGradientErr
 def step(model: nn.Module, thor: THOR, scale: float = 1.0) -> None:
     thor.zero_grad()
     inputs, targets = data()
-    (scale * mean_half_square(model(inputs), targets)).backward()  # type: ignore[no-untyped-call]
+    (scale * mean_half_square(model(inputs), targets)).backward()
     thor.step()
 
 

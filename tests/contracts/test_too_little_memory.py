@@ -103,7 +103,7 @@ def test_a_preconditioner_asks_before_it_allocates(free: Callable[[float], None]
     model = mlp(60)
     preconditioner = Preconditioner(model, split=None)
     inputs, targets = data()
-    mean_half_square(model(inputs), targets).backward()  # type: ignore[no-untyped-call]
+    mean_half_square(model(inputs), targets).backward()
     free(1e4)
     with pytest.raises(InvalidOptionError, match="blocks of 6 and 60"):
         preconditioner.step()
@@ -129,7 +129,7 @@ def test_measured_splits_time_no_size_that_the_machine_can_not_hold(
     model = nn.Sequential(nn.Linear(5, 600), nn.Linear(600, 600), nn.Linear(600, 3))
     thor = THOR(model, split=choice)
     inputs, targets = data()
-    mean_half_square(model(inputs), targets).backward()  # type: ignore[no-untyped-call]
+    mean_half_square(model(inputs), targets).backward()
     free(size)
     smallest = {1, 16} if choice == "auto" else {72, 128}
     if choice == "per_layer" and size < 2e6:
@@ -144,7 +144,7 @@ def test_measured_splits_time_no_size_that_the_machine_can_not_hold(
 def too_little_on_one_rank() -> str:
     """Rank 1 has no memory."""
     size = 1e9 if torch.distributed.get_rank() == 0 else 1e3
-    memory.free_memory = lambda _: int(size)  # type: ignore[assignment]
+    memory.free_memory = lambda _: int(size)  # type: ignore[attr-defined,assignment]
     try:
         THOR(mlp(), lr=0.1)
     except InvalidOptionError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from helpers import (
     assert_same_weights,
     data,
     draws,
+    gradient_of,
     half_square,
     mean_half_square,
     mlp,
@@ -43,7 +44,7 @@ def test_zero_grad_set_to_none_leaves_no_gradient_alive(interval: int) -> None:
     for _ in range(3):
         inputs, targets = data(8)
         mean_half_square(model(inputs), targets).backward()
-        gone = [weakref.ref(parameter.grad) for parameter in model.parameters()]
+        gone = [weakref.ref(gradient_of(parameter)) for parameter in model.parameters()]
         memory = inputs.untyped_storage().data_ptr()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -143,7 +144,8 @@ def test_a_closure_is_evaluated_once_and_its_loss_returned() -> None:
             calls.append(loss.detach())
             return loss
 
-        returned = with_closure.step(closure)
+        # torch says that a closure returns a float, and documents ones that return a tensor
+        returned: Any = with_closure.step(cast("Callable[[], Any]", closure))
         (before,) = train(theirs, without, [(inputs, targets)])
         assert len(calls) == 1
         assert float(returned.detach()) == before
@@ -156,7 +158,7 @@ def test_values_of_a_group_are_honoured(key: str) -> None:
     other = {"lr": 0.01, "weight_decay": 0.5, "momentum": 0.1, "damping": 10.0}[key]
     batches = [data(8) for _ in range(3)]
     common: dict[str, Any] = {"norm_control": None, **AT_EVERY_STEP}
-    base = {"lr": 0.001, "weight_decay": 0.05, "momentum": 0.9, "damping": 0.3}
+    base: dict[str, Any] = {"lr": 0.001, "weight_decay": 0.05, "momentum": 0.9, "damping": 0.3}
 
     def first_layer(grouped: bool, **values: Any) -> list[Tensor]:
         torch.manual_seed(1)
@@ -164,7 +166,7 @@ def test_values_of_a_group_are_honoured(key: str) -> None:
         spare = nn.Sequential(nn.Linear(2, 2))
         both = nn.ModuleList([model, spare])
         if grouped:
-            groups = [
+            groups: list[dict[str, Any]] = [
                 {"params": list(spare.parameters())},
                 {"params": list(model.parameters()), key: other},
             ]
@@ -270,9 +272,9 @@ def test_the_preconditioner_in_front_of_adamw() -> None:
         adamw.zero_grad()
         loss = mean_half_square(model(batch[0]), batch[1])
         loss.backward()
-        identity = [parameter.grad.data_ptr() for parameter in model.parameters()]
+        identity = [gradient_of(parameter).data_ptr() for parameter in model.parameters()]
         preconditioner.step()
-        assert identity == [parameter.grad.data_ptr() for parameter in model.parameters()]
+        assert identity == [gradient_of(parameter).data_ptr() for parameter in model.parameters()]
         adamw.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]

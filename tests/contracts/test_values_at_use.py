@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import data, mean_half_square, mlp, train, weights
+from helpers import data, gradients, mean_half_square, mlp, train, weights
 from torch_thor import EKFAC, KFAC, THOR, Damping, InvalidOptionError, Preconditioner, Refresh
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ def backward(model: nn.Module, optimizer: Any) -> None:
 def assert_refused(model: nn.Module, optimizer: Any, *words: str) -> None:
     """The step is an error of one line; weights, gradients and all state stay."""
     backward(model, optimizer)
-    before = [weights(model), [p.grad.clone() for p in model.parameters()]]
+    before = [weights(model), gradients(model)]
     state = copy.deepcopy(optimizer.state_dict())
     with pytest.raises(InvalidOptionError) as caught:
         optimizer.step()
     assert [word for word in words if word not in str(caught.value)] == []
-    after = [weights(model), [p.grad.clone() for p in model.parameters()]]
+    after = [weights(model), gradients(model)]
     torch.testing.assert_close(after, before, rtol=0, atol=0)
     later = optimizer.state_dict()
     for key in ("state", "curvature"):
@@ -92,7 +92,8 @@ def test_a_schedules_value_is_checked_by_the_step_that_uses_it(name: str, value:
     if name == "lr" and isinstance(value, float) and 0 <= value < math.inf:
         return
     model = mlp()
-    optimizer = THOR(model, **{name: lambda step: value if step == 2 else 0.1})
+    schedule: Any = {name: lambda step: value if step == 2 else 0.1}
+    optimizer = THOR(model, **schedule)
     train(model, optimizer, [data(8)] * 2)
     assert_refused(model, optimizer, name, "step 2", str(value), "a number")
 
@@ -108,11 +109,11 @@ def test_the_preconditioners_schedule_is_checked(value: float) -> None:
         mean_half_square(model(inputs), targets).backward()
         if preconditioner.engine.steps == 0:
             preconditioner.step()
-    state, before = copy.deepcopy(preconditioner.state_dict()), [p.grad for p in model.parameters()]
+    state, before = copy.deepcopy(preconditioner.state_dict()), gradients(model)
     with pytest.raises(InvalidOptionError, match="damping at step 1"):
         preconditioner.step()
     torch.testing.assert_close(preconditioner.state_dict(), state, rtol=0, atol=0)
-    torch.testing.assert_close([p.grad for p in model.parameters()], before, rtol=0, atol=0)
+    torch.testing.assert_close(gradients(model), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0, -5, None, "20"])

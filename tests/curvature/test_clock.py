@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +54,9 @@ def test_change_is_that_of_the_full_kronecker_matrix(damping: float) -> None:
     before, after = (
         float(A.trace() * G.trace()) + damping * A.shape[0] * G.shape[0] for A, G in pairs
     )
-    assert relative_change(after, before) == pytest.approx(exact_change(*pairs, damping))
+    assert relative_change(after, before) == pytest.approx(
+        exact_change(pairs[0], pairs[1], damping)
+    )
 
 
 def test_change_from_nothing_is_infinite() -> None:
@@ -70,7 +73,7 @@ def test_change_from_nothing_is_infinite() -> None:
         ({"damped_trace": "both"}, ["damped_trace='both'", "'factors'"]),
     ],
 )
-def test_bad_thresholds_are_refused(arguments: dict[str, object], words: list[str]) -> None:
+def test_bad_thresholds_are_refused(arguments: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ValueError, match=r"^Invalid") as caught:
         TraceRule(**arguments)
     assert [word for word in words if word not in str(caught.value)] == []

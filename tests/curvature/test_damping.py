@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_a_factor_of_zeros_is_damped_by_something_positive_and_finite(mode: Mode
         ({"mode": "none"}, ["mode='none'", "'both'", "'sqrt'", "'pi'", "'relative'"]),
     ],
 )
-def test_bad_damping_is_refused(arguments: dict[str, object], words: list[str]) -> None:
+def test_bad_damping_is_refused(arguments: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ValueError, match=r"^Invalid damping") as caught:
         Damping(**arguments)
     assert [word for word in words if word not in str(caught.value)] == []

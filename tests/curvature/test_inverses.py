@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from helpers import half_square
+from helpers import gradient_matrices, half_square
 from oracle import blocks_only, ekfac_direction, factors, observe
 from torch_thor import Damping, Preconditioner, Refresh, Statistics
 from torch_thor.linalg.factorize import Factorization, multiply_left, multiply_right, solve
@@ -136,5 +136,5 @@ def test_eigenvalue_correction_inside_blocks(split: int | None, power: float) ->
     expected = ekfac_direction(seen, seen.mean_gradient, A, G, damping=0.1, power=power)
     (half_square(model(inputs), targets) / 16).backward()
     preconditioner.step()
-    found = torch.cat([model.weight.grad, model.bias.grad[:, None]], dim=1)
+    (found,) = gradient_matrices(model)
     torch.testing.assert_close(found, expected)

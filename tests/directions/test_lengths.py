@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -98,7 +98,7 @@ def test_kl_clip_shares_one_factor_and_counts_the_rate_once(limit: float) -> Non
 
 
 @pytest.mark.parametrize("kind", ["graft", "rms"])
-def test_zero_directions_divide_by_nothing(kind: str) -> None:
+def test_zero_directions_divide_by_nothing(kind: NormControlKind) -> None:
     zeros = [torch.zeros(shape, dtype=torch.float64) for shape in SHAPES]
     found = controlled(NormControl(kind), zeros, zeros)
     assert all(torch.equal(one, torch.zeros_like(one)) for one in found)
@@ -118,7 +118,7 @@ def test_the_kl_clip_leaves_alone_what_does_not_descend() -> None:
         ({"kind": "rms", "limit": 0.0}, ["limit=0.0", "> 0"]),
     ],
 )
-def test_bad_norm_control_is_refused(arguments: dict[str, object], words: list[str]) -> None:
+def test_bad_norm_control_is_refused(arguments: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ValueError, match=r"^Invalid") as caught:
         NormControl(**arguments)
     assert [word for word in words if word not in str(caught.value)] == []

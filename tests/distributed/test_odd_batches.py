@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from data_parallel import CASES, batches_of
-from helpers import convnet, mean_half_square, mlp
+from helpers import convnet, gradient_of, mean_half_square, mlp
 from ranks import on_ranks
 from torch_thor import THOR, Refresh, Statistics
 from uneven_ranks import TwoHeads, Uneven, odd_batches
@@ -74,7 +74,7 @@ def train(model: nn.Module, weights: list[float]) -> nn.Module:
         optimizer.zero_grad()
         mean_half_square(model(x), y).backward()
         for parameter in model.parameters():
-            parameter.grad *= weight
+            gradient_of(parameter).mul_(weight)
         optimizer.step()
     return model
 
@@ -98,7 +98,7 @@ def test_ranks_that_are_done_leave_the_curvature_to_the_others(kind: str) -> Non
         optimizer.zero_grad()
         mean_half_square(model(x), y).backward()
         for parameter in model.parameters():
-            parameter.grad *= 0.5 if number in (5, 6) else 1.0
+            gradient_of(parameter).mul_(0.5 if number in (5, 6) else 1.0)
         optimizer.step()
     assert_close(kind, model)
 

@@ -19,7 +19,7 @@ lightning = pytest.importorskip("lightning", reason="install the group 'integrat
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Lightning's own: workers, loggers, dtypes
 
 
-class Regression(lightning.LightningModule):
+class Regression(lightning.LightningModule):  # type: ignore[misc,name-defined]
     """The MLP of the helpers."""
 
     def __init__(self) -> None:

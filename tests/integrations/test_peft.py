@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -15,7 +17,7 @@ peft = pytest.importorskip("peft", reason="install the group 'integrations'")
 WRAPPED = "base_model.model"
 
 
-def wrapped() -> nn.Module:
+def wrapped() -> Any:
     """A frozen Linear with a low-rank update, and a head that is trained as a whole."""
     model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
     config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["0"], modules_to_save=["2"])

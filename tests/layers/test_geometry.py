@@ -105,16 +105,18 @@ def test_unit_wise_rows_are_the_gradients_of_each_sample() -> None:
 def test_the_way_to_matrices_and_back_of_every_structure(layer: nn.Module) -> None:
     adapter, bias = adapter_for(layer), getattr(layer, "bias", None)
     assert adapter is not None
-    geometry, weight = adapter.geometry(layer, bias=bias is not None), layer.weight.detach()
-    weight = torch.randn_like(weight)
+    geometry = adapter.geometry(layer, bias=bias is not None)
+    weight = torch.randn_like(layer.get_parameter("weight"))
     values = None if bias is None else torch.randn_like(bias)
     matrices = torch.full((geometry.matrices, geometry.outputs, geometry.columns), torch.nan)
     write_matrices(geometry, matrices, weight, values)
     assert not matrices.isnan().any()
     weight_again, bias_again = read_matrices(geometry, matrices, weight)
     assert torch.equal(weight_again, weight)
-    assert (bias_again is None) == (values is None)
-    assert bias_again is None or torch.equal(bias_again, values)
+    if bias_again is None or values is None:
+        assert bias_again is values
+    else:
+        assert torch.equal(bias_again, values)
 
 
 def test_only_a_geometry_says_which_structure_it_has() -> None:

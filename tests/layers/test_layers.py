@@ -70,7 +70,7 @@ def adapter_geometry(layer: nn.Module) -> Geometry:
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
 @given(drawn=convolutions() | linears())
 def test_the_way_to_matrices_and_back_changes_nothing(
-    drawn: tuple[nn.Module, Tensor], order: torch.memory_format
+    drawn: tuple[nn.Conv2d | nn.Linear, Tensor], order: torch.memory_format
 ) -> None:
     layer = drawn[0]
     geometry = adapter_geometry(layer)
@@ -125,7 +125,7 @@ def test_reduce_averages_inputs_and_sums_gradients_over_positions(
 
 @pytest.mark.parametrize("dimensions", [1, 3])
 def test_convolutions_of_other_dimensions(dimensions: int) -> None:
-    kind = {1: nn.Conv1d, 3: nn.Conv3d}[dimensions]
+    kind = nn.Conv1d if dimensions == 1 else nn.Conv3d
     layer = kind(4, 6, 2, stride=2, padding=1, groups=2).double()
     inputs = torch.randn(2, 4, *[4] * dimensions).double()
     patches = [conv_patches(layer, one) for one in inputs]
@@ -159,6 +159,7 @@ def test_a_plan_takes_distinct_rows_and_as_many_samples_as_it_can(
     if plan.index is None:
         assert samples * positions <= budget
         return
+    assert again.index is not None
     taken = plan.index.tolist()
     assert taken == again.index.tolist()
     assert len(set(taken)) == len(taken) <= budget

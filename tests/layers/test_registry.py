@@ -83,6 +83,7 @@ def test_a_subclass_may_be_declared_to_be_like_its_parent() -> None:
         pass
 
     adapter = adapter_for(nn.Linear(1, 1))
+    assert adapter is not None
     assert adapter_for(Named(2, 2)) is None
     register_adapter(Named, adapter)
     assert adapter_for(Named(2, 2)) is adapter
@@ -169,8 +170,8 @@ def test_parts_of_an_attention_layer_are_excluded_by_name() -> None:
 def test_a_frozen_projection_leaves_the_other_one() -> None:
     """Case 3, 10."""
     model = nn.MultiheadAttention(4, 2, batch_first=True)
-    model.in_proj_weight.requires_grad_(requires_grad=False)
-    model.out_proj.bias.requires_grad_(requires_grad=False)
+    model.in_proj_weight.requires_grad_(False)
+    model.out_proj.bias.requires_grad_(False)
     optimizer = THOR(model, lr=0.1)
     assert [layer.name for layer in optimizer.engine.layers] == ["out_proj"]
     before = {name: p.detach().clone() for name, p in model.named_parameters()}

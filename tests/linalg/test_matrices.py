@@ -13,6 +13,8 @@ from oracle import blocks_only, inverse_power
 from torch_thor import linalg
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 
@@ -79,7 +81,7 @@ def test_an_asymmetric_rounding_error_does_not_matter(power: float) -> None:
         linalg.largest_eigenvalue,
     ],
 )
-def test_no_function_changes_its_input(call: object) -> None:
+def test_no_function_changes_its_input(call: Callable[[Tensor], object]) -> None:
     stack = spd(3, size=4)
     before = stack.clone()
     call(stack)

@@ -32,19 +32,31 @@ if TYPE_CHECKING:
         (lambda: Statistics(decay=-0.1), ["decay=-0.1", "[0, 1)"]),
         (lambda: Statistics(rows=0), ["rows=0", "None"]),
         (
-            lambda: Statistics(weight_sharing="sum"),
+            lambda: Statistics(weight_sharing="sum"),  # type: ignore[arg-type]
             ["weight_sharing='sum'", "'reduce'"],
         ),
-        (lambda: Statistics(loss_reduction="none"), ["loss_reduction='none'", "'positions_mean'"]),
+        (
+            lambda: Statistics(loss_reduction="none"),  # type: ignore[arg-type]
+            ["loss_reduction='none'", "'positions_mean'"],
+        ),
         (lambda: Refresh(tolerated_failures=-1), ["tolerated_failures=-1", ">= 0"]),
-        (lambda: Refresh(on_nonfinite="stop"), ["on_nonfinite='stop'", "'skip'", "'raise'"]),
+        (
+            lambda: Refresh(on_nonfinite="stop"),  # type: ignore[arg-type]
+            ["on_nonfinite='stop'", "'skip'", "'raise'"],
+        ),
         (lambda: Refresh(inverse_dtype=torch.int32), ["inverse_dtype=torch.int32", "floating"]),
-        (lambda: Base(rule="adam"), ["rule='adam'", "'sgd'", "'adamw'"]),
+        (
+            lambda: Base(rule="adam"),  # type: ignore[arg-type]
+            ["rule='adam'", "'sgd'", "'adamw'"],
+        ),
         (lambda: Base(lr_scale=0.0), ["lr_scale=0.0", "> 0"]),
         (lambda: Preconditioner(mlp(), norm_control="kl_clip"), ["norm_control='kl_clip'", "THOR"]),
         (lambda: Preconditioner(mlp(), power=0), ["power=0", "1/2"]),
         (lambda: Preconditioner(mlp(), split=-1), ["split=-1", "'auto', 'per_layer' or None"]),
-        (lambda: THOR(mlp(), split="layer"), ["split='layer'", "an int >= 1, 'auto', 'per_layer'"]),
+        (
+            lambda: THOR(mlp(), split="layer"),  # type: ignore[arg-type]
+            ["split='layer'", "an int >= 1, 'auto', 'per_layer'"],
+        ),
     ],
 )
 def test_bad_values_are_refused_in_one_line(build: Callable[[], object], words: list[str]) -> None:

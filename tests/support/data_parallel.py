@@ -163,7 +163,7 @@ def _backward(case: Case, model: nn.Module, batch: tuple[Tensor, Tensor], mine: 
         last = number == len(parts) - 1
         if isinstance(model, DistributedDataParallel):
             model.require_backward_grad_sync = last  # what no_sync() sets
-        (loss_of(case, model(x), y) / len(parts)).backward()  # type: ignore[no-untyped-call]
+        (loss_of(case, model(x), y) / len(parts)).backward()
 
 
 def train_whole(case: Case, size: int) -> Result:
@@ -172,7 +172,7 @@ def train_whole(case: Case, size: int) -> Result:
     optimizer = case.optimizer(model, **case.options)
 
     def backward(batch: tuple[Tensor, Tensor]) -> None:
-        loss_of(case, model(batch[0]), batch[1]).backward()  # type: ignore[no-untyped-call]
+        loss_of(case, model(batch[0]), batch[1]).backward()
         _average_over_ranks(case, model, batch, size)
 
     return _run(case, model, optimizer, backward)
@@ -186,7 +186,7 @@ def _average_over_ranks(
     for mine in shares(case, size):
         twin = copy.deepcopy(model)
         twin.zero_grad()
-        loss_of(case, twin(batch[0][mine]), batch[1][mine]).backward()  # type: ignore[no-untyped-call]
+        loss_of(case, twin(batch[0][mine]), batch[1][mine]).backward()
         for total, p in zip(totals, twin.parameters(), strict=True):
             if p.grad is not None:
                 total.add_(p.grad, alpha=1 / size)

@@ -55,7 +55,7 @@ def train_on_digits(
         for index in torch.split(torch.randperm(TRAINING, generator=order), 64):
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(model(inputs[index]), classes[index])
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             epoch.append(loss.item())
         losses.append(sum(epoch) / len(epoch))

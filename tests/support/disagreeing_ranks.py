@@ -73,7 +73,7 @@ def _steps(model: nn.Module, optimizer: Any, count: int) -> None:
 
 def _one_step(model: nn.Module, optimizer: Any) -> None:
     optimizer.zero_grad()
-    mean_half_square(model(torch.ones(4, 5)), torch.ones(4, 3)).backward()  # type: ignore[no-untyped-call]
+    mean_half_square(model(torch.ones(4, 5)), torch.ones(4, 3)).backward()
     optimizer.step()
 
 
@@ -134,7 +134,7 @@ def resumed(steps: int) -> tuple[Uneven, Uneven]:
     def go_on(model: nn.Module, optimizer: Any, part: list[tuple[Tensor, Tensor]]) -> None:
         for x, y in part:
             optimizer.zero_grad()
-            mean_half_square(model(x[rank::size]), y[rank::size]).backward()  # type: ignore[no-untyped-call]
+            mean_half_square(model(x[rank::size]), y[rank::size]).backward()
             optimizer.step()
 
     options = case.options | {"distributed": Distributed(reduce_gradients=True, inversion="owners")}
@@ -169,7 +169,7 @@ def profile_and_log() -> list[str]:
     for network in (None, free, dear):
         inverter._profile = network
         optimizer.zero_grad()
-        mean_half_square(model(torch.randn(64, 40)), torch.ones(64, 3)).backward()  # type: ignore[no-untyped-call]
+        mean_half_square(model(torch.randn(64, 40)), torch.ones(64, 3)).backward()
         optimizer.step()
     logger.removeHandler(handler)
     return lines
@@ -201,7 +201,7 @@ def resnet_bytes() -> list[Sent]:
         traffic = optimizer.engine.communicator.traffic
         before = traffic.bytes
         outputs = model(torch.randn(2, 3, 32, 32))
-        nn.functional.cross_entropy(outputs, torch.tensor([1, 2])).backward()  # type: ignore[no-untyped-call]
+        nn.functional.cross_entropy(outputs, torch.tensor([1, 2])).backward()
         optimizer.step()
         optimizer.remove()
         sent.append(Sent(traffic.bytes - before, sum(4 * p.numel() for p in model.parameters())))

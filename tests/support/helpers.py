@@ -45,7 +45,7 @@ def a_scaler(init_scale: float, growth_interval: int = 2000) -> torch.amp.GradSc
 
 def function_modes() -> list[object]:
     """The function modes in force, but for the default device's, which is one too."""
-    modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    modes = _get_current_function_mode_stack()
     return [mode for mode in modes if not isinstance(mode, DeviceContext)]
 
 
@@ -113,7 +113,7 @@ def train(
     for inputs, targets in batches:
         optimizer.zero_grad()
         value = loss(model(inputs), targets)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         optimizer.step()
         losses.append(float(value.detach()))
     return losses
@@ -128,6 +128,18 @@ def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
     """Bit for bit."""
     for (name, ours), theirs in zip(one.named_parameters(), other.parameters(), strict=True):
         assert torch.equal(ours, theirs), f"{name} differs by {(ours - theirs).abs().max():.3g}"
+
+
+def gradient_of(parameter: object) -> Tensor:
+    """The gradient of a parameter that has one."""
+    assert isinstance(parameter, Tensor)
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+def gradients(model: nn.Module) -> list[Tensor]:
+    """Copies of those of all parameters, each of which has one."""
+    return [gradient_of(parameter).clone() for parameter in model.parameters()]
 
 
 def gradient_matrices(layer: nn.Module) -> Iterator[Tensor]:

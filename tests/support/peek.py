@@ -29,5 +29,5 @@ def dense(blocks: Tensor, size: int) -> list[Tensor]:
 
 
 def _diagonal(blocks: Tensor) -> Tensor:
-    whole: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    whole: Tensor = torch.block_diag(*blocks)
     return whole

@@ -87,7 +87,7 @@ def unused_layers(*, turns: bool) -> Uneven:
     optimizer = THOR(model, **EVERY_STEP)
     for step, (x, y) in enumerate(batches_of(CASES["thor"], 6)):
         optimizer.zero_grad()
-        mean_half_square(wrapped(x, dist.get_rank() if turns or step < 3 else 0), y).backward()  # type: ignore[no-untyped-call]
+        mean_half_square(wrapped(x, dist.get_rank() if turns or step < 3 else 0), y).backward()
         optimizer.step()
     return ended(model, optimizer)
 
@@ -103,12 +103,12 @@ def early_end(*, wrapped: bool) -> Uneven:
     with Join(joinables):
         for x, y in batches:
             optimizer.zero_grad()
-            mean_half_square(outer(x), y).backward()  # type: ignore[no-untyped-call]
+            mean_half_square(outer(x), y).backward()
             optimizer.step()
     # And on together: what was missed has been taken over.
     for x, y in batches_of(CASES["thor"], 2):
         optimizer.zero_grad()
-        mean_half_square(outer(x), y).backward()  # type: ignore[no-untyped-call]
+        mean_half_square(outer(x), y).backward()
         optimizer.step()
     return ended(model, optimizer)
 
@@ -122,7 +122,7 @@ def not_finite() -> Uneven:
     for step, (x, y) in enumerate(batches_of(CASES["thor"], 4)):
         optimizer.zero_grad()
         loss = mean_half_square(wrapped(x), y)
-        (loss * torch.inf if step == 2 and dist.get_rank() == 1 else loss).backward()  # type: ignore[no-untyped-call]
+        (loss * torch.inf if step == 2 and dist.get_rank() == 1 else loss).backward()
         optimizer.step()
     return ended(model, optimizer)
 
@@ -135,7 +135,7 @@ def bad_statistics() -> Uneven:
     for step, (x, y) in enumerate(batches_of(CASES["thor"], 3)):
         optimizer.zero_grad()
         huge = 1e155 if step == 1 and dist.get_rank() == 1 else 1.0  # its square overflows
-        (mean_half_square(model(x * huge), y * huge) * huge**-2).backward()  # type: ignore[no-untyped-call]
+        (mean_half_square(model(x * huge), y * huge) * huge**-2).backward()
         optimizer.step()
     return ended(model, optimizer)
 
@@ -148,7 +148,7 @@ def channels_last() -> Uneven:
     for x, y in batches_of(CASES["trace rule"], 4):
         optimizer.zero_grad()
         mine = slice(dist.get_rank(), None, dist.get_world_size())
-        mean_half_square(model(x[mine]), y[mine]).backward()  # type: ignore[no-untyped-call]
+        mean_half_square(model(x[mine]), y[mine]).backward()
         optimizer.step()
     return ended(model, optimizer)
 

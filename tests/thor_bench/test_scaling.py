@@ -101,7 +101,8 @@ def test_a_step_adds_up() -> None:
     assert many.inversion == pytest.approx(2.0 + 0.999 + 0.999)
     alone = step_time(PROFILE, "kfac", SLOW, 1, Assumptions(interval=10))
     assert alone.total == pytest.approx(3.2 + 0.1 + 0.8)
-    assert (alone.efficiency, step.efficiency) == (1.0, pytest.approx(alone.total / step.total))
+    assert alone.efficiency == 1.0
+    assert step.efficiency == pytest.approx(alone.total / step.total)
 
 
 networks = st.builds(
@@ -163,11 +164,8 @@ def test_impossible_networks_are_refused(changes: dict[str, Any], told: str) -> 
 
 def test_a_changed_network_says_so() -> None:
     network = find_network("10GbE", gbit=8, latency_us=7, topology="tree")
-    assert (network.bandwidth, network.latency, network.topology) == (
-        1e9,
-        pytest.approx(7e-6),
-        "tree",
-    )
+    assert (network.bandwidth, network.topology) == (1e9, "tree")
+    assert network.latency == pytest.approx(7e-6)
     assert network.name == "10GbE, changed"
     assert find_network("10GbE") is NETWORKS["10GbE"]
     assert parse_ranks("8, 64,2") == (1, 2, 8, 64)

@@ -126,6 +126,7 @@ def test_momentum_is_searched_by_its_distance_from_one(tiny: Workload) -> None:
         one.number = number
         momentum = trial_config(recipe, one).settings["momentum"]
         assert momentum == pytest.approx(1 - one.params["1 - momentum"], abs=1e-4)
+        assert isinstance(momentum, float)
         assert 0.7 <= momentum <= 1 - 0.1 / 3 + 1e-4
 
 
@@ -160,7 +161,9 @@ def test_the_first_trial_is_the_recipe_even_outside_of_the_space(tmp_path: Path)
     assert recipe.settings["weight_decay"] == 0.0
     search = Search(recipe, open_journal(tmp_path / "trials.log"), trials=2, seed=0)
     assert search.configs[0] == recipe
-    assert 1e-6 <= search.configs[1].settings["weight_decay"] <= 1e-3
+    weight_decay = search.configs[1].settings["weight_decay"]
+    assert isinstance(weight_decay, float)
+    assert 1e-6 <= weight_decay <= 1e-3
 
 
 def test_more_trials_begin_with_the_same_ones(tiny: Workload) -> None:

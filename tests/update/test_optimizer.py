@@ -18,6 +18,7 @@ from helpers import (
     data,
     default_fused,
     gradient_matrices,
+    gradient_of,
     half_square,
     mean_half_square,
     mlp,
@@ -74,6 +75,7 @@ def check_direction(
     mean_half_square(layer(inputs), targets).backward()
     preconditioner.step()
     damping: Damping = options["damping"]
+    assert not callable(damping.value)
     for found, one in zip(gradient_matrices(layer), seen, strict=True):
         expected = direction(
             one.mean_gradient,
@@ -169,9 +171,11 @@ def test_the_step_is_the_learning_rate_times_the_direction(dtype: torch.dtype) -
     inputs, targets = data(8, dtype=dtype)
     seen = observe(model, "0", inputs, targets, half_square)[0]
     optimizer = THOR(model, lr=0.3, momentum=0.0, weight_decay=0.0, **EXACT_THOR, **PAPER)
-    before = torch.cat([model[0].weight, model[0].bias[:, None]], dim=1).detach().clone()
+    weight, bias = weights(model[0])
+    before = torch.cat([weight, bias[:, None]], dim=1)
     train(model, optimizer, [(inputs, targets)])
-    after = torch.cat([model[0].weight, model[0].bias[:, None]], dim=1).detach()
+    weight, bias = weights(model[0])
+    after = torch.cat([weight, bias[:, None]], dim=1)
     expected = direction(seen.mean_gradient, *factors(seen), damping=0.1).to(dtype)
     torch.testing.assert_close((before - after) / 0.3, expected, rtol=1e-3, atol=1e-5)
 
@@ -271,8 +275,8 @@ def test_change_is_eq_8_on_the_factors_in_use(
         elif reading == "product":
             assert decision.change == pytest.approx(relative_change(before, now, value))
         else:
-            whole = [damped(*pair, value, "both") for pair in (before, now)]
-            assert decision.change == pytest.approx(relative_change(*whole, 0.0))
+            old, new = (damped(*pair, value, "both") for pair in (before, now))
+            assert decision.change == pytest.approx(relative_change(old, new, 0.0))
         assert decision.decision is Decision.UPDATE
         before = now
 
@@ -287,7 +291,7 @@ def test_kept_layers_keep_their_inverse_and_frozen_ones_never_refresh_again() ->
             model.zero_grad()
             mean_half_square(model(inputs), targets).backward()
             preconditioner.step()
-            found.append(model.weight.grad.clone())
+            found.append(gradient_of(model.weight).clone())
             said.append([d.decision for d in preconditioner.last_decisions])
         return found
 
@@ -511,12 +515,12 @@ def test_a_gradient_may_lie_in_memory_otherwise_than_its_parameter(
     found = []
     for layout in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(0)
-        model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
         optimizer = THOR(model, lr=0.1, weight_decay=0.0, exclude=("*",), base=Base(rule))
         for _ in range(2):
             for parameter in model.parameters():
                 parameter.grad = torch.randn(parameter.shape)
-            model.weight.grad = model.weight.grad.contiguous(memory_format=layout)
+            model.weight.grad = gradient_of(model.weight).contiguous(memory_format=layout)
             optimizer.step()
         found.append(model.weight.detach().clone())
     torch.testing.assert_close(*found)
@@ -593,7 +597,7 @@ def test_bad_options_name_the_argument_the_value_and_what_is_allowed(
 
 def test_a_model_that_is_no_module_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Invalid model=.*torch\.nn\.Module"):
-        THOR(mlp().parameters())
+        THOR(mlp().parameters())  # type: ignore[arg-type]
 
 
 def test_factor_norms_are_those_of_the_kronecker_product() -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def pair() -> tuple[nn.Module, nn.Module]:
+def pair() -> tuple[nn.Sequential, nn.Sequential]:
     one, other = convnet(), convnet()
     other.load_state_dict(one.state_dict())
     return one, other
@@ -77,7 +77,7 @@ def test_under_a_scheduler(schedule: Callable[[torch.optim.Optimizer], Any]) -> 
 def test_with_parameter_groups_and_a_group_added_later() -> None:
     ours, theirs = pair()
 
-    def groups(model: nn.Module) -> list[dict[str, Any]]:
+    def groups(model: nn.Sequential) -> list[dict[str, Any]]:
         return [
             {"params": list(model[0].parameters()), "lr": 0.05, "weight_decay": 0.0},
             {"params": list(model[2].parameters()), "momentum": 0.5},
@@ -89,8 +89,8 @@ def test_with_parameter_groups_and_a_group_added_later() -> None:
     sgd = torch.optim.SGD(groups(theirs), lr=0.1, momentum=0.9, weight_decay=0.01)
     for count, batch in enumerate(batches()):
         if count == 3:
-            for model, optimizer in ((ours, thor), (theirs, sgd)):
-                optimizer.add_param_group({"params": list(model[5].parameters()), "lr": 0.2})
+            thor.add_param_group({"params": list(ours[5].parameters()), "lr": 0.2})
+            sgd.add_param_group({"params": list(theirs[5].parameters()), "lr": 0.2})
         train(ours, thor, [batch])
         train(theirs, sgd, [batch])
     assert_same_weights(ours, theirs)

@@ -33,7 +33,7 @@ def small_factors() -> tuple[Tensor, Tensor]:
         outputs = middle(inputs)
         loss = functional.cross_entropy(model[2](outputs.tanh()), train.targets)
         (gradients,) = torch.autograd.grad(loss, outputs, retain_graph=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     samples = len(train.targets)
     inputs, gradients = inputs.detach(), gradients * samples

@@ -42,7 +42,7 @@ def measure(workload: Workload, source: DataSource, *, device: str, seed: int) -
     batch = next(iter(session.data.batches(0)))
 
     def backward() -> None:
-        session.loss(batch).backward()  # type: ignore[no-untyped-call]
+        session.loss(batch).backward()
 
     return measure_split(session.model, backward)
 

@@ -65,7 +65,7 @@ class Trainer:
         with autocast(self._task.autocast, self._device):
             loss = self._task.loss(self._called(self._inputs), self._targets)
         forward = self._now()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         backward = self._now()
         self.optimizer.step()
         seconds = forward - begun, backward - forward, self._now() - backward

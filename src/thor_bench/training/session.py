@@ -85,7 +85,7 @@ class Session:
     def update(self, loss: torch.Tensor) -> None:
         """Takes the optimizer step that a loss asks for."""
         self.rule.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.rule.step()
 
     @torch.no_grad()

@@ -163,9 +163,7 @@ class PendingCall:
         if not ledger.is_open(task):
             hook: RemovableHandle | None = None
             if delivery is Delivery.HANDED_OUT:
-                hook = weight.register_hook(  # type: ignore[no-untyped-call]
-                    lambda gradient: ledger.hand_out(task, gradient)
-                )
+                hook = weight.register_hook(lambda gradient: ledger.hand_out(task, gradient))
             ledger.begin(task, weight, hook)
             when_backward_ends(lambda: ledger.settle(task))
         return True

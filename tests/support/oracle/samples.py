@@ -83,7 +83,7 @@ def run_once(
 
     handle = layer.register_forward_hook(record)
     model.zero_grad()
-    sample_loss(model(sample), target).backward()  # type: ignore[no-untyped-call]
+    sample_loss(model(sample), target).backward()
     handle.remove()
     result = []
     for seen, output in calls:

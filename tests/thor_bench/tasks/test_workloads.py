@@ -19,7 +19,7 @@ from thor_bench.records.config import DataSource
 from thor_bench.tasks import ACCURACY, WORKLOADS, find_workload
 from thor_bench.tasks import fashion as fashion_module
 from thor_bench.tasks import text as text_module
-from thor_bench.tasks.data import TrainTest
+from thor_bench.tasks.data import TensorSplit, TrainTest
 from thor_bench.tasks.gpt import GPT
 
 if TYPE_CHECKING:
@@ -115,9 +115,15 @@ def test_images_and_labels_that_do_not_belong_together_are_refused(tmp_path: Pat
         fashion_module.load(DataSource(tmp_path))
 
 
+def in_memory(name: str, source: DataSource) -> TrainTest[TensorSplit]:
+    data = find_workload(name).load(source)
+    assert isinstance(data.train, TensorSplit)
+    assert isinstance(data.test, TensorSplit)
+    return TrainTest(data.train, data.test)
+
+
 def test_digits_are_divided_alike_every_time_and_by_class() -> None:
-    digits = find_workload("digits")
-    first, second = (digits.load(DataSource()) for _ in range(2))
+    first, second = (in_memory("digits", DataSource()) for _ in range(2))
     assert torch.equal(first.train.inputs, second.train.inputs)
     assert (len(first.train.targets), len(first.test.targets)) == (1078, 719)
     shares = torch.bincount(first.test.targets) / torch.bincount(
@@ -140,8 +146,7 @@ def test_models_map_samples_to_ten_classes(name: str, shape: tuple[int, ...]) ->
 def test_the_autoencoder_is_asked_for_its_input(tmp_path: Path) -> None:
     write_fashion(tmp_path)
     workload = find_workload("fashion-autoencoder")
-    data = workload.load(DataSource(tmp_path))
-    assert isinstance(data, TrainTest)
+    data = in_memory(workload.name, DataSource(tmp_path))
     assert torch.equal(data.train.inputs, data.train.targets)
     assert torch.allclose(data.train.inputs[0, :256], torch.arange(256) / 255)
     assert (data.train.inputs.shape, data.test.inputs.shape) == ((6, 784), (4, 784))
@@ -203,8 +208,7 @@ def test_text_is_judged_by_its_mean_over_positions() -> None:
 
 
 def test_columns_of_the_table_are_standardized_by_what_may_be_seen() -> None:
-    data = find_workload("tabular").load(DataSource())
-    assert isinstance(data, TrainTest)
+    data = in_memory("tabular", DataSource())
     spread = data.train.inputs.std(dim=0)
     varies = spread > 0
     assert torch.allclose(spread[varies], torch.ones(int(varies.sum())), atol=1e-5)

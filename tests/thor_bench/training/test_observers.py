@@ -83,8 +83,8 @@ def test_stop_request_gives_the_handlers_back() -> None:
 
     before = signal.getsignal(signal.SIGINT)
     with StopRequest() as stop:
-        assert not stop.asked
+        asked = [stop.asked]
         signal.raise_signal(signal.SIGINT)
-        assert stop.asked
+        assert [*asked, stop.asked] == [False, True]
         assert signal.getsignal(signal.SIGINT) is before
     assert signal.getsignal(signal.SIGINT) is before

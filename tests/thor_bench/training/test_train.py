@@ -261,9 +261,10 @@ def test_nan_loss_fails_with_the_last_good_checkpoint_kept(
     monkeypatch.setattr("thor_bench.training.train.find_workload", lambda _: workload)
     with pytest.raises(RunDivergedError, match=r"sgd on tiny: loss became nan at step 7.*epoch 1"):
         train(plan(tiny), tmp_path)
-    assert read_run(tmp_path).end == RunFailed(
-        step=6, seconds=pytest.approx(0, abs=60), reason="loss became nan at step 7"
-    )
+    end = read_run(tmp_path).end
+    assert isinstance(end, RunFailed)
+    assert (end.step, end.reason) == (6, "loss became nan at step 7")
+    assert 0 <= end.seconds < 60
     saved = torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)
     assert saved["progress"]["step"] == 4
     assert all(value.isfinite().all() for value in saved["model"].values())
