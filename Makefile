@@ -6,9 +6,9 @@ STAMP  := $(VENV)/.installed
 DOCS   := $(VENV)/.installed-docs
 OLDEST := .venv-oldest
 # What pyproject.toml promises: 2.6 of "torch>=2.6".
+OLDEST_TORCH := $(shell sed -n 's/.*"torch>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 # Tests of the bench and of other packages, which want a torch of their own.
 NOT_OLDEST := thor_bench integrations contracts/test_older_torch.py
-OLDEST_TORCH := $(shell sed -n 's/.*"torch>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 
 # Two small models in parallel beat one that splits its tiny products over threads.
 export OMP_NUM_THREADS ?= 1
