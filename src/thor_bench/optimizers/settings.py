@@ -101,4 +101,6 @@ def _bad_value(
 def _told(message: str) -> str:
     """What is allowed, from "Input should be …, unable to parse" or "Invalid …. Must be …."."""
     allowed = message.removeprefix("Input should be ").rpartition("Must be ")[2]
+    # No function can be written on a command line.
+    allowed = allowed.replace(" or a schedule (a function of the step)", "")
     return allowed.partition(", unable")[0].removesuffix(".")

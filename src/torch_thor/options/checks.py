@@ -151,7 +151,8 @@ def _alternatives(hint: Any) -> list[str]:
         ranges = (one.words for one in inside[1:] if isinstance(one, Range))
         return [" ".join([_words(inside[0]), *ranges])]
     if kind is tuple:
-        return [f"a tuple of {_words(inside[0]).partition(' ')[2]}s"]
+        many = "a tuple of values" if inside[-1] is Ellipsis else f"{len(inside)} values"
+        return [f"{many}, each {_words(inside[0])}"]
     if isinstance(kind, type) and is_dataclass(kind):
         return [f"{kind.__name__}(...) of torch_thor"]
     known: dict[Any, str] = {
@@ -170,11 +171,19 @@ def _advice(value: object, hint: Any) -> str:
     kinds = [get_args(one)[0] if get_origin(one) is Annotated else one for one in _members(hint)]
     if isinstance(value, type) or (isinstance(value, dict) and is_dataclass(hint)):
         return ": build one"
-    if isinstance(value, str) and {float, int} & {*kinds}:
+    if isinstance(value, str) and {float, int} & {*kinds} and _is_numeral(value):
         return ", without quotes"
     if callable(value) and kinds == [float]:
         return "; lr and damping may be schedules, as arguments of the optimizer"
     return ""
+
+
+def _is_numeral(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
