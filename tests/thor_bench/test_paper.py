@@ -22,7 +22,7 @@ from thor_bench.paper import published
 from thor_bench.paper.figures import small_factors
 from thor_bench.records.reading import read_run
 from thor_bench.records.records import RECORDS_FILE
-from thor_bench.report.rows import table_of, write_table
+from thor_bench.report.tables import TextTable
 from thor_bench.training.train import train as train_run
 
 if TYPE_CHECKING:
@@ -60,11 +60,11 @@ def test_the_papers_numbers_are_read_as_printed() -> None:
 
 
 def test_rows_name_their_cells(tmp_path: Path) -> None:
-    table = table_of([{"name": "a", "n": "1"}, {"n": "2", "name": "b"}])
+    table = TextTable.of([{"name": "a", "n": "1"}, {"n": "2", "name": "b"}])
     assert (table.headings, table.rows) == (("name", "n"), (("a", "1"), ("b", "2")))
-    assert table_of([]).rows == ()
-    write_table(tmp_path, "plain", table)
-    write_table(tmp_path, "precise", table, "n\n1.5\n")
+    assert TextTable.of([]).rows == ()
+    table.write(tmp_path, "plain")
+    table.write(tmp_path, "precise", numbers="n\n1.5\n")
     assert (tmp_path / "plain.csv").read_text() == "name,n\na,1\nb,2\n"
     assert (tmp_path / "precise.csv").read_text() == "n\n1.5\n"
     assert (tmp_path / "plain.md").read_text() == (tmp_path / "precise.md").read_text()

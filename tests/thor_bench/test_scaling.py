@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from thor_bench.cli.commands import app
 from thor_bench.errors import BenchError
-from thor_bench.records.measured import measured_once
+from thor_bench.records.disk import measured_once
 from thor_bench.scaling import check as check_module
 from thor_bench.scaling.check import check_table, fitted_network
 from thor_bench.scaling.measure import count_messages, measure_profile

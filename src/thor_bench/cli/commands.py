@@ -24,13 +24,13 @@ from thor_bench.paper.runs import Job, ended_runs, make_runs, plan_paper
 from thor_bench.paper.split import measure, measured, report_split
 from thor_bench.paper.writer import PaperWriter
 from thor_bench.records.config import DataSource, RunConfig
-from thor_bench.records.machine import package_version
 from thor_bench.report.page import write_report
 from thor_bench.report.tables import optimizers_table, workloads_table
 from thor_bench.scaling.command import scale
 from thor_bench.tasks import find_workload
 from thor_bench.training.claim import claimed
 from thor_bench.training.observers import Observer
+from torch_thor import __version__
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -42,7 +42,7 @@ app = typer.Typer(
 
 def _tell_version(asked: bool) -> None:  # noqa: FBT001 - typer calls it with the option's value
     if asked:
-        typer.echo(f"thor {package_version()} (torch {torch.__version__})")
+        typer.echo(f"thor {__version__} (torch {torch.__version__})")
         raise typer.Exit
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from thor_bench.paper import published
-from thor_bench.report.rows import table_of
 from thor_bench.report.summary import Summary, number_text
 from thor_bench.report.tables import TextTable
 
@@ -115,12 +114,12 @@ def claims_table(rows: Mapping[str, Summary]) -> TextTable:
                 "verdict": "neither arrived" if math.isnan(here) else verdict,
             }
         )
-    return table_of(cells)
+    return TextTable.of(cells)
 
 
 def ablation_table(rows: Sequence[Summary]) -> TextTable:
     """Returns the time of an epoch of each ablation, and what it saves against K-FAC, the first."""
-    return table_of(
+    return TextTable.of(
         {
             "optimizer": row.optimizer,
             "seeds": str(row.runs),

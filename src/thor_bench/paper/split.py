@@ -9,9 +9,8 @@ from matplotlib.figure import Figure
 
 from thor_bench.optimizers.recipes import RunOptions, plan_run
 from thor_bench.records.config import DataSource
-from thor_bench.records.measured import measured_once
+from thor_bench.records.disk import measured_once
 from thor_bench.report.figures import FigureFile, write_figure
-from thor_bench.report.rows import table_of, write_table
 from thor_bench.report.style import Theme, legend, new_figure
 from thor_bench.report.tables import TextTable
 from thor_bench.tasks import Workload
@@ -62,8 +61,8 @@ def measured(
 def report_split(measurement: SplitMeasurement, title: str, directory: Path) -> SplitReport:
     """Writes tables and figure of a measurement; the title says on what it was made."""
     table, layers = table_1(measurement), layer_table(measurement)
-    write_table(directory, "table-1", table)
-    write_table(directory, "split-layers", layers)
+    table.write(directory, "table-1")
+    layers.write(directory, "split-layers")
     draw = partial(draw_curves, curves=measurement.curves, title=title)
     figure = write_figure(directory, "figure-5", f"Split curves, {title}", draw, pdf=True)
     return SplitReport(table, layers, figure, _conclusion(measurement))
@@ -85,7 +84,7 @@ def layer_table(measurement: SplitMeasurement) -> TextTable:
     """Returns what each layer loses at the paper's choice, and which size suits it best."""
     choice = measurement.curves.choice()
     at = measurement.sizes.index(choice)
-    return table_of(
+    return TextTable.of(
         {
             "layer": layer.layer or "(model)",
             "rows of A": str(layer.columns),

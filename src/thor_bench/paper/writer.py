@@ -20,7 +20,6 @@ from thor_bench.report.curves import curves, draw_curve
 from thor_bench.report.figures import FigureFile, write_figure
 from thor_bench.report.layer_figures import draw_changes, draw_norms
 from thor_bench.report.page import render, run_list
-from thor_bench.report.rows import write_table
 from thor_bench.report.style import Theme
 from thor_bench.report.summary import Summary, summarize
 from thor_bench.report.tables import TextTable, comparison_csv, comparison_table
@@ -149,16 +148,16 @@ class PaperWriter:
         target = self._workload.target
         if rows := self._summaries(*TABLE_2):
             table = comparison_table(rows, self._workload.metric, target)
-            write_table(self._directory, "table-2", table, comparison_csv(rows, target))
+            table.write(self._directory, "table-2", numbers=comparison_csv(rows, target))
             yield Section("Table 2: time to target", tables=[table, published.TABLE_2])
         if self._compared("paper-kfac"):
             table = ablation_table(self._summaries("paper-kfac", *ABLATIONS))
-            write_table(self._directory, "ablation", table)
+            table.write(self._directory, "ablation")
             yield Section("Ablation: each idea against K-FAC", tables=[table, published.ABLATION])
         rows = self._summaries(*TABLE_2, *ABLATIONS)
         table = claims_table({row.optimizer: row for row in rows})
         if table.rows:
-            write_table(self._directory, "claims", table)
+            table.write(self._directory, "claims")
             yield Section("The paper's claims, answered here", tables=[table])
 
     def _curvature(self) -> Section:

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TypeVar
@@ -62,6 +62,28 @@ def kept(kind: type[Kept], path: Path, *, advice: str) -> Kept | None:
         return TypeAdapter(kind).validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise BenchError(f"{path} cannot be read ({reason(error)[:120]}); {advice}") from error
+
+
+def measured_once(
+    path: Path, kind: type[Kept], measure: Callable[[], Kept], *, again: bool = False, remedy: str
+) -> Kept:
+    """Reads a measurement from its JSON file, or makes it and keeps it there.
+
+    Args:
+        path: The file; its folder must exist.
+        kind: Dataclass of the measurement.
+        measure: Makes it.
+        again: Whether to measure although there is a file.
+        remedy: What a user whose file is broken is told to do.
+
+    Raises:
+        BenchError: The file is broken.
+    """
+    found = None if again else kept(kind, path, advice=remedy)
+    if found is None:
+        found = measure()
+        keep(found, path)
+    return found
 
 
 def temporary_of(target: Path) -> Path:

@@ -3,12 +3,11 @@
 import os
 import platform
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-from torch_thor import multiplies_bfloat16
+from torch_thor import __version__, multiplies_bfloat16
 
 _CPU_INFO = Path("/proc/cpuinfo")
 
@@ -45,14 +44,6 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def package_version() -> str:
-    """Returns the version of torch-thor."""
-    try:
-        return version("torch-thor")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "unknown"
-
-
 def describe_machine(device: torch.device) -> Machine:
     """Describes the machine at hand, with the GPU where ``device`` is one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -64,6 +55,6 @@ def describe_machine(device: torch.device) -> Machine:
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         torch=str(torch.__version__),
-        torch_thor=package_version(),
+        torch_thor=__version__,
         bfloat16=multiplies_bfloat16(device),
     )

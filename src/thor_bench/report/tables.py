@@ -1,9 +1,9 @@
 """Tables for the terminal, Markdown, CSV and the report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import polars as pl
 from rich.box import SIMPLE_HEAD
@@ -26,6 +26,13 @@ class TextTable:
 
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, rows: Iterable[Mapping[str, str]]) -> Self:
+        """Returns the table of some rows: cells by their heading, the same ones in each."""
+        cells = list(rows)
+        headings = tuple(cells[0]) if cells else ()
+        return cls(headings, tuple(tuple(row[name] for name in headings) for row in cells))
 
     def to_markdown(self) -> str:
         """Returns a Markdown table, numbers to the right."""

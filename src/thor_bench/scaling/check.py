@@ -8,7 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from thor_bench.errors import BenchError
-from thor_bench.report.rows import table_of
 from thor_bench.report.tables import TextTable
 from thor_bench.scaling.model import Assumptions, Network, Profile, step_time
 from thor_bench.scaling.worker import ADAPTER, INTERVAL, Measured
@@ -79,7 +78,7 @@ def check_table(profile: Profile, runs: Sequence[Measured], cores: int | None = 
                     "sent, bytes a refresh": f"{run.sent[rule.name]:.0f}",
                 }
             )
-    return table_of(rows)
+    return TextTable.of(rows)
 
 
 def network_line(run: Measured) -> str:

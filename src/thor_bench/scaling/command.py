@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from thor_bench.errors import BenchError
-from thor_bench.records.measured import measured_once
+from thor_bench.records.disk import measured_once
 from thor_bench.report.tables import TextTable
 from thor_bench.scaling.check import check_table, network_line, run_check
 from thor_bench.scaling.measure import measure_profile

@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 
 from thor_bench.paper import published
 from thor_bench.report.figures import FigureFile, write_figure
-from thor_bench.report.rows import table_of, write_table
 from thor_bench.report.style import Theme, colours, legend, new_figure
 from thor_bench.report.tables import TextTable
 from thor_bench.scaling.model import Assumptions, Network, Profile, StepTime, step_time
@@ -43,7 +42,7 @@ def step_table(steps: StepTimes) -> TextTable:
 def parts_table(steps: StepTimes) -> TextTable:
     """Returns every part of every step time, in milliseconds at six digits, for CSV."""
     parts = ("compute", "gradients", "statistics", "inversion", "total")
-    return table_of(
+    return TextTable.of(
         {
             "optimizer": name,
             "ranks": str(step.ranks),
@@ -58,7 +57,7 @@ def parts_table(steps: StepTimes) -> TextTable:
 
 def profile_table(profiles: Sequence[Profile]) -> TextTable:
     """Returns what was measured and counted, one row per workload and optimizer."""
-    return table_of(
+    return TextTable.of(
         {
             "model, optimizer": f"{profile.workload}, {rule.name}",
             "batch": str(profile.batch),
@@ -112,7 +111,7 @@ def paper_table(profile: Profile, network: Network, assumptions: Assumptions) ->
                 "epochs in the paper's time": f"{60 * minutes / epoch:.1f}",
             }
         )
-    return table_of(rows)
+    return TextTable.of(rows)
 
 
 def draw_efficiency(_theme: Theme, *, steps: StepTimes, title: str) -> Figure:
@@ -134,6 +133,6 @@ def draw_efficiency(_theme: Theme, *, steps: StepTimes, title: str) -> Figure:
 
 def write_steps(steps: StepTimes, title: str, stem: Path) -> FigureFile:
     """Writes ``stem.md``, ``stem.csv`` and the figure."""
-    write_table(stem.parent, stem.name, step_table(steps), parts_table(steps).to_csv())
+    step_table(steps).write(stem.parent, stem.name, numbers=parts_table(steps).to_csv())
     draw = partial(draw_efficiency, steps=steps, title=title)
     return write_figure(stem.parent, stem.name, title, draw)
