@@ -360,7 +360,7 @@ def test_a_kept_layer_pays_for_no_covariance(monkeypatch: pytest.MonkeyPatch) ->
     def forbidden(*_: object) -> None:
         raise AssertionError("a covariance or an inverse was formed for a kept layer")
 
-    monkeypatch.setattr("torch_thor.linalg.diagonal_blocks", forbidden)
+    monkeypatch.setattr("torch_thor.curvature.block_batch.BlockBatch.grams", forbidden)
     monkeypatch.setattr("torch_thor.linalg.inverse_root", forbidden)
     mean_half_square(model(inputs), targets).backward()
     preconditioner.step()

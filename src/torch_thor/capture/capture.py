@@ -155,8 +155,13 @@ class Capture:
                 call = PendingCall(layer, weight, self._rules, as_plain(inputs), output, first)
                 self._mask_fits |= call.fits_mask
 
-    def settle(self, layers: Iterable[TrackedLayer]) -> None:
-        """Leaves the calls whose gradient is in ``.grad`` now; before a step reads them."""
+    def settle(self, layers: Iterable[TrackedLayer], *, now: bool) -> None:
+        """Leaves the calls whose gradient is in ``.grad`` now; before a step reads them.
+
+        Args:
+            layers: The layers.
+            now: Whether to wait and see which gradients are all zeros.
+        """
         heard = [layer for layer in layers if layer.called or not layer.ledger.is_empty]
         mask = self._rules.mask
         if mask is not None and not self._mask_fits and any(layer.called for layer in heard):
@@ -169,4 +174,4 @@ class Capture:
             if layer.called and not layer.ledger.read() and layer.weight.grad is not None:
                 layer.obstacle = layer.obstacle or REPLACED
         count_rows(call for layer in heard for call in layer.ledger.read())
-        drop_zeroed(layer.ledger for layer in heard)
+        drop_zeroed((layer.ledger for layer in heard), now=now)

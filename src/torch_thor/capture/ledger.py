@@ -219,23 +219,26 @@ class Ledger:
         """The calls that count in a step."""
         return self.calls or [one.call for one in self._drawn]
 
-    def signs(self) -> list[tuple[Tensor, int]]:
+    def signs(self, *, now: bool) -> list[tuple[Tensor, int]]:
         """Whether the gradient was anything but zero at some times, and the calls behind it then.
 
         Writing through ``.data`` leaves no other trace. The first is a scalar on the device.
+
+        Args:
+            now: Whether this is such a time, whoever has written to the gradient.
         """
-        self._sign()
+        self._sign(asked=now)
         signs, self._signs = self._signs, []
         return [(sign, count) for sign, count in signs if count <= len(self.calls)]
 
-    def _sign(self) -> None:
+    def _sign(self, *, asked: bool = True) -> None:
         gradient = self._weight.grad
         self._forget_replaced()
         if not self.calls or gradient is None:
             return
         written = not self._mark.is_unchanged(gradient)
         # No rank of sharded rows knows whether the others' are zero too.
-        if written or not is_dtensor(gradient):
+        if written or (asked and not is_dtensor(gradient)):
             self._signs.append((local(gradient).any(), len(self.calls)))
         if written or len(self._signs) == _MOST_SIGNS:
             self.drop_zeroed([(bool(sign), count) for sign, count in self._signs])
@@ -273,11 +276,16 @@ class Ledger:
                 del self._open[task]
 
 
-def drop_zeroed(ledgers: Iterable[Ledger]) -> None:
-    """Drops calls whose gradient was zeroed in place; waits for each device once."""
+def drop_zeroed(ledgers: Iterable[Ledger], *, now: bool) -> None:
+    """Drops calls whose gradient was zeroed in place; waits for each device once.
+
+    Args:
+        ledgers: Whose calls.
+        now: Whether to look at gradients that nobody is known to have written to, too.
+    """
     seen: dict[torch.device, list[tuple[Ledger, Tensor, int]]] = defaultdict(list)
     for ledger in ledgers:
-        for sign, count in ledger.signs():
+        for sign, count in ledger.signs(now=now):
             seen[sign.device].append((ledger, sign, count))
     for alike in seen.values():
         alive = torch.stack([sign for _, sign, _ in alike]).tolist()

@@ -83,6 +83,6 @@ RULES: dict[DampingMode, DampingRule] = {
 }
 
 
-def mean_eigenvalue(trace: Tensor, size: int) -> Tensor:
+def mean_eigenvalue(trace: Tensor, size: int | Tensor) -> Tensor:
     """Tr / d; 1 for a factor without any trace."""
     return torch.where(trace > 0, trace / size, 1.0)

@@ -11,7 +11,6 @@ from torch.nn.functional import pad
 from torch_thor import linalg
 from torch_thor.curvature.inverses import Inverses
 from torch_thor.linalg.factorize import (
-    Factorization,
     Solution,
     Solver,
     multiply_left,
@@ -42,19 +41,9 @@ class EigenBasis(Inverses):
         self.scalings = a.blocks.new_ones(shape)
         self.inverse = a.blocks.new_ones(shape)
 
-    def jobs(
-        self,
-        a: FactorStack,
-        g: FactorStack,
-        slots: list[int],
-        shifts: tuple[Tensor, Tensor],  # noqa: ARG002 (damping enters through the scalings)
-    ) -> list[Factorization]:
-        """Returns what has to be factorized to refresh some layers (undamped)."""
-        zero = torch.zeros_like(a.traces[: len(slots)])
-        return [
-            Factorization(a.damped(slots, zero), (self.a, self.values_a), slots),
-            Factorization(g.damped(slots, zero), (self.g, self.values_g), slots),
-        ]
+    def targets(self, side: int, slot: int) -> list[Tensor]:
+        """Eigenvectors ``[k, n, s, s]`` and eigenvalues ``[k, n, s]``."""
+        return [*super().targets(side, slot), (self.values_a, self.values_g)[side][slot]]
 
     def solver(self, condition: float) -> Solver:  # noqa: ARG002 (it has no say here)
         """Returns what factorizes blocks."""

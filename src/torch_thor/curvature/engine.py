@@ -14,17 +14,18 @@ from torch_thor.capture.followed import FollowedModel
 from torch_thor.capture.scaling import LossScale
 from torch_thor.capture.statistics import batch_of
 from torch_thor.curvature.clock import Calendar
-from torch_thor.curvature.decisions import DueLayer, decide, statistics_of, tell_starved
+from torch_thor.curvature.decisions import decide, tell_starved
+from torch_thor.curvature.due import DueLayer, lots, statistics_of
 from torch_thor.curvature.layer_splits import split_rule
 from torch_thor.curvature.loading import Loading, Restored
-from torch_thor.curvature.refresh import correct, fold, gather, refresh
+from torch_thor.curvature.refresh import Renewal, correct
 from torch_thor.curvature.skips import SkippedSteps
 from torch_thor.curvature.state import FORMAT, SavedState, saved_options
 from torch_thor.curvature.store import CurvatureStore
+from torch_thor.curvature.verdict import Verdict
 from torch_thor.distributed.data_parallel import communicator_for
 from torch_thor.distributed.description import describe, describe_model
 from torch_thor.options.errors import require
-from torch_thor.options.trace_rule import Decision, LayerDecision
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from torch_thor.capture.tracked import TrackedLayer
     from torch_thor.curvature.options import CurvatureOptions
     from torch_thor.curvature.stacks import LayerStack, SplitRule
+    from torch_thor.options.trace_rule import LayerDecision
 
 _SEED_STRIDE = 1_000_003
 _RANK_STRIDE = 1_000_000_007
@@ -49,7 +51,6 @@ class CurvatureEngine:
         steps: Steps taken.
         scale: What losses are multiplied by.
         calendar: When factors and inverses are due.
-        last_decisions: Decisions of the latest step; empty when it refreshed nothing.
     """
 
     def __init__(self, model: nn.Module, options: CurvatureOptions) -> None:
@@ -60,7 +61,8 @@ class CurvatureEngine:
         self.communicator = communicator_for(options.distributed, self.device)
         self.steps = 0
         self.scale, self.skips = LossScale(), SkippedSteps()
-        self.last_decisions: tuple[LayerDecision, ...] = ()
+        self._decisions: tuple[LayerDecision, ...] = ()
+        self._verdict: Verdict | None = None
         stagger = options.refresh.stagger
         self.followed = FollowedModel(model, options.exclude, options.include, stagger=stagger)
         self.capture = Capture(options.statistics, matched=options.eigenvalue_correction)
@@ -90,6 +92,12 @@ class CurvatureEngine:
         """Whether the next ``step()`` needs statistics of any layer."""
         return any(layer.armed for layer in self.layers)
 
+    @property
+    def last_decisions(self) -> tuple[LayerDecision, ...]:
+        """Decisions of the latest step; empty when it refreshed nothing."""
+        self._take_verdict()
+        return self._decisions
+
     def follow(self) -> None:
         """Takes in what has changed in the model: layers, parameters, what is trained."""
         if not self.followed.is_current():
@@ -102,6 +110,7 @@ class CurvatureEngine:
 
     def _find_layers_again(self) -> None:
         """Takes in another set of layers; those that stay keep their curvature."""
+        self._take_verdict()
         self.store.rest()
         before = set(self.followed.parameters)
         self.followed.find()
@@ -125,6 +134,7 @@ class CurvatureEngine:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copies the engine with its model; the copy hangs hooks of its own."""
+        self._take_verdict()
         twin = object.__new__(type(self))
         memo[id(self)] = twin
         memo[id(self.communicator)] = self.communicator  # a process group can't be copied
@@ -143,14 +153,16 @@ class CurvatureEngine:
             dampings: λ of each weight; in a step that ``wants_statistics`` of none, not needed.
             gradient_scale: What the loss was multiplied by (a GradScaler's scale).
         """
+        self._take_verdict()
+        self._decisions = ()
         self.capture.tell_rivals(self.layers)
-        self.capture.settle(self.layers)
+        # Ranks pool what they have seen, so each has to know which of its own counts.
+        self.capture.settle(self.layers, now=self.communicator.size > 1)
         if self.layers and not self.stacks:
             self._begin_curvature()
         due = self._due_layers(dampings, gradient_scale)
         if due:
             self._renew(due)
-        self.last_decisions = tuple(one.report(self.steps) for one in due if one.refresh)
         self.steps += 1
         self.discard()
 
@@ -197,10 +209,8 @@ class CurvatureEngine:
             if layer.weight.grad is not None:
                 tell_starved(layer, called=layer.called, sampled=sampled)
         places = [place for place in self.store if place.layer.armed]
-        own = [
-            statistics_of(place, batch_of(place.layer, statistics, gradient_scale))
-            for place in places
-        ]
+        batches = [batch_of(place.layer, statistics, gradient_scale) for place in places]
+        own = statistics_of(places, batches)
         found = []
         for place, seen in zip(places, self.communicator.pool(self.steps, own), strict=True):
             layer = place.layer
@@ -216,13 +226,26 @@ class CurvatureEngine:
     def _renew(self, due: list[DueLayer]) -> None:
         """Decides about layers with new statistics, folds these in, and refreshes what is due."""
         ranks, rule = self.communicator, self.options.trace_rule
-        if rule is not None and rule.compare == "distance":
-            gather([one for one in due if one.refresh and one.record.ready], ranks)
-        decide(due, rule, ranks)
-        fold([one for one in due if one.fold], ranks)
-        chosen = [one for one in due if one.refresh and one.decision is Decision.UPDATE]
-        renewed = refresh(chosen, ranks, self.options.refresh.tolerated_failures)
-        correct(due, renewed, ranks)
+        if rule is not None:
+            decide(due, rule, ranks)
+        product = rule is not None and rule.damped_trace == "product"
+        chosen = lots([one for one in due if one.fold])
+        weights = [one.record.weight for lot in chosen for one in lot]
+        renewals = [Renewal(lot, ranks, product=product) for lot in chosen]
+        self._verdict = Verdict(due, renewals, weights, self.steps)
+        if not self._verdict.can_wait:
+            self._take_verdict()
+
+    def _take_verdict(self) -> None:
+        """Notes what the latest refresh has come to, which the device may have known later."""
+        if self._verdict is None:
+            return
+        verdict, self._verdict = self._verdict, None
+        ranks = self.communicator
+        tolerated = self.options.refresh.tolerated_failures
+        renewed = verdict.read(tolerated, repairs=ranks.size == 1)
+        self._decisions = verdict.reports()
+        correct(verdict.due, renewed, ranks)
         self.store.note_ready()
 
     def _arm(self) -> None:
@@ -236,6 +259,7 @@ class CurvatureEngine:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns tensors and plain numbers only, so ``weights_only=True`` loads it."""
+        self._take_verdict()
         return {
             "format": FORMAT,
             **saved_options(self.options),
@@ -264,7 +288,7 @@ class CurvatureEngine:
         """Takes over another curvature in the place of all that was there."""
         self.store.put(restored.stacks, restored.rule, restored.resting)
         self.steps, self.calendar = restored.steps, restored.calendar
-        self.last_decisions = ()
+        self._decisions, self._verdict = (), None
         self.discard()
 
     def reset(self) -> None:

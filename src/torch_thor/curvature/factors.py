@@ -5,9 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
-
-from torch_thor import linalg
 
 if TYPE_CHECKING:
     from torch_thor.linalg.partition import Partition
@@ -36,19 +33,6 @@ class FactorStack:
             layers, matrices, partition.count, size, size, dtype=dtype, device=device
         )
         self.traces = torch.zeros(layers, matrices, dtype=dtype, device=device)
-
-    def fold(self, slot: int, blocks: Tensor, trace: Tensor, keep: float) -> None:
-        """Folds blocks ``[k, n, s, s]`` in: ``keep`` · old + (1 - ``keep``) · new."""
-        self.blocks[slot].lerp_(blocks, 1.0 - keep)
-        self.traces[slot].lerp_(trace, 1.0 - keep)
-
-    def damped(self, slots: list[int], shift: Tensor) -> Tensor:
-        """Blocks ``[l, k, n, s, s]`` of some layers plus shifts ``[l, k]``, padding as identity."""
-        chosen = linalg.take(self.blocks, slots)
-        chosen.diagonal(dim1=-2, dim2=-1).add_(shift[..., None, None])
-        if self.partition.padding:
-            chosen[..., -1, :, :].diagonal(dim1=-2, dim2=-1)[..., -self.partition.padding :] = 1.0
-        return chosen
 
 
 def kept_share(decay: float, weight: float) -> tuple[float, float]:

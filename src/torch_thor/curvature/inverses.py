@@ -13,7 +13,6 @@ from torch import Tensor
 
 from torch_thor import linalg
 from torch_thor.linalg.factorize import (
-    Factorization,
     Solution,
     Solver,
     multiply_left,
@@ -33,11 +32,9 @@ class Inverses(ABC):
         self.a = torch.zeros_like(a.blocks, dtype=dtype)
         self.g = torch.zeros_like(g.blocks, dtype=dtype)
 
-    @abstractmethod
-    def jobs(
-        self, a: FactorStack, g: FactorStack, slots: list[int], shifts: tuple[Tensor, Tensor]
-    ) -> list[Factorization]:
-        """Returns what has to be factorized of A and of G to refresh some layers."""
+    def targets(self, side: int, slot: int) -> list[Tensor]:
+        """What the blocks of a layer's A (0) or G (1) are factorized into: ``[k, n, s, ...]``."""
+        return [(self.a, self.g)[side][slot]]
 
     @abstractmethod
     def solver(self, condition: float) -> Solver:
@@ -60,15 +57,6 @@ class InverseRoots(Inverses):
         super().__init__(a, g, power, dtype)
         self._partitions = (a.partition, g.partition)
         self._flat = (self.a.flatten(0, 1), self.g.flatten(0, 1))
-
-    def jobs(
-        self, a: FactorStack, g: FactorStack, slots: list[int], shifts: tuple[Tensor, Tensor]
-    ) -> list[Factorization]:
-        """Returns what has to be factorized to refresh some layers."""
-        return [
-            Factorization(a.damped(slots, shifts[0]), (self.a,), slots),
-            Factorization(g.damped(slots, shifts[1]), (self.g,), slots),
-        ]
 
     def solver(self, condition: float) -> Solver:
         """Returns what factorizes damped blocks, given a bound on their condition numbers."""

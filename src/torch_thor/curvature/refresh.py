@@ -1,4 +1,4 @@
-"""From decided layers to renewed curvature: fold, factorize, correct."""
+"""From decided layers to renewed curvature: averages, damped blocks, roots, a batch at a time."""
 
 from __future__ import annotations
 
@@ -6,96 +6,195 @@ from collections import defaultdict
 from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
+
+from torch_thor.curvature.block_batch import Member, batches
+from torch_thor.curvature.due import DueMatrices
 from torch_thor.distributed.buckets import Part
-from torch_thor.linalg.factorize import factorize, solve_all
-from torch_thor.options.errors import CurvatureError
-from torch_thor.options.notices import warn
+from torch_thor.linalg.factorize import solve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Container, Sequence
 
-    from torch_thor.curvature.decisions import DueLayer
-    from torch_thor.curvature.stacks import LayerStack
+    from torch import Tensor
+
+    from torch_thor.curvature.block_batch import BlockBatch
+    from torch_thor.curvature.due import DueLayer
     from torch_thor.distributed.communicator import Communicator
-    from torch_thor.linalg.factorize import Factorization, Solver, Success
-
-
-def fold(due_layers: list[DueLayer], ranks: Communicator) -> None:
-    """Folds the statistics of all ranks into the running averages."""
-    summed = ranks.reduce(_blocks(c for c in due_layers if c.blocks is None))
-    for c in due_layers:
-        c.stack.fold(c.slot, c.blocks or (next(summed), next(summed)), c.statistics.traces)
+    from torch_thor.linalg.factorize import Solution
 
 
 def gather(due_layers: list[DueLayer], ranks: Communicator) -> None:
     """Forms the blocks of all ranks' statistics, for a rule that compares matrices."""
-    summed = ranks.reduce(_blocks(due_layers))
+    members = [_members(c, 0) for c in due_layers]
+    summed = ranks.reduce(Part(one.compute, symmetric=True) for own in members for one in own)
     for c in due_layers:
-        c.blocks = (next(summed), next(summed))
+        c.blocks = c.stack.own((next(summed), next(summed)))
 
 
-def _blocks(due_layers: Iterable[DueLayer]) -> Iterator[Part]:
-    for c in due_layers:
-        a, g = c.statistics.batch
-        yield Part(partial(a.blocks, c.stack.a.partition, c.stack.dtype), symmetric=True)
-        yield Part(partial(c.stack.blocks_g, g), symmetric=True)
+class Renewal:
+    """Renews the curvature of layers of one type and device.
 
+    Args:
+        due: The layers, l of them, whose statistics enter their averages.
+        ranks: The other ranks.
+        product: How the trace of eq. 8 is read, see ``TraceRule``.
 
-def refresh(due_layers: list[DueLayer], ranks: Communicator, tolerated: int) -> list[DueLayer]:
-    """Factorizes anew what belongs to some layers, and returns those that succeeded.
-
-    Raises:
-        CurvatureError: Where a layer failed more often in a row than is tolerated.
+    Attributes:
+        due: The layers.
+        trace: tr(F + λI) of each layer with its new statistics, ``[l]``.
+        counts: Whether they are finite, see ``DueMatrices``, ``[l]``; others stay as they were.
+        succeeded: Whether all that was due of a layer could be factorized, ``[l]``; what failed
+            keeps its last inverse.
     """
-    if not due_layers:
-        return []
-    chosen: dict[LayerStack, list[DueLayer]] = defaultdict(list)
-    for c in due_layers:
-        chosen[c.stack].append(c)
-    jobs = [
-        stack.jobs([c.slot for c in due], [c.damping for c in due]) for stack, due in chosen.items()
-    ]
-    condition = max(c.stack.condition(c.damping) for c in due_layers)
-    solver = due_layers[0].stack.inverses.solver(condition)
-    success = _factorize([job for of_stack in jobs for job in of_stack], solver, ranks)
-    renewed = []
-    for of_stack, due in zip(jobs, chosen.values(), strict=True):
-        for place, c in enumerate(due):
-            if all(success[job][place] for job in of_stack):
-                record = c.record
-                record.trace, record.failures, record.ready = c.trace, 0, True
-                renewed.append(c)
-            else:
-                _fail(c, tolerated)
-    return renewed
+
+    def __init__(self, due: list[DueLayer], ranks: Communicator, *, product: bool) -> None:
+        self.due, self._ranks = due, ranks
+        # Of several ranks each has looked at its own gradients.
+        self._matrices = DueMatrices(due, looks=ranks.size == 1)
+        self.counts = self._matrices.counts
+        self.trace = self._matrices.damped_traces(product=product)
+        self._members = [one for number, c in enumerate(due) for one in _members(c, number)]
+        # In an eigenbasis, padding would be sorted in among the others.
+        self._padded = not due[0].stack.is_corrected
+        found = batches(self._members, padded=self._padded)
+        averages = self._averages(found)
+        self._matrices.store()
+        for c in due:
+            c.stack.note_folded(c.slot)
+        refreshed = [one for one in self._members if one.due.refresh]
+        if len(refreshed) < len(self._members):
+            found, averages = self._loaded(refreshed)
+        self.succeeded = self._factorize(found, averages)
+
+    def _loaded(self, members: Sequence[Member]) -> tuple[list[BlockBatch], list[Tensor]]:
+        """The running averages of some factors."""
+        found = batches(members, padded=self._padded)
+        return found, [batch.load([one.blocks for one in batch.members]) for batch in found]
+
+    def repair(self, numbers: Container[int]) -> None:
+        """Tries some layers that failed once more, in float64."""
+        found, averages = self._loaded([one for one in self._members if one.number in numbers])
+        self._matrices = DueMatrices(self.due, fresh=False)
+        self.succeeded |= self._factorize(found, averages, wide=True)
+
+    def _averages(self, found: Sequence[BlockBatch]) -> list[Tensor]:
+        """Folds the blocks of all ranks' statistics into the running averages."""
+        news = [batch.grams() for batch in found]
+        views = {
+            one: view
+            for batch, new in zip(found, news, strict=True)
+            for one, view in zip(batch.members, batch.views(new), strict=True)
+        }
+        self._sum(views)
+        averages = []
+        for batch, new in zip(found, news, strict=True):
+            blocks = [one.blocks for one in batch.members]
+            old = batch.load(blocks)
+            kept = batch.of_layers(self.counts).view(-1, 1, 1)
+            _lerp(batch, old, torch.where(kept, new, old))
+            batch.store(blocks, old)
+            averages.append(old)
+        return averages
+
+    def _sum(self, views: dict[Member, Tensor]) -> None:
+        """Sums over ranks, and fills in what was not formed together with others."""
+        for one in self._members:
+            if one.due.blocks is not None:
+                views[one].copy_(one.due.blocks[one.side])
+        asked = [one for one in self._members if one.due.blocks is None]
+        parts = [
+            Part(one.compute if one.rows is None else partial(_same, views[one]), symmetric=True)
+            for one in asked
+        ]
+        for one, total in zip(asked, self._ranks.reduce(parts), strict=True):
+            if total is not views[one]:
+                shard = one.due.stack.shard
+                views[one].copy_(shard.take(total) if shard and one.side else total)
+
+    def _factorize(
+        self, found: Sequence[BlockBatch], averages: Sequence[Tensor], *, wide: bool = False
+    ) -> Tensor:
+        """Factorizes damped averages, which it may write to; keeps what succeeded, ``[l]``."""
+        if not found:
+            return self.counts
+        for batch, average in zip(found, averages, strict=True):
+            self._damp(batch, average)
+        if wide:
+            averages = [average.double() for average in averages]
+        failed = torch.zeros_like(self.trace)
+        solutions = self._solve(found, averages)
+        for batch, (_, good) in zip(found, solutions, strict=True):
+            failed.index_add_(0, batch.layer_of_block, (~good).to(failed.dtype))
+        succeeded = self._everywhere((failed == 0) & self.counts)
+        for batch, (results, _) in zip(found, solutions, strict=True):
+            kept = batch.of_layers(succeeded)
+            targets = zip(*[one.targets for one in batch.members], strict=True)
+            for result, own in zip(results, targets, strict=True):
+                before = batch.load(own)
+                fresh = kept.view(-1, *[1] * (result.dim() - 1))
+                batch.store(own, torch.where(fresh, result.to(before.dtype), before))
+        return succeeded
+
+    def _damp(self, batch: BlockBatch, average: Tensor) -> None:
+        """Adds shifts to the diagonals; rows that are padding get a factor's mean eigenvalue."""
+        starts = self._matrices.starts
+        added = batch.of_matrices(self._matrices.shifts, starts).unsqueeze(1)
+        if self.due[0].stack.is_corrected:  # scalings are damped in the place of factors
+            added = torch.zeros_like(added)
+        if batch.is_padded:
+            means = batch.of_matrices(self._matrices.means, starts).unsqueeze(1)
+            added = torch.where(batch.unused(), means + added, added)
+        average.diagonal(dim1=-2, dim2=-1).add_(added)
+
+    def _solve(self, found: Sequence[BlockBatch], averages: Sequence[Tensor]) -> list[Solution]:
+        """Factorizes what all ranks have together, and what this one owns alone."""
+        refreshed = [c for c in self.due if c.refresh]
+        condition = max(c.stack.condition(c.damping) for c in refreshed)
+        solver = refreshed[0].stack.inverses.solver(condition)
+        owned = [batch.members[0].is_owned for batch in found]
+        shared = [average for average, own in zip(averages, owned, strict=True) if not own]
+        of_all = iter(self._ranks.solve(shared, solver) if shared else [])
+        return [
+            solve(average, solver.kernel) if own else next(of_all)
+            for average, own in zip(averages, owned, strict=True)
+        ]
+
+    def _everywhere(self, succeeded: Tensor) -> Tensor:
+        """Of layers whose rows the ranks share out: whether they succeeded on all ranks."""
+        sharded = [n for n, c in enumerate(self.due) if c.refresh and c.stack.shard is not None]
+        if not sharded:
+            return succeeded
+        here = succeeded.tolist()
+        everywhere = dict(zip(sharded, self._ranks.all([here[n] for n in sharded]), strict=True))
+        flags = [everywhere.get(n, fine) for n, fine in enumerate(here)]
+        return torch.tensor(flags, device="cpu").to(succeeded.device, non_blocking=True)
 
 
-def _factorize(jobs: list[Factorization], solver: Solver, ranks: Communicator) -> Success:
-    """Factorizes what all ranks have together, and what this one owns alone."""
-    owned = [job for job in jobs if job.owned]
-    shared = (job for job in jobs if not job.owned)
-    success = factorize(shared, lambda blocks: ranks.solve(blocks, solver))
-    if owned:
-        alone = factorize(owned, partial(solve_all, solver=solver))
-        everywhere = iter(ranks.all([fine for job in owned for fine in alone[job]]))
-        success |= {job: [next(everywhere) for _ in job.slots] for job in owned}
-    return success
+def _members(due: DueLayer, number: int) -> tuple[Member, Member]:
+    return Member(due, number, 0), Member(due, number, 1)
 
 
-def _fail(due_layer: DueLayer, tolerated: int) -> None:
-    record = due_layer.record
-    record.failures += 1
-    message = (
-        f"The factors of layer {due_layer.layer.name!r} could not be inverted "
-        f"({record.failures} times in a row); its last good inverse stays. "
-        "Raise damping, or exclude the layer."
-    )
-    if record.failures > tolerated:
-        raise CurvatureError(message)
-    warn(message)
+def _same(value: Tensor) -> Tensor:
+    return value
 
 
-def correct(due_layers: list[DueLayer], renewed: list[DueLayer], ranks: Communicator) -> None:
+def _lerp(batch: BlockBatch, old: Tensor, new: Tensor) -> None:
+    """Moves averages by each layer's share of the new statistics."""
+    shares = [1.0 - one.due.stack.keep(one.due.slot) for one in batch.members]
+    if len(set(shares)) == 1:
+        old.lerp_(new, shares[0])
+        return
+    views = list(zip(batch.views(old), batch.views(new), strict=True))
+    alike: dict[float, list[int]] = defaultdict(list)
+    for place, share in enumerate(shares):
+        alike[share].append(place)
+    for share, places in alike.items():
+        own = [views[place] for place in places]
+        torch._foreach_lerp_([x for x, _ in own], [y for _, y in own], share)
+
+
+def correct(due_layers: Sequence[DueLayer], renewed: list[DueLayer], ranks: Communicator) -> None:
     """EKFAC: renews the scalings of due layers whose statistics, or whose basis, changed."""
     new = {id(c) for c in renewed}
     changed = [

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from torch_thor import linalg
 from torch_thor.capture.statistics import empty_batch
 from torch_thor.curvature.damping import RULES, mean_eigenvalue
 from torch_thor.curvature.eigenbasis import EigenBasis
@@ -23,7 +22,7 @@ from torch_thor.linalg.timing import multiplies_bfloat16
 from torch_thor.options.errors import InvalidOptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch_thor.capture.statistics import Batch, FactorBatch
     from torch_thor.capture.tracked import TrackedLayer
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from torch_thor.curvature.options import CurvatureOptions
     from torch_thor.curvature.row_averages import KindOfRows
     from torch_thor.layers import Geometry
-    from torch_thor.linalg.factorize import Factorization
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,7 @@ class LayerStack:
 
     Attributes:
         records: What is remembered of each layer.
+        damping_rule: How λ becomes shifts of the factors' diagonals.
         held: Rows of a matrix that this rank holds; a shard's matrices are padded with others.
     """
 
@@ -88,7 +87,7 @@ class LayerStack:
         self.outputs = layers[0].geometry.outputs
         self.dtype = _curvature_dtype(layers[0])
         self.is_corrected = options.eigenvalue_correction
-        self._damping = RULES[options.damping.mode]
+        self.damping_rule = RULES[options.damping.mode]
         self._decay = options.statistics.decay
         structure = geometry.structure
         cut_a = Partition.of(geometry.columns, structure.input_block or split[0])
@@ -119,6 +118,11 @@ class LayerStack:
         return (Place(self, slot) for slot in range(len(self.layers)))
 
     @property
+    def factors(self) -> tuple[FactorStack, FactorStack]:
+        """A and G."""
+        return self.a, self.g
+
+    @property
     def ready(self) -> list[bool]:
         """Whether each layer has an inverse."""
         return [record.ready for record in self.records]
@@ -139,13 +143,10 @@ class LayerStack:
             batch = replace(batch, rows=tuple(self.shard.deal(rows) for rows in batch.rows))
         return batch.blocks(self.g.partition, self.dtype)
 
-    def fold(self, slot: int, blocks: tuple[Tensor, Tensor], traces: tuple[Tensor, Tensor]) -> None:
-        """Folds (A, G) of a batch, and their traces, into the running averages of a layer."""
+    def note_folded(self, slot: int) -> None:
+        """Notes that a batch has entered the running averages of a layer."""
         record = self.records[slot]
-        keep, following = kept_share(self._decay, record.weight)
-        for factor, new, trace in zip((self.a, self.g), self.own(blocks), traces, strict=True):
-            factor.fold(slot, new, trace, keep)
-        record.weight = following
+        record.weight = kept_share(self._decay, record.weight)[1]
 
     def own(self, blocks: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Of the blocks (A, G) of a whole layer, those that this rank holds."""
@@ -155,31 +156,9 @@ class LayerStack:
         """Statistics (A, G) of a layer without any rows."""
         return empty_batch(self.geometry, self.outputs, like=self.a.traces)
 
-    def _lambdas(self, dampings: Sequence[float]) -> Tensor:
-        """λ of some layers as ``[l, 1]``."""
-        return linalg.vector(dampings, self.dtype, self.a.blocks.device).unsqueeze(-1)
-
-    def shifts(
-        self, dampings: Sequence[float], trace_a: Tensor, trace_g: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Diagonal shifts of A and G of some layers, given their λ and traces ``[l, k]``."""
-        damping = self._lambdas(dampings)
-        mean_g = mean_eigenvalue(trace_g, self.outputs)
-        if not self.geometry.structure.is_factored:  # A is 1
-            return torch.zeros_like(trace_a), self._damping.whole_shift(damping, mean_g)
-        mean_a = mean_eigenvalue(trace_a, self.geometry.columns)
-        return self._damping.shifts(damping, mean_a, mean_g)
-
     def condition(self, damping: float) -> float:
         """Bound on the condition numbers of blocks damped by λ; infinite where unknown."""
-        return self._damping.condition(damping, max(self.geometry.columns, self.outputs))
-
-    def jobs(self, slots: list[int], dampings: Sequence[float]) -> list[Factorization]:
-        """Returns the factorizations that refresh some layers."""
-        traces = [linalg.take(factor.traces, slots) for factor in (self.a, self.g)]
-        shifts = self.shifts(dampings, traces[0], traces[1])
-        a, g = self.inverses.jobs(self.a, self.g, slots, shifts)
-        return [a, g if self.shard is None else replace(g, owned=True)]
+        return self.damping_rule.condition(damping, max(self.geometry.columns, self.outputs))
 
     @property
     def _basis(self) -> EigenBasis:
@@ -197,18 +176,10 @@ class LayerStack:
         if new:
             basis.reset_scalings(slot)
         basis.fold_scalings(slot, moments, self.keep(slot))
-        basis.damp(slot, self.product_shift(damping, self.a.traces[slot], self.g.traces[slot]))
-
-    def product_shift(self, damping: float, trace_a: Tensor, trace_g: Tensor) -> Tensor:
-        """What λ adds to the diagonal of A ⊗ G itself, for traces ``[k]`` of one layer."""
-        mean = mean_eigenvalue(trace_a * trace_g, self.geometry.columns * self.outputs)
-        return self._damping.whole_shift(self._lambdas([damping]).squeeze(0), mean)
-
-    def product_trace(self, damping: float, trace_a: Tensor, trace_g: Tensor) -> Tensor:
-        """tr(A ⊗ G + λI) of a layer, summed over its matrices."""
-        entries = self.geometry.columns * self.outputs
-        shift = self.product_shift(damping, trace_a, trace_g)
-        return (trace_a * trace_g + shift * entries).sum()
+        # What λ adds to the diagonal of A ⊗ G itself.
+        traces = self.a.traces[slot] * self.g.traces[slot]
+        mean = mean_eigenvalue(traces, self.geometry.columns * self.outputs)
+        basis.damp(slot, self.damping_rule.whole_shift(torch.full_like(mean, damping), mean))
 
     def direction(self, slots: list[int], matrices: Tensor) -> Tensor:
         """Preconditions ``[l, k, out, columns]``; layers without an inverse pass through."""

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, TypeVar
 import torch.distributed as dist
 
 from torch_thor.distributed.wire import Traffic
-from torch_thor.linalg.factorize import Solutions, Solver, solve_all
 from torch_thor.options.errors import StateMismatchError
 
 if TYPE_CHECKING:
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
     from torch_thor.distributed.buckets import Part
     from torch_thor.distributed.pooling import LayerStatistics
+    from torch_thor.linalg.factorize import Solutions, Solver
 
 T = TypeVar("T")
 BUILD_ALIKE = "Build the same model and optimizer on all of them."
@@ -93,7 +93,7 @@ class Communicator:
 
     def solve(self, stacks: Sequence[Tensor], solver: Solver) -> Solutions:
         """Factorizes stacks ``[b, s, s]`` of blocks that are the same on all ranks."""
-        return solve_all(stacks, solver)
+        return [solver.kernel(stack) for stack in stacks]
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Replaces gradients by their means over ranks, where the user asked for that."""

@@ -6,11 +6,12 @@ from torch_thor.linalg.matrices import (
     eigh,
     inverse_root,
     largest_eigenvalue,
+    norms,
     sum_of_squares,
     symmetrize,
     take,
-    vector,
 )
+from torch_thor.linalg.numbers import owners, padding_of, vector
 
 __all__ = [
     "add_to_diagonal",
@@ -18,6 +19,9 @@ __all__ = [
     "eigh",
     "inverse_root",
     "largest_eigenvalue",
+    "norms",
+    "owners",
+    "padding_of",
     "sum_of_squares",
     "symmetrize",
     "take",

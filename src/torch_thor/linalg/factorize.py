@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,62 +25,6 @@ class Solver:
     kernel: Kernel  # of a stack ``[b, s, s]``
     symmetric: bool  # whether its results are symmetric matrices
     power: float  # p of inverse roots
-
-
-@dataclass(frozen=True, eq=False)
-class Factorization:
-    """Blocks to factorize and where the results belong."""
-
-    matrices: Tensor  # ``[l, k, n, s, s]``
-    targets: tuple[Tensor, ...]  # each ``[L, k, n, ...]``
-    slots: list[int]  # the l layers of the stack that ``matrices`` belong to
-    owned: bool = False  # whether only this rank has these blocks
-
-    @property
-    def blocks(self) -> int:
-        """Number of blocks."""
-        return self.matrices.shape[:3].numel()
-
-    def store(self, results: Sequence[Tensor], good: Sequence[bool]) -> list[bool]:
-        """Keeps the results of the layers all of whose blocks succeeded; says which these are."""
-        shape = self.matrices.shape[:3]
-        blocks = shape[1:].numel()
-        success = [all(good[first : first + blocks]) for first in range(0, len(good), blocks)]
-        kept = [place for place, fine in enumerate(success) if fine]
-        for target, result in zip(self.targets, results, strict=True) if kept else ():
-            stacked = result.view(*shape, *result.shape[1:])
-            places = [target[self.slots[place]] for place in kept]
-            torch._foreach_copy_(places, [stacked[place] for place in kept])
-        return success
-
-
-Success = dict[Factorization, list[bool]]
-
-
-def factorize(jobs: Iterable[Factorization], solve: Callable[[list[Tensor]], Solutions]) -> Success:
-    """Solves all jobs, in one stack ``[b, s, s]`` for each size, type and device.
-
-    What succeeded is stored. Returns for every job, for each of its slots, whether all its blocks
-    did.
-    """
-    alike: dict[tuple[int, torch.dtype, torch.device], list[Factorization]] = defaultdict(list)
-    for job in jobs:
-        blocks = job.matrices
-        alike[blocks.shape[-1], blocks.dtype, blocks.device].append(job)
-    stacked = [
-        torch.cat([job.matrices.flatten(0, 2) for job in own])
-        if len(own) > 1
-        else own[0].matrices.flatten(0, 2)
-        for own in alike.values()
-    ]
-    success: Success = {}
-    for own, (results, good) in zip(alike.values(), solve(stacked), strict=True):
-        counts = [job.blocks for job in own]
-        pieces = zip(*[torch.split(result, counts) for result in results], strict=True)
-        marks = iter(good.tolist())  # the host waits once for all blocks of a size
-        for job, found in zip(own, pieces, strict=True):
-            success[job] = job.store(found, list(islice(marks, job.blocks)))
-    return success
 
 
 def solve_all(stacks: Sequence[Tensor], solver: Solver) -> Solutions:

@@ -1,7 +1,7 @@
 """Pure, batched functions on stacks of symmetric matrices.
 
-Every function takes any leading batch dimensions, never changes its input and, but for
-``vector``, never waits for the device: success is returned as a mask.
+Every function takes any leading batch dimensions, never changes its input and never waits for the
+device: success is returned as a mask.
 """
 
 from __future__ import annotations
@@ -24,14 +24,6 @@ _PRODUCTS = 96
 def take(stacked: Tensor, places: Sequence[int]) -> Tensor:
     """Copies some entries of ``[L, ...]``; a list as an index would be sent to the device."""
     return torch.stack([stacked[place] for place in places])
-
-
-def vector(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Returns numbers as a vector; the host waits only where they differ, to send them."""
-    numbers = [float(value) for value in values]
-    if len(set(numbers)) == 1:
-        return torch.full((len(numbers),), numbers[0], dtype=dtype, device=device)
-    return torch.tensor(numbers, dtype=dtype, device=device)
 
 
 def symmetrize(matrices: Tensor) -> Tensor:
@@ -73,7 +65,7 @@ def inverse_root(
     ):
         roots, good = _inverse_square_root(matrices)
     else:
-        roots, good = inverse_square_root(matrices, condition)
+        return inverse_square_root(matrices, condition)  # what has converged is finite
     return roots, good & roots.isfinite().flatten(-2).all(-1)
 
 
@@ -114,6 +106,11 @@ def sum_of_squares(rows: Tensor) -> Tensor:
     """Returns tr(rowsᵀ rows) of ``[k, r, d]`` as ``[k]``: one pass, no intermediate."""
     flat = rows.flatten(1)
     return torch.stack([torch.dot(row, row) for row in flat.unbind(0)])
+
+
+def norms(tensors: Sequence[Tensor], dtype: torch.dtype, order: float = 2.0) -> list[Tensor]:
+    """Norms of tensors of any shapes on one device, in one call: Euclidean, or of another order."""
+    return list(torch._foreach_norm(list(tensors), order, dtype=dtype))
 
 
 def largest_eigenvalue(rows: Tensor, iterations: int = 64) -> Tensor:

@@ -1,0 +1,112 @@
+"""What a refresh has come to, on its way from the device to the records of its layers."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from torch_thor.curvature.decisions import relative_change
+from torch_thor.options.errors import CurvatureError
+from torch_thor.options.notices import warn
+from torch_thor.options.trace_rule import Decision, LayerDecision
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch_thor.curvature.due import DueLayer
+    from torch_thor.curvature.refresh import Renewal
+
+
+class Verdict:
+    """Which layers have new curvature; the device knows first.
+
+    Statistics that are not finite never reach a factor: the layer is kept. Until the verdict is
+    read, records say that everything succeeded.
+
+    Args:
+        due: All layers that were due.
+        renewals: Those of them that were folded or refreshed.
+        weights: What each renewed layer's averages weighed before.
+        step: Number of the step.
+    """
+
+    def __init__(
+        self,
+        due: Sequence[DueLayer],
+        renewals: Sequence[Renewal],
+        weights: Sequence[float],
+        step: int,
+    ) -> None:
+        self.due, self._renewals, self._weights, self._step = due, renewals, weights, step
+        found = [torch.stack((r.trace, r.counts, r.succeeded)).to(torch.float64) for r in renewals]
+        self._found = [one.to("cpu", non_blocking=True) for one in found]
+        devices = {one.device for one in found if one.device.type == "cuda"}
+        self._events = [torch.cuda.current_stream(device).record_event() for device in devices]
+
+    @property
+    def can_wait(self) -> bool:
+        """Whether nothing depends on it before the next refresh."""
+        on_device = all(r.trace.device.type != "cpu" for r in self._renewals)
+        return on_device and all(
+            c.record.ready and not c.stack.is_corrected for r in self._renewals for c in r.due
+        )
+
+    def read(self, tolerated: int, *, repairs: bool) -> list[DueLayer]:
+        """Takes it into the records; returns the layers that were refreshed.
+
+        Args:
+            tolerated: Failures of a layer in a row before an error.
+            repairs: Whether layers that failed are tried again in float64.
+
+        Raises:
+            CurvatureError: Where a layer failed more often than is tolerated.
+        """
+        for event in self._events:
+            event.synchronize()
+        weights = iter(self._weights)
+        renewed: list[DueLayer] = []
+        failed: list[DueLayer] = []
+        for renewal, values in zip(self._renewals, self._found, strict=True):
+            traces, counts, succeeded = values.tolist()
+            missed = {
+                n for n, c in enumerate(renewal.due) if c.refresh and counts[n] > succeeded[n]
+            }
+            if missed and repairs:
+                renewal.repair(missed)
+                succeeded = renewal.succeeded.tolist()
+            for number, c in enumerate(renewal.due):
+                before = next(weights)
+                if not counts[number]:
+                    c.fold, c.decision, c.record.weight = False, Decision.KEEP, before
+                    continue
+                if not c.refresh:
+                    continue
+                if math.isinf(c.change) and c.record.trace is not None:
+                    c.change = relative_change(traces[number], c.record.trace)
+                if not succeeded[number]:
+                    failed.append(c)
+                    continue
+                c.record.trace, c.record.failures, c.record.ready = traces[number], 0, True
+                renewed.append(c)
+        for c in failed:
+            _fail(c, tolerated)
+        return renewed
+
+    def reports(self) -> tuple[LayerDecision, ...]:
+        """The decisions that were due, once the verdict was read."""
+        return tuple(one.report(self._step) for one in self.due if one.refresh)
+
+
+def _fail(due_layer: DueLayer, tolerated: int) -> None:
+    record = due_layer.record
+    record.failures += 1
+    message = (
+        f"The factors of layer {due_layer.layer.name!r} could not be inverted "
+        f"({record.failures} times in a row); its last good inverse stays. "
+        "Raise damping, or exclude the layer."
+    )
+    if record.failures > tolerated:
+        raise CurvatureError(message)
+    warn(message)
