@@ -13,7 +13,7 @@ from torch_thor import linalg
 from torch_thor.layers.geometry import DENSE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -229,7 +229,7 @@ class BlockBatch:
         return rows[0].view(-1, cut.count, cut.block).transpose(0, 1)
 
 
-def batches(members: Iterable[Member], *, padded: bool) -> list[BlockBatch]:
+def batches(members: Sequence[Member], *, padded: bool) -> list[BlockBatch]:
     """Sorts factors by the sizes of their blocks.
 
     Smaller ones join the next larger where padding costs less than another series of calls.
@@ -248,8 +248,12 @@ def batches(members: Iterable[Member], *, padded: bool) -> list[BlockBatch]:
         more = sum(one.count for one in own) * (large[1] ** 3 - small[1] ** 3)
         if joined and more <= _saved_by_joining(own[0]):
             by_size[large] += by_size.pop(small)
-    # Those of equal numbers of rows stand together.
-    return [BlockBatch(sorted(own, key=_rows), size) for (_, size), own in by_size.items()]
+    # Those of a stack have equal numbers of rows; the order may not depend on what a rank has seen.
+    stacks = {stack: n for n, stack in enumerate(dict.fromkeys(one.due.stack for one in members))}
+    return [
+        BlockBatch(sorted(own, key=lambda one: (stacks[one.due.stack], one.side)), size)
+        for (_, size), own in by_size.items()
+    ]
 
 
 def _alike(few: Member, many: Member, size: int) -> bool:

@@ -135,7 +135,14 @@ class DueMatrices:
     @cached_property
     def _rows(self) -> Tensor:
         """Rows of each matrix of A, and of G: ``[2T]``."""
-        return self._both(lambda c: [c.stack.geometry.columns, c.stack.outputs])
+        sides = [[c.stack.geometry.columns for c in self.due], [c.stack.outputs for c in self.due]]
+        flat = [
+            size
+            for own in sides
+            for size, count in zip(own, self._sizes, strict=True)
+            for _ in range(count)
+        ]
+        return linalg.constants(tuple(flat), self._dtype, self._device)
 
     @cached_property
     def means(self) -> Tensor:

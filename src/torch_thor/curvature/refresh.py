@@ -11,7 +11,7 @@ import torch
 from torch_thor.curvature.block_batch import Member, batches
 from torch_thor.curvature.due import DueMatrices
 from torch_thor.distributed.buckets import Part
-from torch_thor.linalg.factorize import solve
+from torch_thor.linalg.factorize import rounded, solve
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
@@ -121,9 +121,11 @@ class Renewal:
         for batch, average in zip(found, averages, strict=True):
             self._damp(batch, average)
         if wide:
-            averages = [average.double() for average in averages]
+            wider = [average.double() for average in averages]
+            solutions = [rounded(one, self.trace.dtype) for one in self._solve(found, wider)]
+        else:
+            solutions = self._solve(found, averages)
         failed = torch.zeros_like(self.trace)
-        solutions = self._solve(found, averages)
         for batch, (_, good) in zip(found, solutions, strict=True):
             failed.index_add_(0, batch.layer_of_block, (~good).to(failed.dtype))
         succeeded = self._everywhere((failed == 0) & self.counts)
@@ -133,7 +135,7 @@ class Renewal:
             for result, own in zip(results, targets, strict=True):
                 before = batch.load(own)
                 fresh = kept.view(-1, *[1] * (result.dim() - 1))
-                batch.store(own, torch.where(fresh, result.to(before.dtype), before))
+                batch.store(own, torch.where(fresh, result, before))
         return succeeded
 
     def _damp(self, batch: BlockBatch, average: Tensor) -> None:

@@ -11,10 +11,11 @@ from torch_thor.linalg.matrices import (
     symmetrize,
     take,
 )
-from torch_thor.linalg.numbers import owners, padding_of, vector
+from torch_thor.linalg.numbers import constants, owners, padding_of, vector
 
 __all__ = [
     "add_to_diagonal",
+    "constants",
     "diagonal_blocks",
     "eigh",
     "inverse_root",

@@ -38,13 +38,20 @@ def solve(matrices: Tensor, kernel: Kernel) -> Solution:
     if matrices.dtype == torch.float64 or bool(good.all()):
         return results, good
     bad = (~good).nonzero().squeeze(1)
-    repeated, repaired = kernel(matrices[bad].double())
+    repeated, repaired = rounded(kernel(matrices[bad].double()), matrices.dtype)
     for result, again in zip(results, repeated, strict=True):
-        rounded = again.to(result.dtype)
-        repaired = repaired & rounded.isfinite().flatten(1).all(1)
-        result[bad] = rounded
+        result[bad] = again
     good[bad] = repaired
     return results, good
+
+
+def rounded(solution: Solution, dtype: torch.dtype) -> Solution:
+    """Results in a narrower type, which are good only where it holds them."""
+    results, good = solution
+    narrow = tuple(result.to(dtype) for result in results)
+    for result in narrow:
+        good = good & result.isfinite().flatten(1).all(1)
+    return narrow, good
 
 
 def multiply_left(roots: Tensor, cut: Partition, matrices: Tensor) -> Tensor:

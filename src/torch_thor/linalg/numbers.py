@@ -14,13 +14,17 @@ if TYPE_CHECKING:
 
 
 def vector(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Returns numbers as a vector, the same one for the same numbers: it is only to be read."""
-    return _vector(tuple(map(float, values)), dtype, device)
+    """Returns numbers as a vector."""
+    numbers = [float(value) for value in values]
+    if len(set(numbers)) == 1:
+        return torch.full((len(numbers),), numbers[0], dtype=dtype, device=device)
+    return torch.tensor(numbers, dtype=dtype, device="cpu").to(device, non_blocking=True)
 
 
-@lru_cache(maxsize=128)
-def _vector(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=dtype, device="cpu").to(device, non_blocking=True)
+@lru_cache(maxsize=64)
+def constants(values: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Returns numbers that do not change as a vector, which callers share and only read."""
+    return vector(values, dtype, device)
 
 
 @lru_cache(maxsize=256)
