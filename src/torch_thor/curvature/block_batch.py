@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # What another series of calls costs, in multiplications of one product of all its blocks: a CPU
 # has little to wait for.
-_CALLS = {"cpu": 8e6}
+_CALLS = {"cpu": 3e6}
 _MOST_CALLS = 4e8
 # Of rows that are laid out anew for one product: what caches hold, or what does no harm elsewhere.
 _TABLE_BYTES = {"cpu": 32 << 20}
