@@ -18,15 +18,11 @@ benchmark() {
 }
 
 tests() {
-    # Tests of the command, of pages and of imports say nothing of a card and need more packages.
-    local left_out
-    left_out=$(grep -rlE '^(import|from) (thor_bench|on_ranks)' tests --include='test_*.py')
     # SIGINT lets pytest tell what has failed so far.
     OMP_NUM_THREADS=1 timeout -s INT -k 15 240 "$PYTHON" -m pytest -n "${WORKERS:-12}" \
         --device "$DEVICE" -p no:cacheprovider -p no:benchmark -vv --tb=short --timeout=60 -rfEs \
         -W default::DeprecationWarning -W default::FutureWarning --junitxml="$OUT/pytest.xml" \
-        --ignore=tests/thor_bench --ignore=tests/integrations --ignore=tests/test_docs.py \
-        ${left_out//tests/--ignore=tests} "$@" >"$OUT/pytest.txt" 2>&1
+        "$@" >"$OUT/pytest.txt" 2>&1
     echo "pytest ended with $?; per outcome:"
     grep -oE '^\[gw[0-9]+\] \[ *[0-9]+%\] [A-Z]+' "$OUT/pytest.txt" | awk '{print $NF}' | sort | uniq -c
     grep -E '^(FAILED|ERROR)' "$OUT/pytest.txt" | cut -c1-220 | tail -60
@@ -43,5 +39,5 @@ carry() {
 part="${1:-}"
 case "$part" in
 benchmark | tests | carry) "$part" "${@:2}" ;;
-*) echo "which part? benchmark, tests or carry (see the first lines of this script)" >&2; exit 2 ;;
+*) echo "which part? benchmark, tests or carry; the first lines of this script say more" >&2; exit 2 ;;
 esac

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-pytestmark = pytest.mark.cpu  # a process of its own
-
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
