@@ -47,12 +47,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the switch that records golden curves anew, and the device of the tests."""
     parser.addoption("--record-golden", action="store_true", help="write tests/golden anew")
     parser.addoption(
-        "--device", default="cpu", help="where tests make their tensors: cpu (the default) or cuda"
+        "--device", default="cpu", help="where tests make their tensors: cpu, cuda or pretend"
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Fail at once where the device does not work, and let it say once what it says once."""
+    if config.getoption("--device") == "pretend":
+        import pretend  # noqa: PLC0415 - it wants a compiler
+
+        pretend.start()
     device = torch.device(config.getoption("--device"))
     if device.type == "cpu":
         return
