@@ -55,8 +55,9 @@ class Report:
             stream.flush()
 
     def table(self, headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Writes a Markdown table."""
-        lines = [headings, ["---"] * len(headings), *rows]
+        """Writes a Markdown table; what a short row lacks stays empty."""
+        full = [[*row, *[""] * (len(headings) - len(row))] for row in rows]
+        lines = [headings, ["---"] * len(headings), *full]
         self.write("\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines))
 
     def record(self, name: str, value: object) -> None:
@@ -82,6 +83,8 @@ class Report:
     def starts(self, name: str, needed: float) -> bool:
         """Says whether a section that needs some seconds may start, and notes it where not."""
         if self.left < needed:
-            self.write(f"\n## {name}\n\nleft out: {self.left:.0f} s left, {needed:.0f} s needed")
+            why = f"left out: {self.left:.0f} s left, {needed:.0f} s needed"
+            self.write(f"\n## {name}\n\n{why}")
+            self.record(f"absent: {name}", why)
             return False
         return True

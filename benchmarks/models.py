@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models import resnet18, resnet50, vit_b_16
 
-from thor_bench.training.precision import autocast
+from networks import GPT, ViT, cifar_resnet18, resnet50
+from torch_thor import multiplies_bfloat16
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,54 +56,9 @@ class Task:
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Returns the loss, under bf16 autocast where the hardware multiplies bfloat16."""
-        with autocast(torch.bfloat16, batch[0].device):
+        device = batch[0].device
+        with torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bfloat16(device)):
             return functional.cross_entropy(model(batch[0]).flatten(0, -2), batch[1])
-
-
-class Block(nn.Module):
-    """A GPT-2 block."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        samples, positions, width = x.shape
-        q, k, v = (
-            part.view(samples, positions, self.heads, -1).transpose(1, 2)
-            for part in self.qkv(self.norm1(x)).chunk(3, dim=-1)
-        )
-        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.proj(mixed.transpose(1, 2).reshape(samples, positions, width))
-        return x + self.down(functional.gelu(self.up(self.norm2(x))))
-
-
-class GPT(nn.Module):
-    """GPT-2 small's shape by default, its head tied and left to the base rule."""
-
-    def __init__(self, blocks: int = 12, width: int = 768, vocabulary: int = 50257) -> None:
-        super().__init__()
-        self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(1024, width)
-        for table in (self.tokens, self.positions):
-            nn.init.normal_(table.weight, std=0.02)
-        self.blocks = nn.Sequential(*(Block(width, width // 64) for _ in range(blocks)))
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, vocabulary, bias=False)
-        self.head.weight = self.tokens.weight
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        places = torch.arange(tokens.shape[1], device=tokens.device)
-        return self.head(self.norm(self.blocks(self.tokens(tokens) + self.positions(places))))
-
-
-def cifar_resnet18() -> nn.Module:
-    model = resnet18(num_classes=10)
-    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    model.maxpool = nn.Identity()
-    return model
 
 
 def _fashion_resnet() -> nn.Module:
@@ -125,7 +80,7 @@ TASKS = {
     "small-resnet": Task(_fashion_resnet, (128, 1, 28, 28), 10),
     "resnet18": Task(cifar_resnet18, (128, 3, 32, 32), 10),
     "resnet50": Task(resnet50, (8, 3, 224, 224), 1000),
-    "vit-b16": Task(vit_b_16, (8, 3, 224, 224), 1000),
+    "vit-b16": Task(ViT, (8, 3, 224, 224), 1000),
     "gpt2-small": Task(GPT, (2, 1024), 50257, tokens=True),
     **{f"gpt-width-{width}": _gpt(4, width) for width in (128, 256, 512, 1024)},
     **{f"gpt-depth-{blocks}": _gpt(blocks, 256) for blocks in (2, 4, 8, 16)},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import tempfile
 import warnings
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 # Examples are derived from the test itself, so that a failure on one machine is a failure on all.
 settings.register_profile(
@@ -34,6 +36,10 @@ os.environ["TORCH_THOR_CACHE"] = _CACHE.name
 # Threads only wait for each other on matrices of this size, and other processes for both.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
+# The command chooses its device itself, and another machine may lack its packages.
+_OF_THE_BENCH = re.compile(r"^(?:from|import) thor_bench\b", re.MULTILINE)
+_BENCH_FOLDERS = ("thor_bench", "benchmarks", "integrations")
+
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
@@ -41,12 +47,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the switch that records golden curves anew, and the device of the tests."""
     parser.addoption("--record-golden", action="store_true", help="write tests/golden anew")
     parser.addoption(
-        "--device", default="cpu", help="where tests make their tensors: cpu (the default) or cuda"
+        "--device", default="cpu", help="where tests make their tensors: cpu, cuda or pretend"
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Fail at once where the device does not work, and let it say once what it says once."""
+    if config.getoption("--device") == "pretend":
+        import pretend  # noqa: PLC0415 - it wants a compiler
+
+        pretend.start()
     device = torch.device(config.getoption("--device"))
     if device.type == "cpu":
         return
@@ -56,6 +66,15 @@ def pytest_configure(config: pytest.Config) -> None:
         weight = torch.ones(2, 2, device=device, requires_grad=True)
         (weight @ weight).sum().backward()
         float(weight.grad.sum())  # type: ignore[union-attr]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out tests of the bench on other devices."""
+    if torch.device(config.getoption("--device")).type == "cpu":
+        return None
+    if collection_path.is_dir():
+        return collection_path.name in _BENCH_FOLDERS or None
+    return _OF_THE_BENCH.search(collection_path.read_text(encoding="utf-8")) is not None or None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

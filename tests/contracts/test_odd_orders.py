@@ -21,6 +21,7 @@ from torch.nn.utils import prune
 from helpers import (
     AT_EVERY_STEP,
     data,
+    draws,
     gradient_of,
     gradients,
     mean_half_square,
@@ -391,10 +392,10 @@ def test_sampled_labels_of_a_dropped_batch_are_dropped(late: bool) -> None:
             outputs = model(inputs)
             if late:
                 nn.functional.cross_entropy(outputs, targets).backward(retain_graph=True)
-            optimizer.sample_fisher(outputs, generator=torch.Generator().manual_seed(number))
+            optimizer.sample_fisher(outputs, generator=draws(number))
             optimizer.zero_grad()
         outputs = model(inputs)
-        optimizer.sample_fisher(outputs, generator=torch.Generator().manual_seed(99))
+        optimizer.sample_fisher(outputs, generator=draws(99))
         nn.functional.cross_entropy(outputs, targets).backward()
         optimizer.step()
 

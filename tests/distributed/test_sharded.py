@@ -16,7 +16,10 @@ from sharded import CASES, STEPS, WORKS_HERE, Result
 if TYPE_CHECKING:
     from torch import Tensor
 
-pytestmark = pytest.mark.skipif(not WORKS_HERE, reason="this torch can't shard on a CPU")
+pytestmark = [
+    pytest.mark.cpu,  # ranks talk over gloo
+    pytest.mark.skipif(not WORKS_HERE, reason="this torch can't shard on a CPU"),
+]
 
 WORLDS = (2, 4)
 EVERYWHERE = pytest.mark.parametrize("size", WORLDS)

@@ -13,6 +13,8 @@ import torch
 import torch_thor
 from sharded import WORKS_HERE
 
+pytestmark = pytest.mark.cpu  # ranks talk over gloo
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SOURCES = str(Path(torch_thor.__file__).parents[1])

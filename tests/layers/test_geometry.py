@@ -103,6 +103,7 @@ def test_unit_wise_rows_are_the_gradients_of_each_sample() -> None:
     ids=lambda layer: type(layer).__name__,
 )
 def test_the_way_to_matrices_and_back_of_every_structure(layer: nn.Module) -> None:
+    layer.to(torch.get_default_device())  # it was built before the device was known
     adapter, bias = adapter_for(layer), getattr(layer, "bias", None)
     assert adapter is not None
     geometry = adapter.geometry(layer, bias=bias is not None)

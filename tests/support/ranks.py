@@ -10,6 +10,7 @@ import traceback
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import SkipTest
 
 import torch
 import torch.distributed as dist
@@ -41,6 +42,7 @@ def on_ranks(size: int, work: Callable[..., Any], *arguments: object) -> list[An
 
     Raises:
         RankError: Where a rank did not return, with its traceback.
+        SkipTest: Where tests run on another device.
     """
     answers = attempt_on_ranks(size, work, *arguments)
     for rank, answer in enumerate(answers):
@@ -51,6 +53,8 @@ def on_ranks(size: int, work: Callable[..., Any], *arguments: object) -> list[An
 
 def attempt_on_ranks(size: int, work: Callable[..., Any], *arguments: object) -> list[Any]:
     """The same, but a rank that raised or died gives a ``RankError`` in the place of an answer."""
+    if torch.get_default_device().type != "cpu":
+        raise SkipTest("ranks talk over gloo, on the CPU")
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")
         pipes, processes = [], []
