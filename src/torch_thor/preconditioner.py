@@ -184,6 +184,7 @@ class Preconditioner(HasCurvature):
 
     def _rewrite(self) -> None:
         plan = DirectionPlan(self.engine.stacks, lambda p: p.grad is not None, self._control)
+        plan.renew()
         for large in plan.banded:
             large.run(GradientRows(), self._control)
         parameters = filter(plan.goes_together, self.engine.followed.layer_of)

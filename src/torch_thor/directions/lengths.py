@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from torch_thor.curvature.row_averages import evening_of
+from torch_thor.linalg.foreach import ALL, norms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -86,7 +87,7 @@ class Lengths:
         targets = self._targets(None, lambda: self._counts(directions, cuts), lengths)
         if targets is None:
             targets, _ = _all_lengths(sources, cuts)
-        factors = _ratios(targets, lengths)
+        factors = _ratios(targets.to(lengths.dtype), lengths)
         pieces = torch.split(factors, [shape.numel() for shape in shapes])
         return [
             _spread(piece.view(shape), cut, direction.shape[2])
@@ -132,6 +133,9 @@ def _all_lengths(
 ) -> tuple[Tensor, list[torch.Size]]:
     """Norms of all layers on the first stack's device (a model may span several)."""
     device = stacks[0].device
+    if not any(cuts) and len({(one.dtype, one.device) for one in stacks}) == 1:
+        layers = [layer for one in stacks for layer in one.unbind(0)]
+        return torch.stack(norms(ALL, layers)), [torch.Size((len(one),)) for one in stacks]
     parts = [_lengths(m, cut) for m, cut in zip(stacks, cuts, strict=True)]
     return torch.cat([part.flatten().to(device) for part in parts]), [p.shape for p in parts]
 
@@ -143,7 +147,7 @@ def _lengths(matrices: Tensor, cut: Partition | None) -> Tensor:
         lengths: Tensor = torch.linalg.vector_norm(matrices, dim=(1, 2, 3))
     else:
         padded = pad(matrices, (0, 0, 0, cut.padding)) if cut.padding else matrices
-        blocks = padded.view(*padded.shape[:2], cut.count, cut.block, -1)
+        blocks = padded.reshape(*padded.shape[:2], cut.count, cut.block, -1)
         lengths = torch.linalg.vector_norm(blocks, dim=(3, 4))
     return lengths.to(torch.promote_types(lengths.dtype, torch.float32))
 

@@ -22,6 +22,12 @@ T = TypeVar("T")
 
 _TYPES = frozenset({Tensor, nn.Parameter})
 _DEVICES = frozenset({"cuda", "xpu", "mtia"})  # torch's, without backends of third parties
+_ASYNCHRONOUS = {"cuda", "xpu"}
+
+
+def is_asynchronous(device: torch.device) -> bool:
+    """Whether the host runs ahead of a device, and reading a number of its makes it wait."""
+    return device.type in _ASYNCHRONOUS
 
 
 @dataclass(frozen=True)

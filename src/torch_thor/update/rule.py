@@ -49,6 +49,7 @@ class UpdateRule:
             sources.update(zip(moving.parameters, moving.sources(), strict=True))
             if control.needs_rates:
                 rates.update(dict.fromkeys(moving.parameters, float(moving.group["lr"])))
+        plan.directions.renew()
         directions = plan.directions.take(sources, rates)
         for own, moving in zip(plan.groups, curved, strict=True):
             moving.move([directions[p] for p in own.curved])
