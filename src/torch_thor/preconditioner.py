@@ -145,7 +145,7 @@ class Preconditioner(HasCurvature):
         """Updates the curvature, unless a gradient is not finite; returns whether none is."""
         looked = self._look_at_gradients(self.engine.followed.parameters, dampings)
         if looked is not None:
-            self.engine.update(dampings, gradient_scale=looked[1])
+            self.engine.update(dampings, gradient_scale=looked.scale)
         return looked is not None
 
     def shadow_step(self) -> None:

@@ -64,9 +64,8 @@ def tile_memory(optimizer: Any) -> Iterator[Tensor]:
     """Blocks beside tiles, and the memory of their products."""
     plan = optimizer._planner._known.plan.directions
     for together in plan._tiled:
-        work = together.room()._work
         yield from (*together.shared.tiles.g, *together.shared.tiles.a)
-        yield from (*work._memory, *work._in, *work._out)
+        yield from together.room()._work.memory
 
 
 @EACH

@@ -85,7 +85,7 @@ def share_tiles(candidates: Sequence[Candidate]) -> list[StackTiles | None]:
     found: dict[Candidate, StackTiles] = {}
     for together in alike.values():
         matrices, small = together[0].matrices, together[0].is_small
-        calls = CALLS_ON_CPU if together[0].device.type == "cpu" else CALLS
+        calls = CALLS if is_asynchronous(together[0].device) else CALLS_ON_CPU
         cuts = [one.cut for one in together]
         tiles = Tiles(cuts, calls, dtype=matrices.dtype, device=matrices.device)
         shared = SharedTiles(tiles, [one.inverses for one in together], small)

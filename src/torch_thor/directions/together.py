@@ -72,7 +72,11 @@ class Room:
         for number, one in members:
             wide = [side[number] for side in (self._work.inputs, self._work.outputs)]
             before, after = [self._lay_out(one.stack, flat) for flat in wide]
-            self._into |= one.views(one.stack.matrices.views(before))
+            pairs = one.stack.matrices.views(before)
+            self._into |= one.views(pairs)
+            for (_, bias), (_, column) in zip(one.parameters, pairs, strict=True):
+                if bias is None and column is not None:
+                    column.zero_()
             self.by_parameter |= one.views(one.stack.matrices.views(after))
             geometry = one.stack.geometry
             self.sources.append(before[:, :, : geometry.outputs, : geometry.columns])

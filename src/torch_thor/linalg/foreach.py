@@ -8,7 +8,6 @@ rules such calls may lack, sparse and mkldnn layouts, complex tensors on the CPU
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -160,16 +159,24 @@ def norms(lots: Lots, tensors: Sequence[Tensor]) -> list[Tensor]:
     return found
 
 
-def all_finite(lots: Lots, tensors: Sequence[Tensor]) -> bool:
-    """Says whether no tensor, of at least one, holds NaN or Inf; waits for the device.
+def mark_nonfinite(lots: Lots, tensors: Sequence[Tensor]) -> Tensor:
+    """Returns one where a tensor, of at least one, holds NaN or Inf, else zero; waits for nothing.
 
     The Euclidean norm, which must not overflow either, is vectorized where the largest entry is
-    not. One sum of all norms stands for them.
+    not. One mark stands for all norms.
     """
-    lengths = norms(lots, tensors)
-    if len(lots) > 1:  # of several types, or devices
-        lengths = [length.to(lengths[0].device, torch.float64) for length in lengths]
-    return math.isfinite(torch.stack(lengths).sum().item())
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for length in norms(lots, tensors):
+        alike.setdefault((length.device, length.dtype), []).append(length)
+    marks = []
+    for (device, _), lengths in alike.items():
+        # The lengths have served, so what they are scaled by is nothing.
+        mark, scale = torch.zeros(2, dtype=torch.float32, device=device).unbind()
+        torch._amp_foreach_non_finite_check_and_unscale_(lengths, mark, scale)
+        marks.append(mark)
+    for other in marks[1:]:
+        marks[0].copy_(torch.maximum(marks[0], other.to(marks[0].device, non_blocking=True)))
+    return marks[0]
 
 
 def _entries(tensor: Tensor) -> Tensor:

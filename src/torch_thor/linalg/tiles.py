@@ -99,15 +99,28 @@ class Tiles:
     ) -> None:
         self.cuts, self.dtype, self.device = tuple(cuts), dtype, device
         self.kinds = kinds_of(cuts, calls)
-        self.g = [self.room(kind, kind.g, kind.g) for kind in self.kinds]
-        self.a = [self.room(kind, kind.a, kind.a) for kind in self.kinds]
+        self.g = [self._room(kind, kind.g) for kind in self.kinds]
+        self.a = [self._room(kind, kind.a) for kind in self.kinds]
         self._blocks: list[Tensor] = []  # that were copied, and which versions of them
         self._versions: list[int] = []
 
-    def room(self, kind: Kind, rows: int, columns: int) -> Tensor:
+    def _room(self, kind: Kind, size: int) -> Tensor:
         """Zeros, which stay where a tile is smaller than its kind."""
-        count = sum(self.cuts[number].tiles for number in kind.cuts)
-        return torch.zeros(count, rows, columns, dtype=self.dtype, device=self.device)
+        shape = (self.count(kind), size, size)
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
+
+    def count(self, kind: Kind) -> int:
+        """Tiles of a kind."""
+        return sum(self.cuts[number].tiles for number in kind.cuts)
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether something has to be zero: a tile smaller than its kind, or rows too many."""
+        return any(
+            cut.g.padding or cut.a.padding or (cut.g.block, cut.a.block) != (kind.g, kind.a)
+            for kind in self.kinds
+            for cut in (self.cuts[number] for number in kind.cuts)
+        )
 
     def bytes(self, number: int) -> int:
         """What the blocks beside the tiles of a cut take."""
@@ -167,15 +180,16 @@ class Workspace:
 
     def __init__(self, tiles: Tiles, dtype: torch.dtype) -> None:
         self._tiles = tiles
-        entries = sum(cut.entries for cut in tiles.cuts)
-        self._memory = (
-            torch.zeros(entries, dtype=tiles.dtype, device=tiles.device),
-            torch.empty(entries, dtype=dtype, device=tiles.device),
-        )
-        self.inputs, self.outputs = (_matrices(one, tiles.cuts) for one in self._memory)
-        kinds = tiles.kinds
-        self._in = [tiles.room(kind, kind.g, kind.a) for kind in kinds]
-        self._out = [torch.empty_like(one) for one in self._in]
+        kinds, entries = tiles.kinds, sum(cut.entries for cut in tiles.cuts)
+        sizes = [tiles.count(kind) * kind.g * kind.a for kind in kinds]
+        make = torch.zeros if tiles.is_padded else torch.empty
+        own = make(entries + 2 * sum(sizes), dtype=tiles.dtype, device=tiles.device)
+        self.memory = (own, torch.empty(entries, dtype=dtype, device=tiles.device))
+        before, *in_tiles = own.split([entries, *sizes, *sizes])
+        shapes = [(-1, kind.g, kind.a) for kind in kinds] * 2
+        shaped = [flat.view(shape) for flat, shape in zip(in_tiles, shapes, strict=True)]
+        self._in, self._out = shaped[: len(kinds)], shaped[len(kinds) :]
+        self.inputs, self.outputs = (_matrices(one, tiles.cuts) for one in (before, self.memory[1]))
         self._copies_in = (self._inside(self._in), self._as_tiles(self.inputs))
         self._copies_out = (self._as_tiles(self.outputs), self._inside(self._out))
 

@@ -33,6 +33,7 @@ from torch_thor.update.rule import UpdateRule
 if TYPE_CHECKING:
     from torch_thor.curvature.engine import CurvatureEngine
     from torch_thor.curvature.memory import MemoryReport
+    from torch_thor.linalg.foreach import Lots
     from torch_thor.options.norm_control import NormControl, NormControlKind
 
 Parameters = Iterable[nn.Parameter] | Iterable[ParameterGroup]
@@ -204,10 +205,17 @@ class CurvatureOptimizer(torch.optim.Optimizer, HasCurvature):
         self._follow_model()
         looked = self._look_at_gradients(self._parameters, self._dampings())
         if looked is not None:
-            lots, scale = looked
-            self._refresh(values, scale)
-            plan = self._planner.plan(self.param_groups, lots)
-            self._rule.step(plan, self._control, self.state)
+            self._refresh(values, looked.scale)
+            plan = self._planner.plan(self.param_groups, looked.lots)
+            self._rule.step(plan, self._control, self.state, looked.found_inf)
+
+    def _defers(self, lots: Lots) -> bool:
+        """Says so of plain steps on a device whose every parameter moves by fused kernels."""
+        engine = self.engine
+        waits = engine.wants_statistics or engine.options.refresh.on_nonfinite == "raise"
+        if waits or self._join_config.enable or not self._rule.can_defer(self._control):
+            return False
+        return self._planner.plan(self.param_groups, lots).can_defer
 
     def _refresh(self, values: list[dict[str, float]], scale: float = 1.0) -> None:
         """Takes in scheduled values and the statistics, of losses that were multiplied by scale."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from torch_thor.directions.controls import LengthControl
 from torch_thor.update.base_rules import BASE_RULES, FirstOrder, bytes_of
 from torch_thor.update.momentum import Moving, MovingRows, momentum_buffers
 
@@ -37,10 +38,20 @@ class UpdateRule:
     def _first_order(self) -> FirstOrder:
         return BASE_RULES[self.base.rule](self.base, self.order)
 
-    def step(self, plan: StepPlan, control: Control, states: States) -> None:
-        """Moves all parameters of a plan: large layers one by one, all others together."""
+    def can_defer(self, control: Control) -> bool:
+        """Whether steps can be left out on the device alone, see ``step``."""
+        evens = isinstance(control, LengthControl) and control.options.row_decay is not None
+        return self._first_order.takes_found_inf and not evens
+
+    def step(
+        self, plan: StepPlan, control: Control, states: States, found_inf: Tensor | None = None
+    ) -> None:
+        """Moves all parameters of a plan: large layers one by one, all others together.
+
+        Where ``found_inf`` is one, all stay as they are, to the bit.
+        """
         curved = [
-            Moving(self.order, own.group, own.curved, states, own.curved_lots)
+            Moving(self.order, own.group, own.curved, states, own.curved_lots, None, found_inf)
             for own in plan.groups
         ]
         sources: dict[nn.Parameter, Tensor] = {}
@@ -54,7 +65,7 @@ class UpdateRule:
         for own, moving in zip(plan.groups, curved, strict=True):
             moving.move([directions[p] for p in own.curved])
             if own.plain:
-                self._first_order.step(own.group, own.plain, states, own.plain_lots)
+                self._first_order.step(own.group, own.plain, states, own.plain_lots, found_inf)
         rows = MovingRows(self.order, plan.group_of, states)
         for large in plan.directions.banded:
             large.run(rows, control)
