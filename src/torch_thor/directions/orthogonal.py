@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # Odd polynomials ax + bx³ + cx⁵, each the closest to 1 on the interval that the one before it maps
-# to (Polar Express, Amsel et al. 2025). The last four bring singular values in [0.0024, 1] to
-# 0.73 … 1.27, as alike as five of Muon's steps do, the last three those in [0.01, 1].
+# to (Polar Express, Amsel et al. 2025). The last four bring singular values in [0.0026, 1] to
+# 0.72 … 1.27, as alike as five of Muon's steps do, the last three those in [0.01, 1].
 _QUINTICS = (
     (4.25484, -3.15862, 0.58630),
     (4.24733, -3.15342, 0.58571),
@@ -42,7 +42,7 @@ def orthogonalize(matrices: Tensor, iterations: int, tile: int | None = None) ->
 
     Args:
         matrices: The matrices.
-        iterations: Steps; four make singular values alike that are 0.0024 of the length or more.
+        iterations: Steps; four make singular values alike that are 0.0026 of the length or more.
         tile: Most rows of a tile, each of which is made alike by itself; ``None``: all rows.
     """
     rows = Partition.of(matrices.shape[2], tile)
