@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers import data, mean_half_square, mlp
+from helpers import assert_same_weights, data, mean_half_square, mlp
 from models import Transformer, batch_for
-from torch_thor import THOR, Base, NonFiniteGradientError, Refresh, Update
+from torch_thor import THOR, Base, InvalidOptionError, NonFiniteGradientError, Refresh, Update
 from torch_thor.linalg import foreach
 
 if TYPE_CHECKING:
@@ -267,6 +267,50 @@ def test_addresses_stay() -> None:
         step(model, thor)
         found.append(list(addresses(thor)))
     assert found[1] == found[2] == found[3]
+
+
+@pytest.mark.usefixtures("runs_behind")
+def test_steps_that_a_graph_replays_count_for_intervals_and_schedules() -> None:
+    model = mlp()
+    thor = THOR(model, lr=lambda step: 0.1 / (1 + step), interval=4, refresh=Refresh(stagger=False))
+    step(model, thor)
+    for taken in (1, 2, 3):
+        assert not thor.wants_statistics
+        thor.replayed()
+        assert thor.param_groups[0]["lr"] == 0.1 / (1 + taken)
+    with pytest.raises(
+        InvalidOptionError, match=r"step\(\) itself where optimizer.wants_statistics"
+    ):
+        thor.replayed()
+    step(model, thor)
+    assert [one.step for one in thor.last_decisions] == [4, 4]
+
+
+@pytest.mark.cpu  # a compiler per device is slow
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_compiled_step_is_few_graphs_and_the_same_step(
+    behind: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By torch.compile, whose rates change from step to step; a refresh in between."""
+    monkeypatch.setattr(foreach, "_ASYNCHRONOUS", {"cpu"} if behind else set())
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = mlp()
+    thor = THOR(model, lr=0.1, interval=3, refresh=Refresh(stagger=False))
+    twin, theirs = copy.deepcopy((model, thor))
+    compiled = torch.compile(thor.step, backend="eager")
+    graphs = []
+    for number in range(7):
+        batch = data(8)
+        for module, optimizer, take in ((model, thor, compiled), (twin, theirs, theirs.step)):
+            optimizer.param_groups[0]["lr"] = 0.1 / (1 + number)
+            optimizer.zero_grad()
+            mean_half_square(module(batch[0]), batch[1]).backward()
+            take()
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert_same_weights(model, twin)
+    assert graphs[-1] <= 10
+    assert len(set(graphs[4:])) == 1  # nothing is compiled again
 
 
 def addresses(thor: THOR) -> Iterator[int]:

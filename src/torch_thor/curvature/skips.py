@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_thor.layers.shards import local
-from torch_thor.linalg.foreach import lots_of, norms
+from torch_thor.linalg.foreach import is_asynchronous, lots_of, norms
 from torch_thor.options.errors import NonFiniteGradientError
 from torch_thor.options.notices import warn
 
@@ -46,9 +46,14 @@ class SkippedSteps:
         self.__init__()  # type: ignore[misc]
         self._told = value
 
-    def end_row(self) -> None:
-        """A step was taken."""
+    def end_row(self, found_inf: Tensor | None) -> None:
+        """A step was taken; where others are left out on the device, there is room to count them.
+
+        Made inside a graph, the room would be zero again in each replay.
+        """
         self._in_a_row = 0
+        if self._count is None and found_inf is not None and is_asynchronous(found_inf.device):
+            self._count = torch.zeros_like(found_inf)
 
     def leave_out(self, step: int, model: nn.Module, *, raises: bool) -> None:
         """Counts one after so many steps that were taken; the third in a row is a warning.
@@ -66,12 +71,14 @@ class SkippedSteps:
 
     def note(self, found_inf: Tensor, step: int, model: nn.Module) -> None:
         """Counts a step that the device leaves out by itself, if it does."""
-        self._learn(step, model)
+        captured = _is_captured(found_inf.device)
+        if not captured:
+            self._learn(step, model)
         if self._count is None:
             self._count = torch.zeros_like(found_inf)
         self._count.add_(found_inf)
         self._noted += 1
-        if self._copy is None and not _is_captured(found_inf.device):
+        if self._copy is None and not captured:
             self._copy = _Copy.begin(self._count, self._noted)
 
     def _learn(self, step: int, model: nn.Module) -> None:
@@ -135,7 +142,7 @@ class _Copy:
 
     def read(self) -> int:
         """The number."""
-        value: float = self.number.tolist()
+        value: Any = self.number.tolist()
         return int(value)
 
 

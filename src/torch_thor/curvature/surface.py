@@ -69,14 +69,15 @@ class HasCurvature(UnevenInputs):
         ignored = engine.options.refresh.on_nonfinite == "ignore" or not gradients
         found_inf = None if ignored else mark_nonfinite(lots, gradients)
         if self._defers(lots):
-            found_inf = torch.zeros((), device=gradients[0].device) if ignored else found_inf
+            if found_inf is None:
+                found_inf = torch.zeros((), dtype=torch.float32, device=gradients[0].device)
             engine.skips.note(found_inf, engine.steps, engine.model)
             return Looked(lots, 1.0, found_inf)
         finite = found_inf is None or not found_inf.item()
         self._tell_joined(engine.communicator, skipped=not finite)
         scale = engine.scale_in_force()
         if finite:
-            engine.skips.end_row()
+            engine.skips.end_row(found_inf)
             return Looked(lots, scale, None)
         engine.leave_out(dampings, scale)
         return None

@@ -50,8 +50,8 @@ def orthogonalize(matrices: Tensor, iterations: int, tile: int | None = None) ->
     tiles = whole.reshape(-1, rows.block, matrices.shape[3])
     wide = tiles.shape[1] <= tiles.shape[2]
     found = _orthogonal(tiles if wide else tiles.mT, iterations)
-    result = (found if wide else found.mT).to(matrices.dtype)
-    return result.reshape(whole.shape)[:, :, : rows.size]
+    result = (found if wide else found.mT).to(matrices.dtype).reshape(whole.shape)
+    return result[:, :, : rows.size]
 
 
 def _orthogonal(matrices: Tensor, iterations: int) -> Tensor:
@@ -60,7 +60,7 @@ def _orthogonal(matrices: Tensor, iterations: int) -> Tensor:
     quintics = _SAFE[:1] * (iterations - len(_SAFE)) + _SAFE[first:]
     lengths = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
     least = torch.finfo(matrices.dtype).tiny
-    x = matrices * (_TOPS[first] / lengths.clamp_min(least))
+    x: Tensor = matrices * (_TOPS[first] / lengths.clamp_min(least))
     if x.dtype == torch.float32 and multiplies_bfloat16(x.device):
         x = x.to(torch.bfloat16)
     # By products: a step takes 2m²n + m³, and a step of XXᵀ four of m³.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -101,14 +100,12 @@ class InTiles:
 
     def __init__(self, shared: SharedTiles, members: Sequence[Member]) -> None:
         self.shared, self.members = shared, members
+        # Kept for small layers, whose views cost more than what they move.
+        self._kept = Room(shared, members) if shared.are_small else None
 
     def room(self) -> Room:
-        """Memory for a step, kept for small layers, whose views cost more than what they move."""
-        return self._kept if self.shared.are_small else Room(self.shared, self.members)
-
-    @cached_property
-    def _kept(self) -> Room:
-        return Room(self.shared, self.members)
+        """Memory for a step."""
+        return self._kept or Room(self.shared, self.members)
 
 
 def those_of(stack: LayerStack, moves: Callable[[nn.Parameter], bool]) -> Together:

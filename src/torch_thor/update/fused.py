@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch_thor.linalg.foreach import Lots
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator] # a compiler has no kernels for them
 def step_fused(
     lots: Lots,
     weights: Sequence[Tensor],
@@ -34,7 +35,7 @@ def step_fused(
         own = lot.take(weights)
         device = own[0].device
         rate = lr.to(device, torch.float32, non_blocking=True) if isinstance(lr, Tensor) else lr
-        torch._fused_sgd_(  # type: ignore[call-overload]
+        torch._fused_sgd_(
             own,
             laid_like(own, lot.take(steps)),
             lot.take(buffers) if momentum else [],

@@ -7,12 +7,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from torch_thor.directions.controls import LengthControl
+from torch_thor.linalg.foreach import is_asynchronous
 from torch_thor.update.base_rules import BASE_RULES, FirstOrder, bytes_of
 from torch_thor.update.momentum import Moving, MovingRows, momentum_buffers
 
 if TYPE_CHECKING:
     from collections.abc import Container
 
+    import torch
     from torch import Tensor, nn
 
     from torch_thor.directions.controls import Control
@@ -38,10 +40,10 @@ class UpdateRule:
     def _first_order(self) -> FirstOrder:
         return BASE_RULES[self.base.rule](self.base, self.order)
 
-    def can_defer(self, control: Control) -> bool:
-        """Whether steps can be left out on the device alone, see ``step``."""
+    def can_defer(self, control: Control, device: torch.device) -> bool:
+        """Whether steps can be left out on a device alone, see ``step``, and gain by it."""
         evens = isinstance(control, LengthControl) and control.options.row_decay is not None
-        return self._first_order.takes_found_inf and not evens
+        return is_asynchronous(device) and self._first_order.takes_found_inf and not evens
 
     def step(
         self, plan: StepPlan, control: Control, states: States, found_inf: Tensor | None = None
@@ -60,7 +62,6 @@ class UpdateRule:
             sources.update(zip(moving.parameters, moving.sources(), strict=True))
             if control.needs_rates:
                 rates.update(dict.fromkeys(moving.parameters, float(moving.group["lr"])))
-        plan.directions.renew()
         directions = plan.directions.take(sources, rates)
         for own, moving in zip(plan.groups, curved, strict=True):
             moving.move([directions[p] for p in own.curved])
