@@ -17,7 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers import assert_same_weights, data, mean_half_square, mlp
 from models import Transformer, batch_for
-from torch_thor import THOR, Base, InvalidOptionError, NonFiniteGradientError, Refresh, Update
+from torch_thor import (
+    THOR,
+    Base,
+    InvalidOptionError,
+    NonFiniteGradientError,
+    NormControl,
+    Refresh,
+    Update,
+)
 from torch_thor.linalg import foreach
 
 if TYPE_CHECKING:
@@ -33,6 +41,7 @@ WAITING = {
     *("equal", "is_nonzero", "item"),
 }
 MOST = 40
+CONTROLS = {"graft": MOST, "rms": MOST, None: MOST, NormControl("rms", row_decay=0.95): 52}
 BASES = {"sgd": Base(), "adamw": Base("adamw", lr_scale=0.1)}
 ORDERS = [
     Update(nesterov=nesterov, momentum_first=first, decoupled_decay=decoupled)
@@ -115,19 +124,19 @@ def loss_of_images(model: nn.Module) -> Tensor:
 
 
 @pytest.mark.cpu  # a device counts its own calls
-@pytest.mark.parametrize("norm_control", ["graft", "rms", None])
+@pytest.mark.parametrize("norm_control", CONTROLS)
 def test_calls_of_a_resnet20(norm_control: Any) -> None:
     found = plain_calls(resnet20(), loss_of_images, norm_control=norm_control)
-    assert sum(found.values()) <= MOST, found
+    assert sum(found.values()) <= CONTROLS[norm_control], found
 
 
 @pytest.mark.usefixtures("runs_behind")
 @pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("norm_control", ["graft", "rms", None])
+@pytest.mark.parametrize("norm_control", CONTROLS)
 def test_calls_of_a_resnet20_whose_device_runs_behind(norm_control: Any, base: str) -> None:
     options = {"norm_control": norm_control, "base": BASES[base]}
     found = plain_calls(resnet20(), loss_of_images, **options)
-    assert sum(found.values()) <= MOST, found
+    assert sum(found.values()) <= CONTROLS[norm_control], found
     assert not WAITING & found.keys()
 
 
@@ -154,17 +163,23 @@ def state_of(model: nn.Module, thor: THOR) -> Any:
     """All that a step may change, but for counts of steps."""
     state = copy.deepcopy(thor.state_dict())
     layers = state["curvature"]["layers"]
+    for layer in layers.values():
+        # The last of these is their weight, which goes on; it changes no direction.
+        layer["rows"] = layer["rows"][:-1]
     return [p.detach().clone() for p in model.parameters()], state["state"], layers
 
 
 @pytest.mark.usefixtures("runs_behind")
+@pytest.mark.parametrize("control", ["graft", NormControl("rms", row_decay=0.9)])
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
-def test_a_gradient_that_is_not_finite_moves_nothing(bad: float, base: str, order: Update) -> None:
+def test_a_gradient_that_is_not_finite_moves_nothing(
+    bad: float, base: str, order: Update, control: Any
+) -> None:
     model = nn.Sequential(mlp(), nn.LayerNorm(3))
-    thor = THOR(model, lr=0.05, interval=1000, base=BASES[base], update=order)
-    twin = copy.deepcopy((model, thor))
+    options: dict[str, Any] = {"base": BASES[base], "update": order, "norm_control": control}
+    thor = THOR(model, lr=0.05, interval=1000, **options)
     step(model, thor)
     step(model, thor)
     before = state_of(model, thor)
@@ -175,7 +190,6 @@ def test_a_gradient_that_is_not_finite_moves_nothing(bad: float, base: str, orde
     step(model, thor)
     assert all(torch.isfinite(p).all() for p in model.parameters())
     assert all(not torch.equal(*pair) for pair in zip(model.parameters(), before[0], strict=True))
-    assert twin[1].skipped_steps == 0
 
 
 @pytest.mark.usefixtures("runs_behind")

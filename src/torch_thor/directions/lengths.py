@@ -51,10 +51,16 @@ class Lengths:
         ]
         self._fixed: dict[RowEvening | None, Tensor | None] = {}
 
-    def factors(self, directions: Sequence[Tensor], sources: Sequence[Tensor]) -> list[Tensor]:
+    def factors(
+        self,
+        directions: Sequence[Tensor],
+        sources: Sequence[Tensor],
+        found_inf: Tensor | None = None,
+    ) -> list[Tensor]:
         """Returns ``[l, 1, 1, 1]`` or ``[l, k, out, 1]`` of each stack, in its directions' type.
 
         Directions, and sources that were preconditioned, are ``[l, k, out, columns]`` a stack.
+        Where ``found_inf`` is one they are not finite, and no average takes them in.
         """
         found: dict[int, Tensor] = {}
         if self._plain:
@@ -62,11 +68,15 @@ class Lengths:
             found.update(zip(self._plain, self._by_layers(own, before), strict=True))
         for places, evening in self._evened:
             own, before = [[side[n] for n in places] for side in (directions, sources)]
-            found.update(zip(places, self._by_rows(own, before, evening), strict=True))
+            found.update(zip(places, self._by_rows(own, before, evening, found_inf), strict=True))
         return [found[place].to(direction) for place, direction in enumerate(directions)]
 
     def _by_rows(
-        self, directions: Sequence[Tensor], sources: Sequence[Tensor], evening: RowEvening
+        self,
+        directions: Sequence[Tensor],
+        sources: Sequence[Tensor],
+        evening: RowEvening,
+        found_inf: Tensor | None,
     ) -> list[Tensor]:
         """The factors ``[l, k, out, 1]`` of directions whose rows are evened."""
         for direction, lengths in zip(directions, evening.lengths, strict=True):
@@ -74,7 +84,7 @@ class Lengths:
                 torch.linalg.vector_norm(direction, dim=3, out=lengths)
             else:
                 lengths.copy_(torch.linalg.vector_norm(direction, dim=3))
-        lengths = evening.fold(self._control.options.row_decay or 0.0)
+        lengths = evening.fold(self._control.options.row_decay or 0.0, found_inf)
         targets = self._targets(evening, lambda: evening.counts, lengths)
         if targets is None:
             targets = torch.cat([_lengths(source, None).to(lengths) for source in sources])

@@ -72,13 +72,17 @@ class DirectionPlan:
             one.shared.renew()
 
     def take(
-        self, sources: Mapping[nn.Parameter, Tensor], rates: Mapping[nn.Parameter, float]
+        self,
+        sources: Mapping[nn.Parameter, Tensor],
+        rates: Mapping[nn.Parameter, float],
+        found_inf: Tensor | None = None,
     ) -> dict[nn.Parameter, Tensor]:
         """Preconditions gradients or momenta, all together, and sets each layer's length.
 
         Args:
             sources: What is preconditioned, by parameter.
             rates: The weights' learning rates, if the control needs them.
+            found_inf: One where sources are not finite, if only the device knows.
 
         Returns:
             A direction for every source; memory that the next call may write to.
@@ -97,7 +101,7 @@ class DirectionPlan:
             for one, source in zip(self._alone, written, strict=True)
         ]
         raw = [self._control.turn(direction) for direction in raw]
-        _scale(raw, self._factors(raw, packed, rates), memory)
+        _scale(raw, self._factors(raw, packed, rates, found_inf), memory)
         directions = dict(sources)
         for room in rooms:
             directions.update(room.by_parameter)
@@ -106,13 +110,17 @@ class DirectionPlan:
         return directions
 
     def _factors(
-        self, raw: list[Tensor], packed: list[Tensor], rates: Mapping[nn.Parameter, float]
+        self,
+        raw: list[Tensor],
+        packed: list[Tensor],
+        rates: Mapping[nn.Parameter, float],
+        found_inf: Tensor | None,
     ) -> Sequence[Tensor | float]:
         """What each stack's directions are multiplied by."""
         if not raw:
             return []
         if self._lengths is not None:
-            return self._lengths.factors(raw, packed)
+            return self._lengths.factors(raw, packed, found_inf)
         needed = self._control.needs_rates
         own = [[rates[w] for w, _ in one.parameters] if needed else [] for one in self._chosen]
         factor = self._control.factor(raw, packed, own)

@@ -165,15 +165,14 @@ def mark_nonfinite(lots: Lots, tensors: Sequence[Tensor]) -> Tensor:
     The Euclidean norm, which must not overflow either, is vectorized where the largest entry is
     not. One mark stands for all norms.
     """
-    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for length in norms(lots, tensors):
-        alike.setdefault((length.device, length.dtype), []).append(length)
     marks = []
-    for (device, _), lengths in alike.items():
-        # The lengths have served, so what they are scaled by is nothing.
-        mark, scale = torch.zeros(2, dtype=torch.float32, device=device).unbind()
-        torch._amp_foreach_non_finite_check_and_unscale_(lengths, mark, scale)
-        marks.append(mark)
+    for lot in lots:
+        found = norms((lot,), tensors)
+        for lengths in [found] if lot.together else [[length] for length in found]:
+            # The lengths have served, so what they are scaled by is nothing.
+            mark, scale = torch.zeros(2, dtype=torch.float32, device=lengths[0].device).unbind()
+            torch._amp_foreach_non_finite_check_and_unscale_(lengths, mark, scale)
+            marks.append(mark)
     for other in marks[1:]:
         marks[0].copy_(torch.maximum(marks[0], other.to(marks[0].device, non_blocking=True)))
     return marks[0]

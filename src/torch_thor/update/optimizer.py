@@ -81,7 +81,7 @@ class CurvatureOptimizer(CopiedWithModel, torch.optim.Optimizer, HasCurvature):
                 "damping": value_at(damping, 0, "damping"),
             }
             self._control = control_of(self.norm_control)
-            self._can_defer = self._rule.can_defer(self._control, engine.device)
+            self._can_defer = self._rule.can_defer(engine.device)
             self._planner = Planner(engine.store, self._control)
             self._parameters: list[nn.Parameter] = []  # all that are stepped
             self._is_built = False

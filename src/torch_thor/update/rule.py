@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from torch_thor.directions.controls import LengthControl
 from torch_thor.linalg.foreach import is_asynchronous
 from torch_thor.update.base_rules import BASE_RULES, FirstOrder, bytes_of
 from torch_thor.update.momentum import Moving, MovingRows, momentum_buffers
@@ -40,10 +39,9 @@ class UpdateRule:
     def _first_order(self) -> FirstOrder:
         return BASE_RULES[self.base.rule](self.base, self.order)
 
-    def can_defer(self, control: Control, device: torch.device) -> bool:
+    def can_defer(self, device: torch.device) -> bool:
         """Whether steps can be left out on a device alone, see ``step``, and gain by it."""
-        evens = isinstance(control, LengthControl) and control.options.row_decay is not None
-        return is_asynchronous(device) and self._first_order.takes_found_inf and not evens
+        return is_asynchronous(device) and self._first_order.takes_found_inf
 
     def step(
         self, plan: StepPlan, control: Control, states: States, found_inf: Tensor | None = None
@@ -62,7 +60,7 @@ class UpdateRule:
             sources.update(zip(moving.parameters, moving.sources(), strict=True))
             if control.needs_rates:
                 rates.update(dict.fromkeys(moving.parameters, float(moving.group["lr"])))
-        directions = plan.directions.take(sources, rates)
+        directions = plan.directions.take(sources, rates, found_inf)
         for own, moving in zip(plan.groups, curved, strict=True):
             moving.move([directions[p] for p in own.curved])
             if own.plain:
