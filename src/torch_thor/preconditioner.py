@@ -145,7 +145,7 @@ class Preconditioner(HasCurvature):
         """Updates the curvature, unless a gradient is not finite; returns whether none is."""
         looked = self._look_at_gradients(self.engine.followed.parameters, dampings)
         if looked is not None:
-            self.engine.update(dampings, gradient_scale=looked[1])
+            self.engine.update(dampings, gradient_scale=looked.scale)
         return looked is not None
 
     def shadow_step(self) -> None:
@@ -184,6 +184,7 @@ class Preconditioner(HasCurvature):
 
     def _rewrite(self) -> None:
         plan = DirectionPlan(self.engine.stacks, lambda p: p.grad is not None, self._control)
+        plan.renew()
         for large in plan.banded:
             large.run(GradientRows(), self._control)
         parameters = filter(plan.goes_together, self.engine.followed.layer_of)

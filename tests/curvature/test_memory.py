@@ -13,7 +13,7 @@ from torch_thor import EKFAC, KFAC, THOR, Base, InvalidOptionError, MemoryReport
 from torch_thor.curvature.memory import readable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 
 def wide() -> nn.Sequential:
@@ -60,6 +60,14 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+def tile_memory(optimizer: Any) -> Iterator[Tensor]:
+    """Blocks beside tiles, and the memory of their products."""
+    plan = optimizer._planner._known.plan.directions
+    for together in plan._tiled:
+        yield from (*together.shared.tiles.g, *together.shared.tiles.a)
+        yield from together.room()._work.memory
+
+
 @EACH
 def test_the_report_before_the_first_step_is_that_after_it(name: str) -> None:
     model, optimizer = built(name)
@@ -80,8 +88,7 @@ def test_it_is_what_the_tensors_take(name: str) -> None:
     assert before.factors == bytes_of(t for f in pairs for t in (f.blocks, f.traces))
     assert before.inverses == bytes_of(t for stack in stacks for t in stack.inverses.tensors)
     averages = {id(s.rows.averages): s.rows.averages.shares for s in stacks}
-    kept = [s.matrices._kept for s in stacks if s.matrices._kept is not None]
-    assert before.buffers == bytes_of([*averages.values(), *kept])
+    assert before.buffers == bytes_of([*averages.values(), *tile_memory(optimizer)])
     state = [t for own in optimizer.state.values() for t in own.values() if t is not None]
     assert before.state == bytes_of(state)
     assert before.held == before.factors + before.inverses + before.buffers + before.state

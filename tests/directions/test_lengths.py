@@ -12,7 +12,6 @@ from oracle import grafted, kl_clip_factor, with_rms
 from torch_thor import THOR, InvalidOptionError, NormControl
 from torch_thor.directions.controls import KLClip, LengthControl, control_of
 from torch_thor.directions.lengths import Lengths
-from torch_thor.directions.orthogonal import orthogonalize
 from torch_thor.linalg.partition import Partition
 
 if TYPE_CHECKING:
@@ -122,32 +121,6 @@ def test_bad_norm_control_is_refused(arguments: dict[str, Any], words: list[str]
     with pytest.raises(ValueError, match=r"^Invalid") as caught:
         NormControl(**arguments)
     assert [word for word in words if word not in str(caught.value)] == []
-
-
-@pytest.mark.parametrize("iterations", [1, 3, 5])
-def test_spectral_maps_singular_values_and_leaves_singular_vectors(iterations: int) -> None:
-    """Muon's quintic, applied to the singular values of each matrix on its own."""
-    for ours in [*stacks(), torch.randn(2, 1, 5, 3, dtype=torch.float64)]:
-        for found, matrix in zip(
-            orthogonalize(ours, iterations).flatten(0, 1), ours.flatten(0, 1), strict=True
-        ):
-            U, values, V = torch.linalg.svd(matrix, full_matrices=False)
-            values = values / values.square().sum().sqrt()
-            for _ in range(iterations):
-                values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
-            torch.testing.assert_close(found, U @ torch.diag(values) @ V)
-
-
-def test_spectral_brings_singular_values_close_together() -> None:
-    U, _, V = torch.linalg.svd(torch.randn(1, 1, 20, 30), full_matrices=False)
-    values = torch.logspace(0, -2, 20)
-    found = orthogonalize(U @ torch.diag(values) @ V, 5)
-    after = torch.linalg.svdvals(found)
-    assert float(after.max() / after.min()) < 3.0
-
-
-def test_spectral_leaves_zeros_zero() -> None:
-    assert torch.equal(orthogonalize(torch.zeros(1, 1, 3, 2), 5), torch.zeros(1, 1, 3, 2))
 
 
 def test_spectral_steps_have_the_length_of_rms() -> None:

@@ -148,6 +148,7 @@ def planned(
 
 def _layer(stack: LayerStack, layer: TrackedLayer) -> LayerMemory:
     count, factors = len(stack.layers), (stack.a, stack.g)
+    tiles = 0 if stack.tiles is None else stack.tiles.bytes
     blocks = [_bytes(factor.blocks) for factor in factors]
     # A rank sums the blocks of all rows, also where it keeps those of its own.
     passing = blocks[0] + blocks[1] * (1 if stack.shard is None else stack.shard.count)
@@ -157,7 +158,7 @@ def _layer(stack: LayerStack, layer: TrackedLayer) -> LayerMemory:
         (stack.a.partition.block, stack.g.partition.block),
         (sum(blocks) + sum(_bytes(factor.traces) for factor in factors)) // count,
         sum(map(_bytes, stack.inverses.tensors)) // count,
-        (stack.matrices.kept_bytes + stack.rows.bytes) // count,
+        (stack.matrices.kept_bytes + stack.rows.bytes + tiles) // count,
         (passing + (_COPIES - 1) * sum(blocks)) // count,
         layer.weight.device,
     )

@@ -92,17 +92,21 @@ class RowEvening:
         self.lengths = _views(self._flat, parts, shapes)
         self._columns = [one.unsqueeze(-1) for one in _views(self._factors, parts, shapes)]
 
-    def fold(self, decay: float) -> Tensor:
+    def fold(self, decay: float, found_inf: Tensor | None = None) -> Tensor:
         """Folds the lengths of rows in, ρ being the weight of the old average.
 
-        A direction of zeros shrinks a layer's averages alike and so changes no direction. Returns
-        the length of each layer's direction once its rows are evened.
+        A direction of zeros shrinks a layer's averages alike and so changes no direction. Where
+        ``found_inf`` is one, averages stay; that the host counts them as renewed shrinks or
+        stretches them alike too. Returns the length of each layer's direction once its rows are
+        evened.
         """
         squares = self._flat.square_()
         means = self._sums(squares).div_(self._sizes).clamp_min_(torch.finfo(squares.dtype).tiny)
         shares = squares / self._of_rows(means)
         kept = self._averages.shares
         old = kept if self._rows is None else kept[self._rows]
+        if found_inf is not None:
+            shares = torch.where(found_inf > 0, old, shares)
         averages = old.lerp_(shares, self._fresh(decay))
         if self._rows is not None:
             kept[self._rows] = averages

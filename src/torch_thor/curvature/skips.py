@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from torch_thor.layers.shards import local
-from torch_thor.linalg.foreach import lots_of, norms
+from torch_thor.linalg.foreach import is_asynchronous, lots_of, norms
 from torch_thor.options.errors import NonFiniteGradientError
 from torch_thor.options.notices import warn
 
@@ -21,16 +25,35 @@ _PATIENCE = 3
 class SkippedSteps:
     """How often, and how often in a row.
 
-    Attributes:
-        total: Since the optimizer was built, or since the checkpoint's was.
+    Where the device leaves steps out by itself, it counts them too, and the host learns of it when
+    that makes nobody wait, or when it is asked.
     """
 
     def __init__(self) -> None:
-        self.total = self._in_a_row = 0
+        self._told = self._in_a_row = 0
+        self._count: Tensor | None = None  # of the device, beside those that the host knows
+        self._copy: _Copy | None = None  # of that count, under way
+        self._noted = self._known = 0  # steps that the device looked at; its count, as last learned
+        self._noted_known = 0  # those up to then
 
-    def end_row(self) -> None:
-        """A step was taken."""
+    @property
+    def total(self) -> int:
+        """Since the optimizer was built, or since the checkpoint's was; waits for the device."""
+        return self._told + (0 if self._count is None else int(self._count.item()))
+
+    @total.setter
+    def total(self, value: int) -> None:
+        self.__init__()  # type: ignore[misc]
+        self._told = value
+
+    def end_row(self, found_inf: Tensor | None) -> None:
+        """A step was taken; where others are left out on the device, there is room to count them.
+
+        Made inside a graph, the room would be zero again in each replay.
+        """
         self._in_a_row = 0
+        if self._count is None and found_inf is not None and is_asynchronous(found_inf.device):
+            self._count = torch.zeros_like(found_inf)
 
     def leave_out(self, step: int, model: nn.Module, *, raises: bool) -> None:
         """Counts one after so many steps that were taken; the third in a row is a warning.
@@ -43,9 +66,36 @@ class SkippedSteps:
                 f"At step {step} {describe_nonfinite(model)}; nothing was changed. "
                 "Lower the learning rate, or pass Refresh(on_nonfinite='skip')."
             )
-        self.total += 1
-        self._in_a_row += 1
-        if self._in_a_row == _PATIENCE:
+        self._told += 1
+        self._add(1, step, model)
+
+    def note(self, found_inf: Tensor, step: int, model: nn.Module) -> None:
+        """Counts a step that the device leaves out by itself, if it does."""
+        captured = _is_captured(found_inf.device)
+        if not captured:
+            self._learn(step, model)
+        if self._count is None:
+            self._count = torch.zeros_like(found_inf)
+        self._count.add_(found_inf)
+        self._noted += 1
+        if self._copy is None and not captured:
+            self._copy = _Copy.begin(self._count, self._noted)
+
+    def _learn(self, step: int, model: nn.Module) -> None:
+        """Takes in what the device has counted, if the copy has come."""
+        if self._copy is None or not self._copy.has_come:
+            return
+        count, noted = self._copy.read(), self._copy.noted
+        new, passed = count - self._known, noted - self._noted_known
+        self._copy, self._known, self._noted_known = None, count, noted
+        if new == passed:
+            self._add(new, step - count, model)
+        else:
+            self._in_a_row = 0
+
+    def _add(self, more: int, step: int, model: nn.Module) -> None:
+        before, self._in_a_row = self._in_a_row, self._in_a_row + more
+        if before < _PATIENCE <= self._in_a_row:
             warn(
                 f"The last {_PATIENCE} steps were skipped (after {step} that were taken), because "
                 f"{describe_nonfinite(model)}. Nothing trains until that ends; see "
@@ -59,7 +109,46 @@ class SkippedSteps:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a count; checkpoints of version 0.1 have none."""
-        self.total, self._in_a_row = state.get("skipped_steps", 0), 0
+        self.total = state.get("skipped_steps", 0)
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """A number on its way from a device to the host.
+
+    Attributes:
+        noted: Steps that it is about.
+    """
+
+    number: Tensor
+    arrival: torch.Event | None  # None: it is there
+    noted: int
+
+    @classmethod
+    def begin(cls, number: Tensor, noted: int) -> _Copy:
+        """Sends a number without waiting for it."""
+        if number.device.type == "cpu":
+            return cls(number.clone(), None, noted)
+        there = torch.empty((), dtype=number.dtype, device="cpu", pin_memory=True)
+        there.copy_(number, non_blocking=True)
+        arrival = torch.Event(number.device)
+        arrival.record()
+        return cls(there, arrival, noted)
+
+    @property
+    def has_come(self) -> bool:
+        """Whether it can be read."""
+        return self.arrival is None or bool(self.arrival.query())
+
+    def read(self) -> int:
+        """The number."""
+        value: Any = self.number.tolist()
+        return int(value)
+
+
+def _is_captured(device: torch.device) -> bool:
+    """Whether what is done now becomes part of a graph, which the host only replays."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def describe_nonfinite(model: nn.Module) -> str:
@@ -69,4 +158,4 @@ def describe_nonfinite(model: nn.Module) -> str:
             gradient = [local(parameter.grad)]
             if not math.isfinite(norms(lots_of(gradient), gradient)[0].item()):
                 return f"the gradient of {name!r} holds NaN or Inf, or its norm overflows"
-    return "the norm of all gradients overflows"
+    return "a gradient was not finite"

@@ -15,9 +15,11 @@ from torch_thor.curvature.eigenbasis import EigenBasis
 from torch_thor.curvature.factors import FactorStack, kept_share
 from torch_thor.curvature.inverses import InverseRoots
 from torch_thor.curvature.row_averages import StackRows, room_for_rows
+from torch_thor.curvature.tiling import Candidate, StackTiles, share_tiles
 from torch_thor.layers.layout import SMALL_LAYER, Matrices
 from torch_thor.layers.shards import local
 from torch_thor.linalg.partition import Partition
+from torch_thor.linalg.tiles import Cut
 from torch_thor.linalg.timing import multiplies_bfloat16
 from torch_thor.options.errors import InvalidOptionError
 
@@ -69,6 +71,7 @@ class LayerStack:
         records: What is remembered of each layer.
         damping_rule: How λ becomes shifts of the factors' diagonals.
         held: Rows of a matrix that this rank holds; a shard's matrices are padded with others.
+        tiles: Shared with other stacks; ``None`` where it goes alone.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class LayerStack:
         self.held = geometry.outputs - missing
         weights = [local(layer.weight) for layer in layers]
         self.matrices = Matrices(geometry, weights, stored, missing, place)
+        self.tiles: StackTiles | None = None
 
     def _inverse_dtype(self, chosen: torch.dtype | str | None) -> torch.dtype:
         if isinstance(chosen, torch.dtype) or chosen is None:
@@ -225,10 +229,20 @@ def build_stacks(
         groups[layer.geometry, layer.shard, weight.dtype, weight.device].append(layer)
     found = list(groups.values())
     rows = room_for_rows(_kind_of_rows(group, device) for group in found)
-    return [
+    stacks = [
         LayerStack(group, split(group[0].geometry), options, own, device)
         for group, own in zip(found, rows, strict=True)
     ]
+    for stack, tiles in zip(stacks, share_tiles(list(map(_candidate, stacks))), strict=True):
+        stack.tiles = tiles
+    return stacks
+
+
+def _candidate(stack: LayerStack) -> Candidate:
+    count = len(stack.layers) * stack.geometry.matrices
+    cut = Cut(count, stack.g.partition, stack.a.partition)
+    weight = local(stack.layers[0].weight)
+    return Candidate(stack.inverses, stack.matrices, cut, weight.numel(), weight.device)
 
 
 def _kind_of_rows(group: list[TrackedLayer], device: torch.device | None) -> KindOfRows:

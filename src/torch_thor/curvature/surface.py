@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch_thor.capture.fisher import Likelihood, sampled_loss
 from torch_thor.distributed.joining import UnevenInputs
 from torch_thor.layers.shards import local
-from torch_thor.linalg.foreach import Sorter, all_finite
+from torch_thor.linalg.foreach import Sorter, mark_nonfinite
 from torch_thor.options.errors import require
 
 if TYPE_CHECKING:
@@ -29,6 +30,15 @@ if TYPE_CHECKING:
     from torch_thor.options.trace_rule import LayerDecision
 
 
+@dataclass(frozen=True)
+class Looked:
+    """What is known of the gradients of a step that is taken."""
+
+    lots: Lots  # which of them go together
+    scale: float  # what losses were multiplied by
+    found_inf: Tensor | None  # one where a gradient is not finite, if only the device knows
+
+
 class HasCurvature(UnevenInputs):
     """Something that trains a model with the curvature of its layers, which its engine has."""
 
@@ -43,11 +53,11 @@ class HasCurvature(UnevenInputs):
 
     def _look_at_gradients(
         self, parameters: Sequence[nn.Parameter], dampings: Mapping[nn.Parameter, float]
-    ) -> tuple[Lots, float] | None:
+    ) -> Looked | None:
         """Averages gradients over ranks, and leaves the step out where one is not finite.
 
         Returns:
-            Which of them go together, and what losses were multiplied by; ``None``: left out.
+            What was found out about them; ``None``: left out.
 
         Raises:
             NonFiniteGradientError: Where a gradient is not finite and that is to be an error.
@@ -57,14 +67,24 @@ class HasCurvature(UnevenInputs):
         gradients = [local(p.grad) for p in parameters if p.grad is not None]
         lots = self._sorter.sort(gradients)
         ignored = engine.options.refresh.on_nonfinite == "ignore" or not gradients
-        finite = ignored or all_finite(lots, gradients)
+        found_inf = None if ignored else mark_nonfinite(lots, gradients)
+        if self._defers(lots):
+            if found_inf is None:
+                found_inf = torch.zeros((), dtype=torch.float32, device=gradients[0].device)
+            engine.skips.note(found_inf, engine.steps, engine.model)
+            return Looked(lots, 1.0, found_inf)
+        finite = found_inf is None or not found_inf.item()
         self._tell_joined(engine.communicator, skipped=not finite)
         scale = engine.scale_in_force()
         if finite:
-            engine.skips.end_row()
-            return lots, scale
+            engine.skips.end_row(found_inf)
+            return Looked(lots, scale, None)
         engine.leave_out(dampings, scale)
         return None
+
+    def _defers(self, lots: Lots) -> bool:  # noqa: ARG002 (for those that can)
+        """Whether the device leaves this step out by itself, so that the host need not wait."""
+        return False
 
     @property
     def _distribution(self) -> tuple[Distributed, torch.device]:

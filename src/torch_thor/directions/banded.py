@@ -22,6 +22,7 @@ from torch_thor.directions.controls import LengthControl
 from torch_thor.layers import read_matrices, write_matrices
 from torch_thor.layers.layout import SMALL_LAYER
 from torch_thor.layers.shards import is_dtensor
+from torch_thor.linalg.foreach import is_asynchronous
 from torch_thor.options.errors import InvalidOptionError
 
 if TYPE_CHECKING:
@@ -192,5 +193,5 @@ def banded_layers(
 def _fits_bands(stack: LayerStack) -> bool:
     """Whether a stack's layers are large ones on the CPU, each a plain matrix."""
     geometry, weight = stack.geometry, stack.layers[0].weight
-    large = weight.numel() >= SMALL_LAYER and weight.device.type == "cpu"
+    large = weight.numel() >= SMALL_LAYER and not is_asynchronous(weight.device)
     return geometry.is_plain and large and geometry.matrices == 1 and not is_dtensor(weight)

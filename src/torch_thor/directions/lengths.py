@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from torch_thor.curvature.row_averages import evening_of
+from torch_thor.linalg.foreach import ALL, norms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,10 +51,16 @@ class Lengths:
         ]
         self._fixed: dict[RowEvening | None, Tensor | None] = {}
 
-    def factors(self, directions: Sequence[Tensor], sources: Sequence[Tensor]) -> list[Tensor]:
+    def factors(
+        self,
+        directions: Sequence[Tensor],
+        sources: Sequence[Tensor],
+        found_inf: Tensor | None = None,
+    ) -> list[Tensor]:
         """Returns ``[l, 1, 1, 1]`` or ``[l, k, out, 1]`` of each stack, in its directions' type.
 
         Directions, and sources that were preconditioned, are ``[l, k, out, columns]`` a stack.
+        Where ``found_inf`` is one they are not finite, and no average takes them in.
         """
         found: dict[int, Tensor] = {}
         if self._plain:
@@ -61,11 +68,15 @@ class Lengths:
             found.update(zip(self._plain, self._by_layers(own, before), strict=True))
         for places, evening in self._evened:
             own, before = [[side[n] for n in places] for side in (directions, sources)]
-            found.update(zip(places, self._by_rows(own, before, evening), strict=True))
+            found.update(zip(places, self._by_rows(own, before, evening, found_inf), strict=True))
         return [found[place].to(direction) for place, direction in enumerate(directions)]
 
     def _by_rows(
-        self, directions: Sequence[Tensor], sources: Sequence[Tensor], evening: RowEvening
+        self,
+        directions: Sequence[Tensor],
+        sources: Sequence[Tensor],
+        evening: RowEvening,
+        found_inf: Tensor | None,
     ) -> list[Tensor]:
         """The factors ``[l, k, out, 1]`` of directions whose rows are evened."""
         for direction, lengths in zip(directions, evening.lengths, strict=True):
@@ -73,7 +84,7 @@ class Lengths:
                 torch.linalg.vector_norm(direction, dim=3, out=lengths)
             else:
                 lengths.copy_(torch.linalg.vector_norm(direction, dim=3))
-        lengths = evening.fold(self._control.options.row_decay or 0.0)
+        lengths = evening.fold(self._control.options.row_decay or 0.0, found_inf)
         targets = self._targets(evening, lambda: evening.counts, lengths)
         if targets is None:
             targets = torch.cat([_lengths(source, None).to(lengths) for source in sources])
@@ -86,7 +97,7 @@ class Lengths:
         targets = self._targets(None, lambda: self._counts(directions, cuts), lengths)
         if targets is None:
             targets, _ = _all_lengths(sources, cuts)
-        factors = _ratios(targets, lengths)
+        factors = _ratios(targets.to(lengths.dtype), lengths)
         pieces = torch.split(factors, [shape.numel() for shape in shapes])
         return [
             _spread(piece.view(shape), cut, direction.shape[2])
@@ -132,6 +143,9 @@ def _all_lengths(
 ) -> tuple[Tensor, list[torch.Size]]:
     """Norms of all layers on the first stack's device (a model may span several)."""
     device = stacks[0].device
+    if not any(cuts) and len({(one.dtype, one.device) for one in stacks}) == 1:
+        layers = [layer for one in stacks for layer in one.unbind(0)]
+        return torch.stack(norms(ALL, layers)), [torch.Size((len(one),)) for one in stacks]
     parts = [_lengths(m, cut) for m, cut in zip(stacks, cuts, strict=True)]
     return torch.cat([part.flatten().to(device) for part in parts]), [p.shape for p in parts]
 
@@ -143,7 +157,7 @@ def _lengths(matrices: Tensor, cut: Partition | None) -> Tensor:
         lengths: Tensor = torch.linalg.vector_norm(matrices, dim=(1, 2, 3))
     else:
         padded = pad(matrices, (0, 0, 0, cut.padding)) if cut.padding else matrices
-        blocks = padded.view(*padded.shape[:2], cut.count, cut.block, -1)
+        blocks = padded.reshape(*padded.shape[:2], cut.count, cut.block, -1)
         lengths = torch.linalg.vector_norm(blocks, dim=(3, 4))
     return lengths.to(torch.promote_types(lengths.dtype, torch.float32))
 

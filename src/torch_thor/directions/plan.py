@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,35 +11,15 @@ from torch import Tensor, nn
 from torch_thor.directions.banded import banded_layers
 from torch_thor.directions.controls import LengthControl
 from torch_thor.directions.lengths import Lengths, row_cut, rows_of
+from torch_thor.directions.together import InTiles, those_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch_thor.curvature.stacks import LayerStack
+    from torch_thor.curvature.tiling import SharedTiles
     from torch_thor.directions.controls import Control
-
-
-@dataclass(frozen=True)
-class _Together:
-    """Layers of a stack that take the way together."""
-
-    stack: LayerStack
-    slots: list[int]
-    parameters: list[tuple[nn.Parameter, nn.Parameter | None]]  # weight, and bias if that moves
-
-    def write(self, sources: Mapping[nn.Parameter, Tensor]) -> Tensor:
-        """Lays what is preconditioned out as ``[l, k, out, columns]``."""
-        return self.stack.matrices.write(
-            [(sources[w], None if b is None else sources[b]) for w, b in self.parameters]
-        )
-
-    def read(self, matrices: Tensor) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """Inverts ``write``."""
-        steps = self.stack.matrices.read(self.slots, matrices)
-        for (weight, bias), (step, bias_step) in zip(self.parameters, steps, strict=True):
-            yield weight, step
-            if bias is not None and bias_step is not None:
-                yield bias, bias_step
+    from torch_thor.directions.together import Member
 
 
 class DirectionPlan:
@@ -68,8 +48,14 @@ class DirectionPlan:
             return moves(parameter) and parameter not in in_bands
 
         self.goes_together = together
-        found = [_those_of(stack, together) for stack in stacks]
-        self._chosen = [one for one in found if one.slots]
+        found = [one for one in (those_of(stack, together) for stack in stacks) if one.slots]
+        in_tiles: dict[SharedTiles, list[Member]] = defaultdict(list)
+        for one in found:
+            if one.tiles is not None:
+                in_tiles[one.tiles.shared].append((one.tiles.number, one))
+        self._tiled = [InTiles(shared, members) for shared, members in in_tiles.items()]
+        self._alone = [one for one in found if one.tiles is None]
+        self._chosen = [*(one for own in self._tiled for _, one in own.members), *self._alone]
         self._control = control
         self._lengths = None
         if isinstance(control, LengthControl):
@@ -80,53 +66,78 @@ class DirectionPlan:
                 [one.stack.held for one in self._chosen],
             )
 
+    def renew(self) -> None:
+        """Takes over what a refresh has changed; to be called before ``take``."""
+        for one in self._tiled:
+            one.shared.renew()
+
     def take(
-        self, sources: Mapping[nn.Parameter, Tensor], rates: Mapping[nn.Parameter, float]
+        self,
+        sources: Mapping[nn.Parameter, Tensor],
+        rates: Mapping[nn.Parameter, float],
+        found_inf: Tensor | None = None,
     ) -> dict[nn.Parameter, Tensor]:
-        """Preconditions gradients or momenta, stack by stack, and sets each layer's length.
+        """Preconditions gradients or momenta, all together, and sets each layer's length.
 
         Args:
             sources: What is preconditioned, by parameter.
             rates: The weights' learning rates, if the control needs them.
+            found_inf: One where sources are not finite, if only the device knows.
 
         Returns:
             A direction for every source; memory that the next call may write to.
         """
-        packed = [one.write(sources) for one in self._chosen]
-        raw = [
-            self._control.turn(one.stack.direction(one.slots, source))
-            for one, source in zip(self._chosen, packed, strict=True)
+        rooms = [one.room() for one in self._tiled]
+        for room in rooms:
+            room.write(sources)
+            room.precondition()
+        written = [one.write(sources) for one in self._alone]
+        packed = [matrices for room in rooms for matrices in room.sources] + written
+        raw = [matrices for room in rooms for matrices in room.directions]
+        # The sources of the others have served: their memory takes the directions.
+        memory = raw + written
+        raw += [
+            one.stack.direction(one.slots, source)
+            for one, source in zip(self._alone, written, strict=True)
         ]
-        factors = self._factors(raw, packed, rates)
+        raw = [self._control.turn(direction) for direction in raw]
+        _scale(raw, self._factors(raw, packed, rates, found_inf), memory)
         directions = dict(sources)
-        for one, direction, factor, memory in zip(self._chosen, raw, factors, packed, strict=True):
-            # The sources have served: their memory takes the directions.
-            torch.mul(direction, factor, out=memory)
-            directions.update(one.read(memory))
+        for room in rooms:
+            directions.update(room.by_parameter)
+        for one, matrices in zip(self._alone, written, strict=True):
+            directions.update(one.read(matrices))
         return directions
 
     def _factors(
-        self, raw: list[Tensor], packed: list[Tensor], rates: Mapping[nn.Parameter, float]
+        self,
+        raw: list[Tensor],
+        packed: list[Tensor],
+        rates: Mapping[nn.Parameter, float],
+        found_inf: Tensor | None,
     ) -> Sequence[Tensor | float]:
         """What each stack's directions are multiplied by."""
         if not raw:
             return []
         if self._lengths is not None:
-            return self._lengths.factors(raw, packed)
+            return self._lengths.factors(raw, packed, found_inf)
         needed = self._control.needs_rates
         own = [[rates[w] for w, _ in one.parameters] if needed else [] for one in self._chosen]
         factor = self._control.factor(raw, packed, own)
         return [factor.to(one) if isinstance(factor, Tensor) else factor for one in raw]
 
 
-def _those_of(stack: LayerStack, moves: Callable[[nn.Parameter], bool]) -> _Together:
-    slots = [slot for slot, layer in enumerate(stack.layers) if moves(layer.weight)]
-    layers = [stack.layers[slot] for slot in slots]
-    return _Together(
-        stack,
-        slots,
-        [
-            (one.weight, None if one.bias is None or not moves(one.bias) else one.bias)
-            for one in layers
-        ],
-    )
+def _scale(
+    directions: Sequence[Tensor], factors: Sequence[Tensor | float], memory: Sequence[Tensor]
+) -> None:
+    """Writes factors · directions to memory, which may be the directions'."""
+    inside: list[tuple[Tensor, Tensor]] = []
+    for direction, factor, out in zip(directions, factors, memory, strict=True):
+        if direction is not out:
+            torch.mul(direction, factor, out=out)
+        elif isinstance(factor, Tensor):
+            inside.append((direction, factor))
+        elif factor != 1.0:
+            direction.mul_(factor)
+    if inside:
+        torch._foreach_mul_([one for one, _ in inside], [factor for _, factor in inside])

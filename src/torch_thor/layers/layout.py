@@ -21,17 +21,14 @@ Pair = tuple[Tensor, Tensor | None]
 
 
 class Matrices:
-    """Memory for the matrices of a stack's layers.
-
-    Small layers keep it between steps, with a view of each parameter's part, so that a whole
-    stack is written in one call and its directions are read without any.
+    """The matrices of a stack's layers.
 
     Args:
         geometry: Shape of each layer's matrices.
         weights: The layers' weights.
         dtype: Type of the matrices.
         missing: Rows that a rank's share of a weight has less than its matrices; zeros there.
-        device: Where memory is kept; ``None``: beside the weights.
+        device: Where matrices are; ``None``: beside the weights.
     """
 
     def __init__(
@@ -43,51 +40,38 @@ class Matrices:
         device: torch.device | None = None,
     ) -> None:
         self.geometry = geometry
-        self.dtype = dtype
+        self.dtype, self.weight_dtype = dtype, weights[0].dtype
+        self.device = device or weights[0].device
         self._missing = missing
-        self._device = device or weights[0].device
+        self._shape = weights[0].shape
         self._weights = [_with_rows(weight, self._missing) for weight in weights]
-        self._kept: Tensor | None = None
-        self._views: list[Pair] = []
-        small = weights[0].numel() < SMALL_LAYER and weights[0].dtype == dtype
-        if small and not self._missing and go_together(weights):
-            kept = self._room(len(weights))
-            views = [
-                _views(geometry, matrices, weight)
-                for matrices, weight in zip(kept.unbind(0), weights, strict=True)
-            ]
-            self._views = [pair for pair in views if pair is not None]
-            self._kept = kept if len(self._views) == len(weights) else None
+        self.go_together = go_together(weights)
 
     @property
     def kept_bytes(self) -> int:
         """Bytes that are there between steps."""
-        kept = [] if self._kept is None else [self._kept]
-        kept += self._weights if self._missing else []
+        kept = self._weights if self._missing else []
         return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
-    def _room(self, layers: int) -> Tensor:
-        geometry = self.geometry
-        shape = (layers, geometry.matrices, geometry.outputs, geometry.columns)
-        return torch.empty(shape, dtype=self.dtype, device=self._device)
+    def can_be_viewed(self, padding: int) -> bool:
+        """Whether parameters are views of matrices that so many rows are added to."""
+        # Of several matrices side by side, rows lie evenly in the weight only as they are.
+        return self.geometry.matrices == 1 or not (self.geometry.transposed or padding)
+
+    def views(self, matrices: Tensor) -> list[Pair]:
+        """The parameters of each layer as views of ``[l, k, out, columns]``, or of wider ones."""
+        rows, columns = self.geometry.outputs - self._missing, self.geometry.columns
+        inside = matrices[:, :, :rows, :columns].unbind(0)
+        return [_views(self.geometry, one, self._shape) for one in inside]
 
     def write(self, sources: Sequence[Pair]) -> Tensor:
         """Lays weight- and bias-shaped tensors out as ``[l, k, out, columns]``.
 
-        A missing bias counts as zero. The result may be the memory that is kept.
+        A missing bias counts as zero.
         """
-        biases = [bias for _, bias in sources if bias is not None]
-        whole = len(sources) == len(self._views)
-        if self._kept is not None and whole and len(biases) in (0, len(sources)):
-            views = [view for view, _ in self._views]
-            of_biases = [view for _, view in self._views if view is not None]
-            if biases:
-                views += of_biases
-            elif of_biases:
-                torch._foreach_zero_(of_biases)
-            torch._foreach_copy_(views, [weight for weight, _ in sources] + biases)
-            return self._kept
-        packed = self._room(len(sources))
+        geometry = self.geometry
+        shape = (len(sources), geometry.matrices, geometry.outputs, geometry.columns)
+        packed = torch.empty(shape, dtype=self.dtype, device=self.device)
         for matrices, (weight, bias) in zip(packed.unbind(0), sources, strict=True):
             whole_bias = None if bias is None else _with_rows(bias, self._missing)
             write_matrices(self.geometry, matrices, _with_rows(weight, self._missing), whole_bias)
@@ -95,8 +79,6 @@ class Matrices:
 
     def read(self, slots: Sequence[int], packed: Tensor) -> list[Pair]:
         """Inverts ``write`` for the layers ``slots``: views where the type is the weight's."""
-        if packed is self._kept:
-            return self._views
         pairs = [
             read_matrices(self.geometry, matrices, self._weights[slot])
             for slot, matrices in zip(slots, packed.unbind(0), strict=True)
@@ -141,20 +123,13 @@ def read_matrices(
     return values.to(weight.dtype), bias
 
 
-def _views(
-    geometry: Geometry, matrices: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor | None] | None:
-    """The weight-shaped and the bias-shaped part of contiguous ``matrices`` as views.
-
-    ``None`` where a group's rows don't lie evenly in the weight (grouped transposed convolutions).
-    """
-    if geometry.transposed and geometry.matrices > 1:
-        return None
+def _views(geometry: Geometry, matrices: Tensor, shape: torch.Size) -> Pair:
+    """The weight-shaped and the bias-shaped part of matrices as views."""
     values, column = geometry.structure.places(geometry, matrices)
     if geometry.transposed:
-        values = values.view(geometry.outputs, weight.shape[0], *weight.shape[2:]).transpose(0, 1)
+        values = values.view(values.shape[1], shape[0], *shape[2:]).transpose(0, 1)
     else:
-        values = values.flatten(0, 1).view(weight.shape)
+        values = values.flatten(0, 1).view(shape)
     return values, None if column is None else column.flatten()
 
 

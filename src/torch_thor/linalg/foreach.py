@@ -8,7 +8,6 @@ rules such calls may lack, sparse and mkldnn layouts, complex tensors on the CPU
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -22,6 +21,12 @@ T = TypeVar("T")
 
 _TYPES = frozenset({Tensor, nn.Parameter})
 _DEVICES = frozenset({"cuda", "xpu", "mtia"})  # torch's, without backends of third parties
+_ASYNCHRONOUS = {"cuda", "xpu"}
+
+
+def is_asynchronous(device: torch.device) -> bool:
+    """Whether the host runs ahead of a device, and reading a number of its makes it wait."""
+    return device.type in _ASYNCHRONOUS
 
 
 @dataclass(frozen=True)
@@ -154,16 +159,23 @@ def norms(lots: Lots, tensors: Sequence[Tensor]) -> list[Tensor]:
     return found
 
 
-def all_finite(lots: Lots, tensors: Sequence[Tensor]) -> bool:
-    """Says whether no tensor, of at least one, holds NaN or Inf; waits for the device.
+def mark_nonfinite(lots: Lots, tensors: Sequence[Tensor]) -> Tensor:
+    """Returns one where a tensor, of at least one, holds NaN or Inf, else zero; waits for nothing.
 
     The Euclidean norm, which must not overflow either, is vectorized where the largest entry is
-    not. One sum of all norms stands for them.
+    not. One mark stands for all norms.
     """
-    lengths = norms(lots, tensors)
-    if len(lots) > 1:  # of several types, or devices
-        lengths = [length.to(lengths[0].device, torch.float64) for length in lengths]
-    return math.isfinite(torch.stack(lengths).sum().item())
+    marks = []
+    for lot in lots:
+        found = norms((lot,), tensors)
+        for lengths in [found] if lot.together else [[length] for length in found]:
+            # The lengths have served, so what they are scaled by is nothing.
+            mark, scale = torch.zeros(2, dtype=torch.float32, device=lengths[0].device).unbind()
+            torch._amp_foreach_non_finite_check_and_unscale_(lengths, mark, scale)
+            marks.append(mark)
+    for other in marks[1:]:
+        marks[0].copy_(torch.maximum(marks[0], other.to(marks[0].device, non_blocking=True)))
+    return marks[0]
 
 
 def _entries(tensor: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 from torch_thor.options.errors import require
 
@@ -41,17 +40,17 @@ class Partition:
         # A checkpoint holds the block: cut by it, the rows must come out the same.
         return cls.of(size, even.block) if even.block < split else even
 
-    @cached_property
+    @property
     def count(self) -> int:
         """Number of blocks."""
         return -(-self.size // self.block)
 
-    @cached_property
+    @property
     def padded(self) -> int:
         """Rows of all blocks together, padding included."""
         return self.count * self.block
 
-    @cached_property
+    @property
     def padding(self) -> int:
         """Rows that the last block holds beyond ``size``."""
         return self.padded - self.size

@@ -48,7 +48,8 @@ class NormControl:
         per: What takes a length of its own: ``"layer"``, or ``"rows"``, the rows of each block
             of G (Distributed Shampoo grafts that way), which sharded weights need because no
             rank sees the whole layer. ``None`` takes ``"layer"`` wherever a rank does.
-        iterations: Newton–Schulz iterations of ``"spectral"``.
+        iterations: Newton–Schulz iterations of ``"spectral"``: four make singular values as alike
+            as Muon's five do.
         row_decay: Weight ρ of the old value in a running average of every row's mean square, by
             whose root the row is divided before lengths are set, so that output units step alike
             (NorMuon, Li et al. 2025); 0 takes this step's alone. ``None`` leaves rows as they
@@ -61,7 +62,7 @@ class NormControl:
     kind: NormControlKind
     limit: Annotated[float, POSITIVE] = 1.0
     per: Literal["layer", "rows"] | None = None
-    iterations: Annotated[int, NATURAL] = 5
+    iterations: Annotated[int, NATURAL] = 4
     row_decay: Annotated[float, SHARE] | None = None
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,9 @@ from torch.optim.sgd import sgd
 
 from torch_thor.directions.banded import gradient_of
 from torch_thor.layers.shards import local
-from torch_thor.linalg.foreach import ALL, Lots
+from torch_thor.linalg.foreach import ALL, Lots, is_asynchronous
 from torch_thor.options.errors import require
+from torch_thor.update.fused import laid_like, step_fused
 from torch_thor.update.groups import says
 from torch_thor.update.momentum import ParameterState, States, momentum_buffers, step_with_momentum
 
@@ -39,6 +40,7 @@ class Plain:
     steps: list[Tensor]  # this rank's part of the gradients
     states: list[ParameterState]
     together: bool  # whether one call takes them all
+    found_inf: Tensor | None = None  # one where nothing is to move, if only the device knows
 
     @cached_property
     def weights(self) -> list[Tensor]:
@@ -54,8 +56,15 @@ class FirstOrder(ABC):
         order: Order of the update, for what it says of momentum.
     """
 
+    knows_found_inf: ClassVar[bool] = False  # whether it can leave a step out on the device
+
     def __init__(self, options: Base, order: Update) -> None:
         self._options, self._nesterov = options, order.nesterov
+
+    @property
+    def takes_found_inf(self) -> bool:
+        """Whether it leaves a step out on the device alone, which fused kernels do."""
+        return self.knows_found_inf and self._options.fused is not False
 
     @abstractmethod
     def allocate(self, parameter: nn.Parameter, state: ParameterState, momentum: float) -> None:
@@ -70,7 +79,12 @@ class FirstOrder(ABC):
         """Takes over a loaded state, which may come from another device or kernel."""
 
     def step(
-        self, group: ParameterGroup, parameters: Sequence[nn.Parameter], states: States, lots: Lots
+        self,
+        group: ParameterGroup,
+        parameters: Sequence[nn.Parameter],
+        states: States,
+        lots: Lots,
+        found_inf: Tensor | None = None,
     ) -> None:
         """Moves parameters of a group, of which some go together, along their gradients."""
         said = self._options
@@ -81,7 +95,8 @@ class FirstOrder(ABC):
         state = [states[parameter] for parameter in parameters]
         steps = [local(gradient_of(parameter)) for parameter in parameters]
         for lot in lots:
-            own = Plain(lot.take(parameters), lot.take(steps), lot.take(state), lot.together)
+            mine = lot.take(parameters), lot.take(steps), lot.take(state)
+            own = Plain(*mine, lot.together, found_inf)
             self._move(own, lr, decay, momentum)
 
     @abstractmethod
@@ -96,6 +111,8 @@ class SGD(FirstOrder):
     and its multi-tensor kernel leaves Nesterov's sum in the gradients.
     """
 
+    knows_found_inf = True
+
     def allocate(self, parameter: nn.Parameter, state: ParameterState, momentum: float) -> None:
         """Makes room for momentum."""
         if momentum:
@@ -109,8 +126,14 @@ class SGD(FirstOrder):
         """Leaves momentum where it is."""
 
     def _move(self, own: Plain, lr: float, weight_decay: float, momentum: float) -> None:
-        rule: dict[str, Any] = {"lr": float(lr), "weight_decay": weight_decay}
+        rule: dict[str, Any] = {"weight_decay": weight_decay}
         rule |= {"momentum": momentum, "nesterov": self._nesterov and momentum > 0}
+        if own.found_inf is not None:
+            kept = momentum_buffers(own.parameters, own.states) if momentum else []
+            marked = {"found_inf": own.found_inf, "lr": lr}
+            step_fused(ALL, own.weights, own.steps, kept, **marked, **rule)
+            return
+        rule["lr"] = float(lr)
         weights, fused = own.weights, self._options.fused
         if own.together and not (fused and weights[0].is_floating_point()):
 
@@ -146,6 +169,8 @@ class SGD(FirstOrder):
 class AdamW(FirstOrder):
     """torch.optim.AdamW's update; there is none for a sparse gradient."""
 
+    knows_found_inf = True
+
     def allocate(self, parameter: nn.Parameter, state: ParameterState, momentum: float) -> None:  # noqa: ARG002
         """Makes room for both averages."""
         if "exp_avg" not in state:
@@ -166,7 +191,9 @@ class AdamW(FirstOrder):
 
     def _counting_device(self, parameter: nn.Parameter) -> torch.device:
         """Beside the parameter for fused kernels, on the CPU for others."""
-        return parameter.device if self._options.fused else torch.device("cpu")
+        fused = self._options.fused
+        fused = is_asynchronous(parameter.device) if fused is None else fused
+        return parameter.device if fused else torch.device("cpu")
 
     def _move(self, own: Plain, lr: float, weight_decay: float, momentum: float) -> None:
         for parameter, state in zip(own.parameters, own.states, strict=True):
@@ -176,15 +203,16 @@ class AdamW(FirstOrder):
                 "dense for the base rule 'adamw': take Base('sgd'), or an optimizer of its own"
             )
             require("gradient", step.layout, step.layout == torch.strided, allowed)
-        said = self._options
+        said, fused = self._options, self._fused(own) if own.together else None
         adamw(
             own.weights,
-            own.steps,
+            laid_like(own.weights, own.steps) if fused else own.steps,
             [local(state["exp_avg"]) for state in own.states],
             [local(state["exp_avg_sq"]) for state in own.states],
             [],
             [state["step"] for state in own.states],
-            fused=self._fused(own) if own.together else None,
+            fused=fused,
+            found_inf=own.found_inf,
             has_complex=any(weight.is_complex() for weight in own.weights),
             amsgrad=False,
             beta1=said.betas[0],
@@ -205,11 +233,11 @@ class AdamW(FirstOrder):
             return None
         if self._options.fused is not None:
             return self._options.fused
-        fitting = first.device.type == "cpu" and all(
+        alike = all(
             weight.stride() == step.stride()
             for weight, step in zip(own.weights, own.steps, strict=True)
         )
-        return True if fitting else None
+        return True if alike or is_asynchronous(first.device) else None
 
 
 BASE_RULES: dict[BaseRule, type[FirstOrder]] = {"sgd": SGD, "adamw": AdamW}

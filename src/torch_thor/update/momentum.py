@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch_thor.directions.banded import gradient_of
 from torch_thor.layers.shards import local
 from torch_thor.linalg.foreach import ONE_BY_ONE, Lots, add, add_, mul_, renew_
+from torch_thor.update.fused import renew_fused, step_fused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -69,25 +70,30 @@ class Moving:
     states: States  # the optimizer's
     lots: Lots  # which of them go together
     rows: slice | None = None  # None: all
+    found_inf: Tensor | None = None  # one where nothing is to move, if only the device knows
 
     def sources(self) -> list[Tensor]:
         """What is preconditioned: gradients, or their momentum, renewed."""
         gradients = [self._inside(local(gradient_of(p))) for p in self.parameters]
         momentum = self.group["momentum"]
-        if gradients and self.order.momentum_first and momentum:
-            nesterov = self.order.nesterov
-            return after_momentum(
-                self.lots, gradients, self._buffers(), momentum, nesterov=nesterov
-            )
-        return gradients
+        if not (gradients and self.order.momentum_first and momentum):
+            return gradients
+        nesterov, buffers = self.order.nesterov, self._buffers()
+        if self.found_inf is None:
+            return after_momentum(self.lots, gradients, buffers, momentum, nesterov=nesterov)
+        renew_fused(self.lots, buffers, gradients, momentum, self.found_inf)
+        return add(self.lots, gradients, buffers, alpha=momentum) if nesterov else buffers
 
     def move(self, directions: list[Tensor], scale: float = 1.0) -> None:
         """Adds decay and momentum to ``scale`` times the directions and moves the weights."""
         if not directions:
             return
         order, group, lots = self.order, self.group, self.lots
-        lr, decay = float(group["lr"]), group["weight_decay"]
         weights = [self._inside(local(parameter)) for parameter in self.parameters]
+        if self.found_inf is not None:
+            self._move_fused(weights, directions, self.found_inf)
+            return
+        lr, decay = float(group["lr"]), group["weight_decay"]
         if decay and (order.decoupled_decay or order.momentum_first):
             # Without momentum after it, decay added to the direction is decay of the weight.
             mul_(lots, weights, 1.0 - lr * decay)
@@ -106,6 +112,21 @@ class Moving:
             momentum=group["momentum"],
             nesterov=order.nesterov,
         )
+
+    def _move_fused(
+        self, weights: list[Tensor], directions: list[Tensor], found_inf: Tensor
+    ) -> None:
+        """The same for whole parameters, unless ``found_inf``."""
+        order, lots, lr = self.order, self.lots, self.group["lr"]
+        decay, momentum = self.group["weight_decay"], self.group["momentum"]
+        if order.momentum_first:
+            momentum = 0.0
+        elif decay and order.decoupled_decay:
+            step_fused(lots, weights, weights, [], found_inf=found_inf, lr=lr * decay)
+            decay = 0.0
+        buffers = self._buffers() if momentum else []
+        rule = {"weight_decay": decay, "momentum": momentum, "nesterov": order.nesterov}
+        step_fused(lots, weights, directions, buffers, found_inf=found_inf, lr=lr, **rule)
 
     def _buffers(self) -> list[Tensor]:
         kept = momentum_buffers(self.parameters, [self.states[p] for p in self.parameters])

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torch_thor.capture.snapshot import are_same
 from torch_thor.curvature.surface import HasCurvature
 from torch_thor.directions.controls import control_of
 from torch_thor.distributed.description import describe
+from torch_thor.options.errors import require
 from torch_thor.options.norm_control import as_norm_control, check_norm_control
 from torch_thor.options.schedules import ScheduledFloat, value_at
 from torch_thor.options.update import Base, BaseRule, Update, as_base
+from torch_thor.update.copying import CopiedWithModel
 from torch_thor.update.groups import (
     OWN,
     ParameterGroup,
@@ -33,12 +34,14 @@ from torch_thor.update.rule import UpdateRule
 if TYPE_CHECKING:
     from torch_thor.curvature.engine import CurvatureEngine
     from torch_thor.curvature.memory import MemoryReport
+    from torch_thor.linalg.foreach import Lots
     from torch_thor.options.norm_control import NormControl, NormControlKind
+    from torch_thor.update.plan import StepPlan
 
 Parameters = Iterable[nn.Parameter] | Iterable[ParameterGroup]
 
 
-class CurvatureOptimizer(torch.optim.Optimizer, HasCurvature):
+class CurvatureOptimizer(CopiedWithModel, torch.optim.Optimizer, HasCurvature):
     """The step that THOR, KFAC and EKFAC share.
 
     Args:
@@ -78,6 +81,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, HasCurvature):
                 "damping": value_at(damping, 0, "damping"),
             }
             self._control = control_of(self.norm_control)
+            self._can_defer = self._rule.can_defer(engine.device)
             self._planner = Planner(engine.store, self._control)
             self._parameters: list[nn.Parameter] = []  # all that are stepped
             self._is_built = False
@@ -104,7 +108,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, HasCurvature):
 
     @property
     def preconditioner(self) -> CurvatureEngine:
-        """The engine, by the name that it had before version 0.2."""
+        """The engine, by its name before version 0.2."""
         return self.engine
 
     @property
@@ -146,27 +150,6 @@ class CurvatureOptimizer(torch.optim.Optimizer, HasCurvature):
             self.engine.serve(parameters)
         self.engine.follow()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Copies the optimizer with its model: ``copy.deepcopy((model, optimizer))``."""
-        twin = object.__new__(type(self))
-        memo[id(self)] = twin
-        # A scheduler puts a method of its own in front, which would step the original.
-        own = {name: it for name, it in vars(self).items() if not hasattr(type(self), name)}
-        vars(twin).update({name: copy.deepcopy(value, memo) for name, value in own.items()})
-        return twin
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Refuses to be pickled.
-
-        Raises:
-            TypeError: Always.
-        """
-        kind = type(self).__name__
-        raise TypeError(
-            f"{kind} holds hooks of its model and can't be pickled: save optimizer.state_dict(), "
-            "build model and optimizer anew, and load it there."
-        )
-
     @overload
     def step(self, closure: None = None) -> None: ...
 
@@ -190,8 +173,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, HasCurvature):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._begin_step()
-        self._take_step(self._coming_values())
+        self._take_step(notify=True)
         return loss
 
     def _coming_values(self) -> list[dict[str, float]]:
@@ -200,14 +182,31 @@ class CurvatureOptimizer(torch.optim.Optimizer, HasCurvature):
         self.engine.calendar.check(steps + 1)
         return self._scheduled.at(self.param_groups, steps)
 
-    def _take_step(self, values: list[dict[str, float]]) -> None:
+    def _take_step(self, *, notify: bool) -> None:
+        if coming := self._prepare(notify=notify):
+            self._rule.step(coming[0], self._control, self.state, coming[1])
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator] # what the host decides anew each time
+    def _prepare(self, *, notify: bool) -> tuple[StepPlan, Tensor | None] | None:
+        """Everything of a step but the move of the parameters; ``None`` where none is to move."""
+        if notify:
+            self._begin_step()
+        values = self._coming_values()
         self._follow_model()
         looked = self._look_at_gradients(self._parameters, self._dampings())
-        if looked is not None:
-            lots, scale = looked
-            self._refresh(values, scale)
-            plan = self._planner.plan(self.param_groups, lots)
-            self._rule.step(plan, self._control, self.state)
+        if looked is None:
+            return None
+        self._refresh(values, looked.scale)
+        plan = self._planner.plan(self.param_groups, looked.lots)
+        plan.directions.renew()
+        return plan, looked.found_inf
+
+    def _defers(self, lots: Lots) -> bool:
+        """Says so of plain steps on a device whose every parameter moves by fused kernels."""
+        raises = self.engine.options.refresh.on_nonfinite == "raise"
+        if self.wants_statistics or raises or self._join_config.enable or not self._can_defer:
+            return False
+        return self._planner.plan(self.param_groups, lots).can_defer
 
     def _refresh(self, values: list[dict[str, float]], scale: float = 1.0) -> None:
         """Takes in scheduled values and the statistics, of losses that were multiplied by scale."""
@@ -220,6 +219,19 @@ class CurvatureOptimizer(torch.optim.Optimizer, HasCurvature):
             return {}
         return {p: group["damping"] for group in self.param_groups for p in group["params"]}
 
+    def replayed(self) -> None:
+        """Counts a plain step that a CUDA graph has replayed, of which the host sees nothing.
+
+        Steps that want statistics are taken by ``step()`` itself.
+
+        Raises:
+            InvalidOptionError: Where this step wants statistics.
+        """
+        self.engine.follow()
+        allowed = "step() itself where optimizer.wants_statistics, replayed where it doesn't"
+        require("step", "a replayed one", not self.engine.wants_statistics, allowed)
+        self._refresh(self._coming_values())
+
     def shadow_step(self) -> None:
         """Takes part in a step of the other ranks, without samples.
 
@@ -229,7 +241,7 @@ class CurvatureOptimizer(torch.optim.Optimizer, HasCurvature):
         values, engine = self._coming_values(), self.engine
         self.zero_grad()
         if engine.options.distributed.reduce_gradients:
-            self._take_step(values)
+            self._take_step(notify=False)
         elif engine.communicator.any(False):  # noqa: FBT003 (as the built-in)
             engine.discard()
         else:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch_thor.capture.snapshot import are_same
 from torch_thor.directions.plan import DirectionPlan
 from torch_thor.layers.shards import local
-from torch_thor.linalg.foreach import lots_of
+from torch_thor.linalg.foreach import is_asynchronous, lots_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,6 +42,7 @@ class StepPlan:
     groups: Sequence[GroupPlan]
     directions: DirectionPlan  # through the curvature, large layers included
     group_of: Mapping[nn.Parameter, ParameterGroup]  # of those with curvature
+    can_defer: bool  # whether all move by calls for lists, on a device that the host runs ahead of
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,14 @@ class Planner:
             curved = [p for p in group["params"] if directions.goes_together(p)]
             plain = [p for p in group["params"] if p.grad is not None and p not in group_of]
             plans.append(GroupPlan(group, curved, _lots(curved), plain, _lots(plain)))
-        return StepPlan(plans, directions, group_of)
+        moving = [p for plan in plans for p in (*plan.curved, *plan.plain)]
+        can_defer = (
+            bool(moving)
+            and not directions.banded
+            and all(lot.together for own in plans for lot in (*own.curved_lots, *own.plain_lots))
+            and all(p.is_floating_point() and is_asynchronous(p.device) for p in moving)
+        )
+        return StepPlan(plans, directions, group_of, can_defer)
 
 
 def _lots(parameters: Sequence[nn.Parameter]) -> Lots:

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from torch_thor.linalg.foreach import is_asynchronous
 from torch_thor.update.base_rules import BASE_RULES, FirstOrder, bytes_of
 from torch_thor.update.momentum import Moving, MovingRows, momentum_buffers
 
 if TYPE_CHECKING:
     from collections.abc import Container
 
+    import torch
     from torch import Tensor, nn
 
     from torch_thor.directions.controls import Control
@@ -37,10 +39,19 @@ class UpdateRule:
     def _first_order(self) -> FirstOrder:
         return BASE_RULES[self.base.rule](self.base, self.order)
 
-    def step(self, plan: StepPlan, control: Control, states: States) -> None:
-        """Moves all parameters of a plan: large layers one by one, all others together."""
+    def can_defer(self, device: torch.device) -> bool:
+        """Whether steps can be left out on a device alone, see ``step``, and gain by it."""
+        return is_asynchronous(device) and self._first_order.takes_found_inf
+
+    def step(
+        self, plan: StepPlan, control: Control, states: States, found_inf: Tensor | None = None
+    ) -> None:
+        """Moves all parameters of a plan: large layers one by one, all others together.
+
+        Where ``found_inf`` is one, all stay as they are, to the bit.
+        """
         curved = [
-            Moving(self.order, own.group, own.curved, states, own.curved_lots)
+            Moving(self.order, own.group, own.curved, states, own.curved_lots, None, found_inf)
             for own in plan.groups
         ]
         sources: dict[nn.Parameter, Tensor] = {}
@@ -49,11 +60,11 @@ class UpdateRule:
             sources.update(zip(moving.parameters, moving.sources(), strict=True))
             if control.needs_rates:
                 rates.update(dict.fromkeys(moving.parameters, float(moving.group["lr"])))
-        directions = plan.directions.take(sources, rates)
+        directions = plan.directions.take(sources, rates, found_inf)
         for own, moving in zip(plan.groups, curved, strict=True):
             moving.move([directions[p] for p in own.curved])
             if own.plain:
-                self._first_order.step(own.group, own.plain, states, own.plain_lots)
+                self._first_order.step(own.group, own.plain, states, own.plain_lots, found_inf)
         rows = MovingRows(self.order, plan.group_of, states)
         for large in plan.directions.banded:
             large.run(rows, control)
