@@ -14,6 +14,8 @@ from ranks import on_ranks
 from torch_thor import THOR, Refresh, Statistics
 from uneven_ranks import TwoHeads, Uneven, odd_batches
 
+pytestmark = pytest.mark.cpu  # ranks talk over gloo
+
 RANKS = 2
 KINDS = (
     "an empty batch",

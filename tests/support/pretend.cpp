@@ -273,8 +273,17 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("set_.source_Storage", &set_whole);
   library.impl("set_.source_Storage_storage_offset", &set_at);
   library.impl("set_.source_Tensor", &set_to);
-  for (auto name : {"convolution", "convolution_backward"})  // torch's way asks for a plug-in
+  // torch's own ways to these ask for a plug-in, or resize a result of the CPU's.
+  for (auto name : {"convolution", "convolution_backward", "mse_loss"})
     library.impl(name, torch::CppFunction::makeFromBoxedFunction<&fallback>());
+}
+
+// A copy resolves what is conjugated or negated itself; else resolving would copy without end.
+TORCH_LIBRARY_IMPL(aten, Conjugate, library) {
+  library.impl("_copy_from", torch::CppFunction::makeFallthrough());
+}
+TORCH_LIBRARY_IMPL(aten, Negative, library) {
+  library.impl("_copy_from", torch::CppFunction::makeFallthrough());
 }
 
 TORCH_LIBRARY_IMPL(_, AutocastPrivateUse1, library) {
