@@ -18,7 +18,7 @@ from torch_thor.options.curvature import (
 )
 from torch_thor.options.distributed import Distributed
 from torch_thor.options.schedules import GrowingInterval, ScheduledFloat
-from torch_thor.options.update import Base, BaseRule, Update
+from torch_thor.options.update import Base, BaseRule, Update, as_base
 from torch_thor.update.optimizer import CurvatureOptimizer, Parameters
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ class THOR(CurvatureOptimizer):
             include=as_selectors("include", include),
             eigenvalue_correction=False,
             distributed=distributed,
+            base=as_base(base),
         )
         super().__init__(
             CurvatureEngine(model, options),
@@ -238,6 +239,7 @@ class KFAC(CurvatureOptimizer):
             include=as_selectors("include", include),
             eigenvalue_correction=self._eigenvalue_correction,
             distributed=distributed,
+            base=as_base(base),
         )
         super().__init__(
             CurvatureEngine(model, options),

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from torch_thor.capture.coverage import Coverage, ParameterCoverage, Treatment
 from torch_thor.capture.names import own_parameters
+from torch_thor.capture.outputs import OutputProbe, modules_with_weights
 from torch_thor.capture.snapshot import Snapshot
 from torch_thor.capture.survey import survey
 from torch_thor.layers.shards import is_dtensor
+from torch_thor.options.errors import require
 from torch_thor.options.notices import warn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Container, Iterable, Mapping
 
     from torch import nn
 
     from torch_thor.capture.selection import Selector
     from torch_thor.capture.tracked import TrackedLayer
+    from torch_thor.options.update import Base
+
+    Identity: TypeAlias = tuple[nn.Module, str]
 
 
 class FollowedModel:
@@ -26,6 +31,9 @@ class FollowedModel:
 
     Attributes:
         layers: Tracked layers, in the model's order.
+        candidates: These and the output layers that are left to the base rule.
+        outputs: Output layers, by identity; ``None`` before they are known.
+        probe: What finds them; ``None`` where nobody asks for them.
         asleep: Layers whose weight is frozen; they are listened to, in case it is thawed.
         layer_of: The tracked layer of each parameter of ``layers``.
     """
@@ -35,27 +43,42 @@ class FollowedModel:
         model: nn.Module,
         exclude: tuple[Selector, ...],
         include: tuple[Selector, ...],
+        base: Base,
         *,
         stagger: bool,
     ) -> None:
         self.model = model
         self._exclude, self._include, self._stagger = exclude, include, stagger
+        self._base = base
         self._chosen: frozenset[nn.Parameter] | None = None
         self.layers: list[TrackedLayer] = []
+        self.candidates: list[TrackedLayer] = []
         self.asleep: list[TrackedLayer] = []
+        self.outputs: frozenset[Identity] | None = None
+        self.probe: OutputProbe | None = None
         self.find()
 
     def find(self) -> None:
         """Surveys the model; a layer that is still what it was stays, with the calls it has."""
-        known = {layer.identity: layer for layer in self.all_layers}
+        known = {layer.identity: layer for layer in (*self.candidates, *self.asleep)}
         chosen = self._chosen
         served = None if chosen and chosen.issuperset(self.model.parameters()) else chosen
         found = survey(self.model, self._exclude, self._include, served)
         self._coverage = found.coverage
-        self.layers = [_same_or_new(known, one, one.is_as) for one in found.layers]
+        self.candidates = [_same_or_new(known, one, one.is_as) for one in found.layers]
         # With which of its biases it will wake is not known.
         self.asleep = [_same_or_new(known, one, one.has_weight_of) for one in found.asleep]
         self._snapshot = Snapshot(self.model)
+        if self._base.outputs:
+            modules = modules_with_weights(self.model)
+            if self.probe is None or self.probe.modules != modules:
+                self.probe = OutputProbe(modules)  # the last one may not be the last any more
+        self._leave_outputs()
+
+    def _leave_outputs(self) -> None:
+        """Takes output layers out of those that are preconditioned."""
+        left = self.outputs or frozenset()
+        self.layers = [layer for layer in self.candidates if layer.identity not in left]
         self.layer_of = {p: layer for layer in self.layers for p in layer.parameters}
         if self._stagger:
             # Shares follow the cost of the layers' statistics.
@@ -64,6 +87,36 @@ class FollowedModel:
             for layer in self.layers:
                 layer.share = passed / total
                 passed += layer.weight.numel()
+
+    @property
+    def finds_outputs(self) -> bool:
+        """Whether output layers are still to be found."""
+        return self.probe is not None and self.probe.is_open
+
+    def outputs_by_name(self) -> frozenset[str]:
+        """The output layers, as known or as backwards have shown: some of the layers, never all."""
+        probe = self.probe
+        if probe is None or not probe.is_open:
+            return frozenset(self.state_dict().get("outputs", ()))
+        names = {layer.name for layer in self.candidates if probe.is_output(layer)}
+        return frozenset(names if len(names) < len(self.candidates) else ())
+
+    def leave_outputs(self, names: Container[str]) -> None:
+        """Knows which layers are output layers, and looks for them no longer."""
+        if self.probe is not None:
+            self.probe.close()
+            self.outputs = frozenset(one.identity for one in self.candidates if one.name in names)
+        self._leave_outputs()
+        for layer in set(self.candidates).difference(self.layers):
+            layer.forget()
+            layer.armed = False
+
+    def require_outputs(self) -> None:
+        """Knows the output layers now, or raises ``InvalidOptionError``."""
+        if self.probe is not None and self.finds_outputs:
+            allowed = "False, or known from a backward, to allocate before a step"
+            require("Base(outputs)", self._base.outputs, self.probe.has_arrived, allowed)
+            self.leave_outputs(self.outputs_by_name())
 
     @property
     def all_layers(self) -> list[TrackedLayer]:
@@ -81,6 +134,14 @@ class FollowedModel:
         self._chosen = chosen
         return changed
 
+    def state_dict(self) -> dict[str, dict[str, bool]]:
+        """Returns the output layers by name, once they are known."""
+        left = self.outputs
+        if left is None:
+            return {}
+        layers = (*self.candidates, *self.asleep)
+        return {"outputs": {one.name: True for one in layers if one.identity in left}}
+
     @property
     def parameters(self) -> list[nn.Parameter]:
         """All parameters of the model."""
@@ -97,6 +158,8 @@ class FollowedModel:
         Args:
             reasons: Why parameters of tracked layers step by the base rule so far.
         """
+        left = {p for layer in self.candidates for p in layer.parameters} - self.layer_of.keys()
+        reasons = {**reasons, **dict.fromkeys(left, "output layer")}
         seen = {name: reasons[p] for name, p in own_parameters(self.model).items() if p in reasons}
         entries = [
             replace(entry, treatment=Treatment.BASE, reason=seen[entry.name])

@@ -62,11 +62,13 @@ class CurvatureEngine:
         self.scale, self.skips = LossScale(), SkippedSteps()
         self.last_decisions: tuple[LayerDecision, ...] = ()
         stagger = options.refresh.stagger
-        self.followed = FollowedModel(model, options.exclude, options.include, stagger=stagger)
+        self.followed = FollowedModel(
+            model, options.exclude, options.include, options.base, stagger=stagger
+        )
         self.capture = Capture(options.statistics, matched=options.eigenvalue_correction)
         self.store = CurvatureStore(options, self.communicator)
         self.calendar = Calendar(options.intervals)
-        self.capture.hooks.attach(self.followed.all_layers)
+        self.capture.hooks.attach(self.followed.all_layers, self.followed.probe)
         corrected = options.eigenvalue_correction and any(layer.shard for layer in self.layers)
         allowed = "False for sharded weights: no rank has their gradients' second moments"
         require("eigenvalue_correction", corrected, not corrected, allowed)
@@ -105,7 +107,7 @@ class CurvatureEngine:
         self.store.rest()
         before = set(self.followed.parameters)
         self.followed.find()
-        self.capture.hooks.attach(self.followed.all_layers)
+        self.capture.hooks.attach(self.followed.all_layers, self.followed.probe)
         self.followed.tell_left_out(before)
         self.store.wake(self.followed)
         self._arm()
@@ -129,7 +131,7 @@ class CurvatureEngine:
         memo[id(self)] = twin
         memo[id(self.communicator)] = self.communicator  # a process group can't be copied
         vars(twin).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
-        twin.capture.hooks.attach(twin.followed.all_layers)
+        twin.capture.hooks.attach(twin.followed.all_layers, twin.followed.probe)
         twin.discard()
         return twin
 
@@ -150,6 +152,8 @@ class CurvatureEngine:
         due = self._due_layers(dampings, gradient_scale)
         if due:
             self._renew(due)
+        if self.stacks and self.followed.finds_outputs:
+            self._look_for_outputs()
         self.last_decisions = tuple(one.report(self.steps) for one in due if one.refresh)
         self.steps += 1
         self.discard()
@@ -178,14 +182,28 @@ class CurvatureEngine:
         self._arm()
 
     def _begin_curvature(self) -> None:
-        """Makes room for curvature as soon as a rank has statistics."""
+        """Makes room for curvature as soon as a rank has statistics, which says how much."""
         options, layers = self.options, self.layers
 
-        def measured() -> SplitRule:
-            return split_rule(options.split, layers, options.statistics, options.power)
+        def found() -> tuple[SplitRule, frozenset[str]]:
+            outputs = self.followed.outputs_by_name()
+            kept = [layer for layer in layers if layer.name not in outputs]
+            return split_rule(options.split, kept, options.statistics, options.power), outputs
 
         some = any(layer.ledger.read() for layer in layers)
-        self.store.begin(layers, measured if some else None)
+        first = self.communicator.first(found if some else None)
+        if first is not None:
+            self.followed.leave_outputs(first[1])
+            self.store.begin(self.layers, first[0])
+
+    def _look_for_outputs(self) -> None:
+        """Finds output layers of a model that has grown, once a rank has seen a backward."""
+        followed = self.followed
+        seen = followed.probe is not None and followed.probe.has_arrived
+        outputs = self.communicator.first(followed.outputs_by_name if seen else None)
+        if outputs is not None:
+            followed.leave_outputs(outputs)
+            self._find_layers_again()
 
     def _due_layers(
         self, dampings: Mapping[nn.Parameter, float], gradient_scale: float
@@ -242,6 +260,7 @@ class CurvatureEngine:
             "steps": self.steps,
             **self.calendar.state_dict(),
             **self.store.state_dict(self.model),
+            **self.followed.state_dict(),
         }
 
     def fitting(self, state: object) -> Restored:
@@ -262,6 +281,8 @@ class CurvatureEngine:
 
     def adopt(self, restored: Restored) -> None:
         """Takes over another curvature in the place of all that was there."""
+        if restored.outputs is not None:
+            self.followed.leave_outputs(restored.outputs)
         self.store.put(restored.stacks, restored.rule, restored.resting)
         self.steps, self.calendar = restored.steps, restored.calendar
         self.last_decisions = ()

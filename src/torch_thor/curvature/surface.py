@@ -85,8 +85,10 @@ class HasCurvature(UnevenInputs):
         there are none before the first step.
 
         Raises:
-            InvalidOptionError: Where the split is measured, which needs statistics.
+            InvalidOptionError: Where the split is measured, which needs statistics, or output
+                layers are to be found, which needs a backward.
         """
+        self.engine.followed.require_outputs()
         self.engine.store.allocate(self.engine.layers)
 
     @property

@@ -42,6 +42,9 @@ class Base:
         fused: As in ``torch.optim``; picks the kernel, not the result. ``None`` takes AdamW's
             fused one on the CPU, where torch would go through tensors one by one, and not
             SGD's, which rounds otherwise.
+        outputs: Whether it is the rule of output layers too: those whose gradient comes from the
+            loss and passes through no other layer. The first backward shows which they are. A
+            model of output layers alone keeps their curvature.
 
     Raises:
         InvalidOptionError: For values out of range.
@@ -53,6 +56,7 @@ class Base:
     betas: tuple[Annotated[float, SHARE], Annotated[float, SHARE]] = (0.9, 0.95)
     eps: Annotated[float, RATE] = 1e-8
     fused: bool | None = None
+    outputs: bool = False
 
     def __post_init__(self) -> None:
         check_types(self, rule="base rule")
