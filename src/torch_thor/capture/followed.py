@@ -63,7 +63,7 @@ class FollowedModel:
         known = {layer.identity: layer for layer in (*self.candidates, *self.asleep)}
         chosen = self._chosen
         served = None if chosen and chosen.issuperset(self.model.parameters()) else chosen
-        found = survey(self.model, self._exclude, self._include, served)
+        found = survey(self.model, self._exclude, self._include, served, self._base)
         self._coverage = found.coverage
         self.candidates = [_same_or_new(known, one, one.is_as) for one in found.layers]
         # With which of its biases it will wake is not known.

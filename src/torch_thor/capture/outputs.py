@@ -79,15 +79,12 @@ class OutputProbe:
                 self._wait(module, tensor, around)
 
     def _wait(self, module: nn.Module, output: Tensor, around: Any) -> None:
-        base = base_of(output)
-        made = output if base is None else base
-        node = made.grad_fn
-
         def arrive(gradient: Tensor) -> None:  # noqa: ARG001
             if self.is_open:
-                self._arrive(module, node, around)
+                self._arrive(module, running_node(), around)
 
-        on_gradient_of(made, arrive)
+        base = base_of(output)
+        on_gradient_of(output if base is None else base, arrive)
 
     def _arrive(self, module: nn.Module, node: Any, around: Any) -> None:
         task = running_backward()

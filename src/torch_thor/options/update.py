@@ -45,6 +45,8 @@ class Base:
         outputs: Whether it is the rule of output layers too: those whose gradient comes from the
             loss and passes through no other layer. The first backward shows which they are. A
             model of output layers alone keeps their curvature.
+        biases: Whether it is the rule of the biases of preconditioned layers too. One that is a
+            column of a matrix whose singular values are made alike hardly moves.
 
     Raises:
         InvalidOptionError: For values out of range.
@@ -57,6 +59,7 @@ class Base:
     eps: Annotated[float, RATE] = 1e-8
     fused: bool | None = None
     outputs: bool = False
+    biases: bool = False
 
     def __post_init__(self) -> None:
         check_types(self, rule="base rule")
