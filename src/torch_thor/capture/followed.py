@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from torch_thor.capture.coverage import Coverage, ParameterCoverage, Treatment
 from torch_thor.capture.names import own_parameters
@@ -15,15 +15,13 @@ from torch_thor.options.errors import require
 from torch_thor.options.notices import warn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Mapping
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 
     from torch import nn
 
     from torch_thor.capture.selection import Selector
-    from torch_thor.capture.tracked import TrackedLayer
+    from torch_thor.capture.tracked import Identity, TrackedLayer
     from torch_thor.options.update import Base
-
-    Identity: TypeAlias = tuple[nn.Module, str]
 
 
 class FollowedModel:
@@ -34,6 +32,7 @@ class FollowedModel:
         candidates: These and the output layers that are left to the base rule.
         outputs: Output layers, by identity; ``None`` before they are known.
         probe: What finds them; ``None`` where nobody asks for them.
+        matrices: Parameters without curvature that step as matrices do.
         asleep: Layers whose weight is frozen; they are listened to, in case it is thawed.
         layer_of: The tracked layer of each parameter of ``layers``.
     """
@@ -65,6 +64,7 @@ class FollowedModel:
         served = None if chosen and chosen.issuperset(self.model.parameters()) else chosen
         found = survey(self.model, self._exclude, self._include, served, self._base)
         self._coverage = found.coverage
+        self._loose = found.matrices if self._base.matrices else {}
         self.candidates = [_same_or_new(known, one, one.is_as) for one in found.layers]
         # With which of its biases it will wake is not known.
         self.asleep = [_same_or_new(known, one, one.has_weight_of) for one in found.asleep]
@@ -80,6 +80,7 @@ class FollowedModel:
         left = self.outputs or frozenset()
         self.layers = [layer for layer in self.candidates if layer.identity not in left]
         self.layer_of = {p: layer for layer in self.layers for p in layer.parameters}
+        self.matrices = {p: m.shape for p, m in self._loose.items() if m.identity not in left}
         if self._stagger:
             # Shares follow the cost of the layers' statistics.
             total = sum(layer.weight.numel() for layer in self.layers)
@@ -98,14 +99,18 @@ class FollowedModel:
         probe = self.probe
         if probe is None or not probe.is_open:
             return frozenset(self.state_dict().get("outputs", ()))
-        names = {layer.name for layer in self.candidates if probe.is_output(layer)}
-        return frozenset(names if len(names) < len(self.candidates) else ())
+        names = {layer.name for layer in self.candidates if probe.is_output(*layer.identity)}
+        if len(names) == len(self.candidates):
+            names.clear()
+        ends = (one for one in self._loose.values() if one.shape[0] == 1)  # a single map
+        loose = {one.place for one in ends if probe.is_output(*one.identity)}
+        return frozenset(names | loose)
 
     def leave_outputs(self, names: Container[str]) -> None:
         """Knows which layers are output layers, and looks for them no longer."""
         if self.probe is not None:
             self.probe.close()
-            self.outputs = frozenset(one.identity for one in self.candidates if one.name in names)
+            self.outputs = frozenset(one for one, name in self._places() if name in names)
         self._leave_outputs()
         for layer in set(self.candidates).difference(self.layers):
             layer.forget()
@@ -139,8 +144,14 @@ class FollowedModel:
         left = self.outputs
         if left is None:
             return {}
-        layers = (*self.candidates, *self.asleep)
-        return {"outputs": {one.name: True for one in layers if one.identity in left}}
+        return {"outputs": {name: True for one, name in self._places() if one in left}}
+
+    def _places(self) -> Iterator[tuple[Identity, str]]:
+        """Identities and names of all that may be an output layer."""
+        for layer in (*self.candidates, *self.asleep):
+            yield layer.identity, layer.name
+        for loose in self._loose.values():
+            yield loose.identity, loose.place
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -159,14 +170,17 @@ class FollowedModel:
             reasons: Why parameters of tracked layers step by the base rule so far.
         """
         left = {p for layer in self.candidates for p in layer.parameters} - self.layer_of.keys()
-        reasons = {**reasons, **dict.fromkeys(left, "output layer")}
-        seen = {name: reasons[p] for name, p in own_parameters(self.model).items() if p in reasons}
-        entries = [
-            replace(entry, treatment=Treatment.BASE, reason=seen[entry.name])
-            if entry.name in seen
-            else entry
-            for entry in self._coverage
-        ]
+        outputs = left | (self._loose.keys() - self.matrices.keys())
+        reasons = {**reasons, **dict.fromkeys(outputs, "output layer")}
+        by_name, entries = own_parameters(self.model), list(self._coverage)
+        for place, entry in enumerate(self._coverage):
+            parameter = by_name[entry.name]
+            if parameter in reasons:
+                why = reasons[parameter]
+                entries[place] = replace(entry, treatment=Treatment.BASE, reason=why)
+            elif parameter in self.matrices:
+                why = f"matrix, by the rule {self._base.matrices!r}: {entry.reason}"
+                entries[place] = replace(entry, reason=why)
         own = set(self.parameters)
         if foreign := sum(parameter not in own for parameter in self._chosen or ()):
             why = f"{foreign} parameters of the groups are not the model's"

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from torch.utils.hooks import RemovableHandle
 
-    from torch_thor.capture.tracked import TrackedLayer
-
 _TABLES = (nn.Embedding, nn.EmbeddingBag)
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -64,10 +62,12 @@ class OutputProbe:
         """Whether a backward has come through the model."""
         return bool(self._arrived)
 
-    def is_output(self, layer: TrackedLayer) -> bool:
+    def is_output(self, module: nn.Module, part: str) -> bool:
         """Whether a layer was found to be one; of several weights of a module the last may be."""
-        found = layer.module in self._arrived and layer.module not in self._hidden
-        return found and layer.part == parts_of(layer.module)[-1].name
+        if module not in self._arrived or module in self._hidden:
+            return False
+        parts = parts_of(module)
+        return not parts or part == parts[-1].name
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def hear(self, module: nn.Module, output: object) -> None:

@@ -13,6 +13,7 @@ from torch_thor.capture.coverage import Coverage, ParameterCoverage, Treatment
 from torch_thor.capture.names import joined, own_names
 from torch_thor.capture.selection import selected
 from torch_thor.capture.tracked import TrackedLayer
+from torch_thor.capture.uncurved import Matrices, matrices_of
 from torch_thor.layers import Part, parts_of, reason_against
 from torch_thor.layers.linear import SEQUENCE_FIRST
 from torch_thor.layers.shards import reason_against_shards, unsharded_type
@@ -37,11 +38,13 @@ class Survey:
         layers: Those to precondition.
         asleep: Those that would be, if their weight were not frozen.
         coverage: How every parameter trains.
+        matrices: Those of the base rule that are matrices all the same.
     """
 
     layers: list[TrackedLayer]
     asleep: list[TrackedLayer]
     coverage: Coverage
+    matrices: dict[nn.Parameter, Matrices]
 
 
 def survey(
@@ -107,7 +110,20 @@ class _Surveyor:
         curvature = {
             id(p): layer.geometry.structure.curvature for layer in layers for p in layer.parameters
         }
-        return Survey(layers, asleep, Coverage(tuple(self._account(curvature))))
+        coverage = Coverage(tuple(self._account(curvature)))
+        return Survey(layers, asleep, coverage, self._matrices(coverage))
+
+    def _matrices(self, coverage: Coverage) -> dict[nn.Parameter, Matrices]:
+        """Finds matrices that are neither shared nor excluded."""
+        found = {}
+        for entry, (name, parameter) in zip(coverage, self._model.named_parameters(), strict=True):
+            path = name.rpartition(".")[0]
+            left = path in self._excluded or len(self._owners[id(parameter)]) > 1
+            if entry.treatment is Treatment.BASE and not left:
+                matrices = matrices_of(self._model.get_submodule(path), entry.name, parameter)
+                if matrices is not None:
+                    found[parameter] = matrices
+        return found
 
     def _account(self, curvature: Mapping[int, str]) -> Iterator[ParameterCoverage]:
         """Lists all parameters, how they train, and why."""

@@ -152,7 +152,7 @@ class CurvatureEngine:
         due = self._due_layers(dampings, gradient_scale)
         if due:
             self._renew(due)
-        if self.stacks and self.followed.finds_outputs:
+        if self.followed.finds_outputs and (self.stacks or not self.layers):
             self._look_for_outputs()
         self.last_decisions = tuple(one.report(self.steps) for one in due if one.refresh)
         self.steps += 1
@@ -197,7 +197,7 @@ class CurvatureEngine:
             self.store.begin(self.layers, first[0])
 
     def _look_for_outputs(self) -> None:
-        """Finds output layers of a model that has grown, once a rank has seen a backward."""
+        """Finds those of a model that has grown, or has no curvature, after a backward."""
         followed = self.followed
         seen = followed.probe is not None and followed.probe.has_arrived
         outputs = self.communicator.first(followed.outputs_by_name if seen else None)

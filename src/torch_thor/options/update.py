@@ -26,6 +26,7 @@ class Update(Checked):
 
 
 BaseRule = Literal["sgd", "adamw"]
+MatrixRule = Literal["muon"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,12 @@ class Base:
             model of output layers alone keeps their curvature.
         biases: Whether it is the rule of the biases of preconditioned layers too. One that is a
             column of a matrix whose singular values are made alike hardly moves.
+        matrices: Rule of weights that are matrices without curvature: of LSTMs and GRUs, each
+            gate its own, experts ``[E, in, out]``, subclasses of layers, own modules' where
+            a name says weight. ``"muon"`` makes the singular values of momentum alike (Jordan
+            et al. 2024) and steps as long as ``norm_control="rms"``, at the group's rate and
+            decoupled decay. ``None`` takes ``rule`` for them too, as do output layers, tables,
+            and what is shared, sharded or excluded.
 
     Raises:
         InvalidOptionError: For values out of range.
@@ -60,6 +67,7 @@ class Base:
     fused: bool | None = None
     outputs: bool = False
     biases: bool = False
+    matrices: MatrixRule | None = None
 
     def __post_init__(self) -> None:
         check_types(self, rule="base rule")

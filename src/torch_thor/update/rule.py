@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import torch
+
+from torch_thor.directions.banded import gradient_of
+from torch_thor.layers.shards import local
+from torch_thor.linalg.foreach import lots_of
 from torch_thor.update.base_rules import BASE_RULES, FirstOrder, bytes_of
+from torch_thor.update.matrix_rules import MATRIX_RULES
 from torch_thor.update.momentum import Moving, MovingRows, momentum_buffers
 
 if TYPE_CHECKING:
@@ -14,11 +20,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from torch_thor.capture.followed import FollowedModel
     from torch_thor.directions.controls import Control
     from torch_thor.options.update import Base, Update
     from torch_thor.update.groups import ParameterGroup
     from torch_thor.update.momentum import States
-    from torch_thor.update.plan import StepPlan
+    from torch_thor.update.plan import GroupPlan, StepPlan
 
 
 @dataclass(frozen=True)
@@ -28,10 +35,12 @@ class UpdateRule:
     Args:
         order: Order of preconditioning, momentum and decay.
         base: Rule of all parameters without curvature.
+        followed: The model, for which of these are matrices.
     """
 
     order: Update
     base: Base
+    followed: FollowedModel = field(repr=False)
 
     @cached_property
     def _first_order(self) -> FirstOrder:
@@ -53,17 +62,32 @@ class UpdateRule:
         for own, moving in zip(plan.groups, curved, strict=True):
             moving.move([directions[p] for p in own.curved])
             if own.plain:
-                self._first_order.step(own.group, own.plain, states, own.plain_lots)
+                self._move_plain(own, states)
         rows = MovingRows(self.order, plan.group_of, states)
         for large in plan.directions.banded:
             large.run(rows, control)
+
+    def _move_plain(self, own: GroupPlan, states: States) -> None:
+        """Moves the parameters of a group that have no curvature."""
+        shapes, plain, lots = self.followed.matrices, own.plain, own.plain_lots
+        matrices = [p for p in plain if p in shapes and gradient_of(p).layout is torch.strided]
+        if matrices:
+            MATRIX_RULES[self.base.matrices](self.order, own.group).step(matrices, shapes, states)
+            taken = set(matrices)
+            plain = [p for p in plain if p not in taken]
+            lots = lots_of([local(p) for p in plain], [local(gradient_of(p)) for p in plain])
+        if plain:
+            self._first_order.step(own.group, plain, states, lots)
+
+    def _has_momentum_alone(self, parameter: nn.Parameter, curved: Container[nn.Parameter]) -> bool:
+        return parameter in curved or parameter in self.followed.matrices
 
     def state_bytes(self, group: ParameterGroup, curved: Container[nn.Parameter]) -> int:
         """Bytes of the state that the parameters of a group have once all have stepped."""
         momentum = group["momentum"]
         return sum(
             bytes_of(p) * bool(momentum)
-            if p in curved
+            if self._has_momentum_alone(p, curved)
             else self._first_order.state_bytes(p, momentum)
             for p in group["params"]
         )
@@ -73,7 +97,7 @@ class UpdateRule:
     ) -> None:
         """Gives the parameters of a group the state that their first step would."""
         for parameter in group["params"]:
-            if parameter not in curved:
+            if not self._has_momentum_alone(parameter, curved):
                 self._first_order.allocate(parameter, states[parameter], group["momentum"])
             elif group["momentum"]:
                 momentum_buffers([parameter], [states[parameter]])
