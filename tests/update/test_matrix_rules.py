@@ -116,14 +116,16 @@ def test_each_matrix_steps_with_singular_values_alike(momentum: float) -> None:
         before = {name: p.detach().clone() for name, p in net.named_parameters()}
         step(net, optimizer, turn)
     for name, shape in {
-        "recurrent.weight_hh_l0": (4, 6, 6),
+        "recurrent.weight_hh_l0": (1, 24, 6),
         "experts.w1": (3, 6, 8),
         "inner.weight": (1, 6, 6),
     }.items():
         moved = net.get_parameter(name) - (1 - 0.5 * 0.1) * before[name]
         values = torch.linalg.svdvals(moved.detach().view(shape)) / 0.5
-        assert torch.allclose(values.square().sum(1), torch.full((shape[0],), 6.0), rtol=1e-4)
-        assert (values.amax(1) < 1.6).all()  # of a raw gradient's: 2.1 and more
+        assert torch.allclose(
+            values.square().sum(1), torch.full((shape[0],), shape[1] * 1.0), rtol=1e-4
+        )
+        assert (values.amax(1) < 1.6 * (shape[1] / 6) ** 0.5).all()  # raw gradients': 2 and more
         assert (values.median(1).values > 0.7).all()
 
 

@@ -102,7 +102,7 @@ class FollowedModel:
         names = {layer.name for layer in self.candidates if probe.is_output(*layer.identity)}
         if len(names) == len(self.candidates):
             names.clear()
-        ends = (one for one in self._loose.values() if one.shape[0] == 1)  # a single map
+        ends = (one for one in self._loose.values() if one.may_end)
         loose = {one.place for one in ends if probe.is_output(*one.identity)}
         return frozenset(names | loose)
 

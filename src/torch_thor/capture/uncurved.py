@@ -14,7 +14,6 @@ from torch_thor.layers.shards import unsharded_type
 if TYPE_CHECKING:
     from torch_thor.capture.tracked import Identity
 
-_MODES = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3}  # gates, one below the other
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Of modules of the user's own. Tables are added or looked up, and multiply nothing.
@@ -35,6 +34,11 @@ class Matrices:
     owner: nn.Module
     place: str
     shape: tuple[int, int, int]
+
+    @property
+    def may_end(self) -> bool:
+        """Whether it may be an output layer: it is a single map, and applied once."""
+        return self.shape[0] == 1 and not isinstance(self.owner, _RECURRENT)
 
     @property
     def identity(self) -> Identity:
@@ -66,9 +70,7 @@ def _shape_of(
     first, entries = len(parameter), parameter[0].numel()
     kind = unsharded_type(owner)
     if isinstance(owner, _RECURRENT):
-        gates = _MODES.get(getattr(owner, "mode", kind.__name__), 1)
-        gates = 1 if leaf.startswith("weight_hr") else gates
-        return gates, first // gates, entries
+        return 1, first, entries  # with all gates: trains an LSTM better than each for itself
     if isinstance(owner, _LAYERS):
         return (1, first, entries) if leaf == "weight" else None
     own = f"{kind.__name__} {last} {leaf}".lower()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch_thor.update.momentum import States
 
 _ITERATIONS = 5
+_SHORTEST = 1e-6  # of a direction that is not zero; one whose singular values are alike is about 1
 _Shape = tuple[int, int, int]
 
 
@@ -72,7 +73,7 @@ def _turned(steps: Sequence[Tensor], shapes: Sequence[_Shape]) -> list[Tensor]:
         stacked = torch.stack([steps[place].reshape(shape) for place in places]).to(wide)
         found = orthogonalize(stacked, _ITERATIONS)
         lengths = torch.linalg.vector_norm(found, dim=(2, 3), keepdim=True)
-        found *= math.sqrt(shape[1]) / lengths.clamp_min(torch.finfo(wide).tiny)
+        found *= math.sqrt(shape[1]) / lengths.clamp_min(_SHORTEST)
         for place, one in zip(places, found.to(first.dtype).unbind(0), strict=True):
             turned[place] = one.reshape(steps[place].shape)
     return turned
