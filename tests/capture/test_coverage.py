@@ -40,7 +40,7 @@ def test_every_parameter_stands_in_the_report_once_with_shape_and_reason(model: 
 def test_treatments_and_shares() -> None:
     model = nn.Sequential(nn.Linear(4, 5), Scale(5), nn.Linear(5, 2))
     model.get_parameter("2.bias").requires_grad_(False)
-    report = report_of(model)
+    report = report_of(model, norm_control="graft")
     treatments = {entry.name: entry.treatment for entry in report}
     assert treatments == {
         "0.weight": Treatment.PRECONDITIONED,

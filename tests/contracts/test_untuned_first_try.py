@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 SEEDS = (0, 1, 2)
 
 
+def grafted(model: nn.Module) -> THOR:
+    return THOR(model, norm_control="graft")
+
+
 def medians(build: Callable[[nn.Module], torch.optim.Optimizer]) -> tuple[float, float]:
     """The medians of the final validation loss and of the accuracy."""
     curves = [train_on_digits(build, seed) for seed in SEEDS]
@@ -34,7 +38,7 @@ def medians(build: Callable[[nn.Module], torch.optim.Optimizer]) -> tuple[float,
     ],
     ids=["SGD 0.1", "SGD 0.01", "AdamW"],
 )
-@pytest.mark.parametrize("ours", [THOR, THOR.scale_free], ids=["THOR", "scale_free"])
+@pytest.mark.parametrize("ours", [THOR, grafted], ids=["THOR", "graft"])
 def test_thor_out_of_the_box_beats_the_usual_first_tries(
     ours: Callable[[nn.Module], torch.optim.Optimizer],
     peer: Callable[[nn.Module], torch.optim.Optimizer],
@@ -45,7 +49,7 @@ def test_thor_out_of_the_box_beats_the_usual_first_tries(
     assert accuracy >= their_accuracy
 
 
-@pytest.mark.parametrize("kind", [THOR, THOR.scale_free, KFAC, EKFAC])
+@pytest.mark.parametrize("kind", [THOR, grafted, THOR.paper, KFAC, EKFAC])
 def test_no_preset_diverges_with_its_defaults(
     kind: Callable[[nn.Module], torch.optim.Optimizer],
 ) -> None:

@@ -136,3 +136,14 @@ def loaded(size: int) -> dict[str, list[Tensor]]:
 )
 def test_what_can_not_be_sharded_is_said(what: str, words: str) -> None:
     assert words in found(2)[0]["said"][what]
+
+
+@EVERYWHERE
+def test_the_default_trains_shards_without_a_message_more(size: int) -> None:
+    first, *others = (rank["default"] for rank in found(size))
+    assert first["losses"][-1] < 0.5 * first["losses"][0]
+    assert set(first["messages"]) == {0}
+    assert first["left"] == ["7.weight", "7.bias"]
+    for rank in others:
+        assert all(map(torch.equal, rank["weights"], first["weights"]))
+    assert all(map(torch.equal, first["resumed"], first["weights"]))

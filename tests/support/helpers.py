@@ -28,7 +28,7 @@ EXACT_THOR: dict[str, Any] = {
     **{key: value for key, value in EXACT.items() if key != "factor_interval"},
     "interval": 1,
 }
-# THOR's own defaults but for this: everything is refreshed at every step.
+# Everything is refreshed at every step.
 AT_EVERY_STEP: dict[str, Any] = {"interval": 1, "refresh": Refresh(stagger=False)}
 
 

@@ -125,8 +125,7 @@ def test_each_matrix_steps_with_singular_values_alike(momentum: float) -> None:
         assert torch.allclose(
             values.square().sum(1), torch.full((shape[0],), shape[1] * 1.0), rtol=1e-4
         )
-        assert (values.amax(1) < 1.6 * (shape[1] / 6) ** 0.5).all()  # raw gradients': 2 and more
-        assert (values.median(1).values > 0.7).all()
+        assert (values.amax(1) < 2 * values.median(1).values).all()  # about alike
 
 
 def test_a_direction_of_zeros_and_frozen_parameters_stay() -> None:
@@ -152,6 +151,17 @@ def test_a_resumed_run_goes_on_bit_for_bit(steps: int) -> None:
         step(net, optimizer, turn)
         step(twin, other, turn)
     assert_same_weights(net, twin)
+
+
+@pytest.mark.parametrize("split", [72, "auto"])
+def test_a_head_behind_matrices_alone_is_an_output_layer(split: Any) -> None:
+    net = nn.Sequential(nn.Embedding(7, 6), Scaled(6, 6), nn.Tanh(), nn.Linear(6, 7))
+    optimizer = THOR(net, base=MUON, split=split)
+    for turn in range(2):
+        step(net, optimizer, turn)
+    assert by_muon(optimizer) == {"1.weight"}
+    assert optimizer.factor_norms() == {}
+    assert "exp_avg" in optimizer.state[net[3].weight]
 
 
 def test_memory_counts_what_the_steps_take() -> None:

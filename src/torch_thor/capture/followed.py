@@ -95,12 +95,12 @@ class FollowedModel:
         return self.probe is not None and self.probe.is_open
 
     def outputs_by_name(self) -> frozenset[str]:
-        """The output layers, as known or as backwards have shown: some of the layers, never all."""
+        """The output layers, as known or as backwards have shown; none where all would be."""
         probe = self.probe
         if probe is None or not probe.is_open:
             return frozenset(self.state_dict().get("outputs", ()))
         names = {layer.name for layer in self.candidates if probe.is_output(*layer.identity)}
-        if len(names) == len(self.candidates):
+        if len(names) == len(self.candidates) and not self._loose:
             names.clear()
         ends = (one for one in self._loose.values() if one.may_end)
         loose = {one.place for one in ends if probe.is_output(*one.identity)}

@@ -45,7 +45,7 @@ class Base:
             SGD's, which rounds otherwise.
         outputs: Whether it is the rule of output layers too: those whose gradient comes from the
             loss and passes through no other layer. The first backward shows which they are. A
-            model of output layers alone keeps their curvature.
+            model of which these are all matrices keeps their curvature.
         biases: Whether it is the rule of the biases of preconditioned layers too. One that is a
             column of a matrix whose singular values are made alike hardly moves.
         matrices: Rule of weights that are matrices without curvature: of LSTMs and GRUs, of

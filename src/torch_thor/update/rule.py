@@ -40,7 +40,7 @@ class UpdateRule:
 
     order: Update
     base: Base
-    followed: FollowedModel = field(repr=False)
+    followed: FollowedModel = field(repr=False, compare=False)
 
     @cached_property
     def _first_order(self) -> FirstOrder:
