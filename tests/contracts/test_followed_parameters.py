@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import AT_EVERY_STEP, Scale, data, mean_half_square, mlp, train, weights
+from helpers import AT_EVERY_STEP, Scale, data, grafted, mean_half_square, mlp, train, weights
 from torch_thor import KFAC, THOR, CurvatureWarning, Preconditioner, Treatment
 
 
@@ -137,7 +137,7 @@ def test_a_layer_that_is_wrapped_keeps_its_curvature(names: str) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("kind", [THOR, KFAC])
+@pytest.mark.parametrize("kind", [grafted, KFAC])
 def test_a_layer_frozen_for_a_while_keeps_its_curvature(steps: int, kind: Any) -> None:
     """Case 58."""
     model = mlp()
@@ -226,7 +226,7 @@ def test_coverage_says_what_the_hooks_saw() -> None:
     assert optimizer.coverage().share(Treatment.PRECONDITIONED) == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("build", [partial(THOR, norm_control="graft"), THOR], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("build", [grafted, partial(THOR, base="adamw")], ids=["sgd", "adamw"])
 def test_a_layer_without_statistics_steps_by_the_base_rule(build: Any) -> None:
     """Case 51, 75: exactly as if it had been excluded."""
     batches = [data(8) for _ in range(4)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import AT_EVERY_STEP, assert_same_weights, convnet, data, mlp, train
+from helpers import AT_EVERY_STEP, assert_same_weights, convnet, data, grafted, mlp, train
 from torch_thor import (
     EKFAC,
     KFAC,
@@ -33,9 +33,8 @@ if TYPE_CHECKING:
 FREEZING = TraceRule(update_above=1e9, freeze_below=1e8)
 KINDS: dict[str, Callable[[nn.Module], Any]] = {
     "THOR": lambda m: THOR(m, norm_control="graft", interval=3),
-    "graft": lambda m: THOR(m, norm_control="graft", interval=2),
     "trace rule": lambda m: THOR(m, norm_control="graft", interval=1, trace_rule=FREEZING),
-    "rows evened": lambda m: THOR(m, norm_control="spectral", interval=2),
+    "rows evened": lambda m: THOR(m, norm_control="spectral", base="sgd", interval=2),
     "KFAC": lambda m: KFAC(m, lr=0.01, factor_interval=2, inverse_interval=3),
     "EKFAC": lambda m: EKFAC(m, lr=0.01, factor_interval=2, inverse_interval=3),
 }
@@ -478,24 +477,24 @@ def test_other_groups_are_refused(groups: Callable[[nn.Module], Any]) -> None:
 @pytest.mark.parametrize(
     ("kind", "save_with", "load_with", "words"),
     [
-        (THOR, {"split": 4}, {"split": 2}, ["split=2", "(3, 3)", "(2, 2)"]),
-        (THOR, {"split": 4}, {"split": None}, ["split=None", "(3, 3)", "(6, 6)"]),
-        (THOR, {"split": None}, {"split": 3}, ["split=3", "(6, 6)", "(3, 3)"]),
-        (THOR, {"power": 1}, {"power": 0.5}, ["power=1", "power=0.5"]),
+        (grafted, {"split": 4}, {"split": 2}, ["split=2", "(3, 3)", "(2, 2)"]),
+        (grafted, {"split": 4}, {"split": None}, ["split=None", "(3, 3)", "(6, 6)"]),
+        (grafted, {"split": None}, {"split": 3}, ["split=3", "(6, 6)", "(3, 3)"]),
+        (grafted, {"power": 1}, {"power": 0.5}, ["power=1", "power=0.5"]),
         (
-            THOR,
+            grafted,
             {"statistics": Statistics(fisher="empirical")},
             {"statistics": Statistics(fisher="mc")},
             ["fisher='empirical'", "fisher='mc'"],
         ),
         (
-            THOR,
+            grafted,
             {"statistics": Statistics(weight_sharing="reduce")},
             {"statistics": Statistics()},
             ["weight_sharing='reduce'", "weight_sharing='expand'"],
         ),
         (
-            THOR,
+            grafted,
             {"statistics": Statistics(loss_reduction="sum")},
             {"statistics": Statistics()},
             ["loss_reduction='sum'", "loss_reduction='mean'"],

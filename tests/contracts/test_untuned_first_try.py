@@ -11,16 +11,13 @@ import torch
 from torch import nn
 
 from digits import train_on_digits
+from helpers import grafted
 from torch_thor import EKFAC, KFAC, THOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 SEEDS = (0, 1, 2)
-
-
-def grafted(model: nn.Module) -> THOR:
-    return THOR(model, norm_control="graft")
 
 
 def medians(build: Callable[[nn.Module], torch.optim.Optimizer]) -> tuple[float, float]:

@@ -123,9 +123,7 @@ def test_what_are_no_parameters_is_refused() -> None:
         assert message.startswith("Invalid params=")
         assert "lr=0.1" in message
     assert "'params'" in message_of(lambda: THOR(model, [{"lr": 0.1}], norm_control="graft"))
-    assert "'params'" in message_of(
-        lambda: THOR(model, norm_control="graft").add_param_group([single])
-    )  # type: ignore[arg-type]
+    assert "'params'" in message_of(lambda: THOR(model).add_param_group([single]))  # type: ignore[arg-type]
 
 
 def test_parameters_as_torch_takes_them_are_taken() -> None:

@@ -167,14 +167,16 @@ def whole(model: nn.Module) -> list[Tensor]:
     ]
 
 
-def step(case: Case, model: nn.Module, optimizer: THOR, number: int) -> None:
-    """Trains on this rank's share of a batch."""
+def step(case: Case, model: nn.Module, optimizer: THOR, number: int) -> float:
+    """Trains on this rank's share of a batch, and returns its loss."""
     inputs, targets = case.batch(number)
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     share = slice(rank * SAMPLES // size, (rank + 1) * SAMPLES // size)
     optimizer.zero_grad()
-    mean_half_square(model(inputs[share]), targets[share]).backward()
+    loss = mean_half_square(model(inputs[share]), targets[share])
+    loss.backward()
     optimizer.step()
+    return float(loss.detach())
 
 
 def train(case: Case, *, shard: bool = True) -> Result:
@@ -266,13 +268,12 @@ def by_default(folder: str) -> dict[str, Any]:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             dcp.save(state, checkpoint_id=folder)  # type: ignore[attr-defined] # likewise
         before = optimizer.traffic.messages
-        step(case, model, optimizer, 0)
+        losses.append(step(case, model, optimizer, 0))
         if not optimizer.last_decisions:
             messages.append(optimizer.traffic.messages - before)
-        with torch.no_grad():
-            losses.append(float(mean_half_square(model(case.batch(0)[0]), case.batch(0)[1])))
     left = [one.name for one in optimizer.coverage() if one.reason == "output layer"]
     trained = whole(model)
+    model = case.shard(case.build().double().eval())
     other = THOR(model)
     mean_half_square(model(case.batch(0)[0]), case.batch(0)[1]).backward()
     other.allocate()

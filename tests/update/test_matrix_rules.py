@@ -33,7 +33,7 @@ class Experts(nn.Module):
         """Uses them all."""
         x = x @ self.weight.T + self.pos_weight + self.latents
         x = torch.einsum("bti,kij,kjo->bto", x, self.w1, self.down_proj)
-        return (x.cfloat() @ self.twist).real * self.scale[:, 0]
+        return (x.to(torch.cfloat) @ self.twist).real * self.scale[:, 0]
 
 
 class Scaled(nn.Linear):
@@ -161,7 +161,7 @@ def test_a_head_behind_matrices_alone_is_an_output_layer(split: Any) -> None:
         step(net, optimizer, turn)
     assert by_muon(optimizer) == {"1.weight"}
     assert optimizer.factor_norms() == {}
-    assert "exp_avg" in optimizer.state[net[3].weight]
+    assert "exp_avg" in optimizer.state[net.get_parameter("3.weight")]
 
 
 def test_memory_counts_what_the_steps_take() -> None:

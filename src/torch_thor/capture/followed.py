@@ -69,7 +69,7 @@ class FollowedModel:
         # With which of its biases it will wake is not known.
         self.asleep = [_same_or_new(known, one, one.has_weight_of) for one in found.asleep]
         self._snapshot = Snapshot(self.model)
-        if self._base.outputs:
+        if self._base.outputs and (self.candidates or self._loose):
             modules = modules_with_weights(self.model)
             if self.probe is None or self.probe.modules != modules:
                 self.probe = OutputProbe(modules)  # the last one may not be the last any more

@@ -283,6 +283,7 @@ class CurvatureEngine:
         """Takes over another curvature in the place of all that was there."""
         if restored.outputs is not None:
             self.followed.leave_outputs(restored.outputs)
+            self.capture.hooks.attach(self.followed.all_layers, self.followed.probe)
         self.store.put(restored.stacks, restored.rule, restored.resting)
         self.steps, self.calendar = restored.steps, restored.calendar
         self.last_decisions = ()

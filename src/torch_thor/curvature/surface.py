@@ -73,6 +73,8 @@ class HasCurvature(UnevenInputs):
     def memory(self) -> MemoryReport:
         """Says what the curvature of each layer takes, before the first step as after it.
 
+        Output layers count among the others until a step has found them (``Base(outputs=True)``).
+
         Raises:
             InvalidOptionError: Where the split is measured, before the first statistics.
         """
