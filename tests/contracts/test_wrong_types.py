@@ -43,19 +43,19 @@ if TYPE_CHECKING:
 # What is none of the types that any option takes.
 NOTHING: tuple[Any, ...] = ({"rows": 10}, [1], object(), Statistics, b"1", 1j)
 OPTIONS: dict[str, tuple[Any, ...]] = {
-    "lr": ("0.1", True, None),
+    "lr": ("0.1", True),
     "momentum": ("0.9", True, None, lambda _: 0.9),
-    "weight_decay": ("0", False, None, lambda _: 0.1),
-    "damping": ("0.1", True, None),
+    "weight_decay": ("0", False, lambda _: 0.1),
+    "damping": ("0.1", True),
     "split": ("72", True, 7.5),
     "power": ("1", True, None),
-    "interval": ("10", True, None),
+    "interval": ("10", True),
     "trace_rule": (True, "paper", 0.01),
     "norm_control": (3, True, Base()),
-    "update": ("nesterov", True, None, 1),
-    "statistics": ("mc", True, None, 1024),
+    "update": ("nesterov", True, 1),
+    "statistics": ("mc", True, 1024),
     "refresh": (dict, True, None, "auto"),
-    "base": (True, None, torch.optim.SGD),
+    "base": (True, torch.optim.SGD),
     "distributed": ("nccl", True, None),
 }
 
