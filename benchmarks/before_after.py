@@ -90,7 +90,9 @@ def contestant(name: str, checkout: Checkout, task: Task, interval: int) -> Cont
     model, package = task.model(), checkout.package
     with checkout.in_place():
         own = package.GrowingInterval(interval, 1.0)
-        optimizer = package.THOR(model, lr=_LR, interval=own, exclude=task.exclude)
+        optimizer = package.THOR(
+            model, lr=_LR, interval=own, exclude=task.exclude, norm_control="graft"
+        )
     return Contestant(name, model, [optimizer])
 
 

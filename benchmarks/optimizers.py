@@ -53,7 +53,7 @@ def _muon(model: nn.Module, _task: Task, _interval: int | None) -> list[Optimize
 
 def _thor(model: nn.Module, task: Task, interval: int | None) -> list[Optimizer]:
     own = GrowingInterval() if interval is None else GrowingInterval(interval, 1.0)
-    return [THOR(model, lr=_LR, interval=own, exclude=task.exclude)]
+    return [THOR(model, lr=_LR, interval=own, exclude=task.exclude, norm_control="graft")]
 
 
 def _full(kind: type[KFAC | EKFAC]) -> Build:

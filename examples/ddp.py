@@ -40,7 +40,7 @@ def main(checkpoint: Path) -> None:
 
     model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)).to(device)
     wrapped = DistributedDataParallel(model)
-    optimizer = THOR(model, lr=0.1)  # nothing to add: it finds the process group
+    optimizer = THOR(model)  # nothing to add: it finds the process group
 
     begin = 0
     if checkpoint.exists():

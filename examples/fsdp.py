@@ -45,11 +45,13 @@ def main(folder: Path) -> None:
         if isinstance(layer, nn.Linear):
             fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    optimizer = THOR(model, lr=0.1)  # after fully_shard, which replaces the parameters
+    optimizer = THOR(model)  # after fully_shard, which replaces the parameters
 
     begin = 0
     if folder.exists():
+        model(inputs[:1].to(device)).sum().backward()  # shows which layer is the output's
         optimizer.allocate()  # a checkpoint is loaded into tensors that are there
+        optimizer.zero_grad()
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 0}
         dcp.load(state, checkpoint_id=folder)
         model.load_state_dict(state["model"])

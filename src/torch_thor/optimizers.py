@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, Self
 
 from torch_thor.capture.selection import as_selectors
@@ -16,9 +17,10 @@ from torch_thor.options.curvature import (
     as_damping,
     as_intervals,
 )
+from torch_thor.options.defaults import PAPER, PAPER_ORDER, SCALE_FREE, defaults_for
 from torch_thor.options.distributed import Distributed
-from torch_thor.options.schedules import GrowingInterval, ScheduledFloat
-from torch_thor.options.update import Base, BaseRule, Update
+from torch_thor.options.norm_control import NormControl, NormControlKind, as_norm_control
+from torch_thor.options.update import Base, BaseRule, Update, as_base
 from torch_thor.update.optimizer import CurvatureOptimizer, Parameters
 
 if TYPE_CHECKING:
@@ -27,29 +29,38 @@ if TYPE_CHECKING:
     from torch import nn
 
     from torch_thor.capture.selection import Selector
-    from torch_thor.options.norm_control import NormControl, NormControlKind
+    from torch_thor.options.schedules import ScheduledFloat
     from torch_thor.options.trace_rule import TraceRule
 
-_PAPER_ORDER = Update(nesterov=False, momentum_first=False, decoupled_decay=False)
 _ALL_ROWS = Statistics(decay=0.95, rows=None)
-_SCALE_FREE: dict[str, Any] = {
-    "norm_control": "rms",
-    "update": Update(decoupled_decay=True),
-    "base": Base("adamw", lr_scale=0.15, weight_decay=0.0),
-}
 
 
 class THOR(CurvatureOptimizer):
     """Trace-based, hardware-driven, layer-oriented natural gradient descent.
 
-    ``THOR.scale_free(model)`` is the line to begin with. ``THOR(model, lr=...)`` takes steps as
-    long as SGD's at that rate, so it wants a rate that is known to train the task, and is unsafe
-    without one: on summed losses, PINNs, GANs, VAEs, RNNs and transformers.
+    ``THOR(model)`` is the line to begin with: neither the loss nor the data change the length of a
+    layer's step, so one rate trains unlike tasks. ``THOR(model, lr=..., norm_control="graft")``
+    takes steps as long as SGD's at that rate, which has to be known to train the task.
+    ``THOR.paper(model)`` is the paper's method.
+
+    Where an argument is ``None``, the norm control says what fits:
+
+    | | ``"spectral"``, ``"rms"`` | ``"graft"``, ``"kl_clip"``, ``None`` |
+    |---|---|---|
+    | ``lr`` | 0.02 | 0.1 |
+    | ``weight_decay`` | 0.05, decoupled | 5e-4, added to the direction |
+    | ``damping`` | 0.01 | 3e-4 |
+    | ``interval`` | 5 | from 20 on, growing by 1.2 |
+    | ``statistics`` | 256 rows | 1024 rows |
+    | ``base`` | AdamW at 0.15 of the rate, without decay; Muon's rule for matrices | SGD |
+
+    ``base`` then takes output layers, and with ``"spectral"`` biases, too.
 
     Args:
         model: Model to train.
         params: Parameters or parameter groups; ``None`` takes all of the model's.
-        lr: Learning rate, a number or a schedule over steps.
+        lr: Learning rate, a number or a schedule over steps. With a fixed length of steps an entry
+            has root mean square lr / √columns.
         momentum: Momentum factor.
         weight_decay: Weight decay of the groups without one of their own.
         damping: λ (relative to the factors' mean eigenvalues), a schedule, or a ``Damping``.
@@ -60,7 +71,7 @@ class THOR(CurvatureOptimizer):
         interval: Steps between refreshes, a number or a schedule, or ``Intervals`` where
             factors and inverses have different ones.
         trace_rule: When a due layer is refreshed, kept or frozen; ``None`` always refreshes.
-        norm_control: Length of each layer's step: ``"graft"``, ``"rms"``, ``"spectral"``,
+        norm_control: Length of each layer's step: ``"spectral"``, ``"rms"``, ``"graft"``,
             ``"kl_clip"``, a ``NormControl``, or ``None``.
         update: Order of preconditioning, momentum and decay.
         statistics: How factors are estimated.
@@ -75,7 +86,7 @@ class THOR(CurvatureOptimizer):
         InvalidOptionError: For a value out of range.
 
     Example:
-        >>> optimizer = THOR.scale_free(model)
+        >>> optimizer = THOR(model)
         >>> loss_fn(model(inputs), targets).backward()
         >>> optimizer.step()
     """
@@ -85,99 +96,98 @@ class THOR(CurvatureOptimizer):
         model: nn.Module,
         params: Parameters | None = None,
         *,
-        lr: ScheduledFloat = 0.1,
+        lr: ScheduledFloat | None = None,
         momentum: float = 0.9,
-        weight_decay: float = 5e-4,
-        damping: ScheduledFloat | Damping = 3e-4,
+        weight_decay: float | None = None,
+        damping: ScheduledFloat | Damping | None = None,
         split: int | MeasuredSplit | None = 72,
         power: float = 0.5,
-        interval: ScheduledFloat | Intervals = GrowingInterval(20, 1.2),
+        interval: ScheduledFloat | Intervals | None = None,
         trace_rule: TraceRule | None = None,
-        norm_control: NormControl | NormControlKind | None = "graft",
-        update: Update = Update(),
-        statistics: Statistics = Statistics(),
+        norm_control: NormControl | NormControlKind | None = "spectral",
+        update: Update | None = None,
+        statistics: Statistics | None = None,
         refresh: Refresh = Refresh(inverse_dtype="auto"),
-        base: Base | BaseRule = Base(),
+        base: Base | BaseRule | None = None,
         exclude: Selector | Iterable[Selector] = (),
         include: Selector | Iterable[Selector] = (),
         distributed: Distributed = Distributed(),
     ) -> None:
         """Finds the layers, hangs the hooks and builds the parameter groups."""
+        control = as_norm_control(norm_control)
+        it = defaults_for(control).with_said(
+            lr=lr,
+            weight_decay=weight_decay,
+            damping=damping,
+            interval=interval,
+            update=update,
+            statistics=statistics,
+            base=base,
+        )
         options = CurvatureOptions(
-            damping=as_damping(damping),
+            damping=as_damping(it.damping),
             split=split,
             power=power,
-            intervals=as_intervals(interval),
+            intervals=as_intervals(it.interval),
             trace_rule=trace_rule,
-            statistics=statistics,
+            statistics=it.statistics,
             refresh=refresh,
             exclude=as_selectors("exclude", exclude),
             include=as_selectors("include", include),
             eigenvalue_correction=False,
             distributed=distributed,
+            base=as_base(it.base),
         )
         super().__init__(
             CurvatureEngine(model, options),
             params,
-            lr=lr,
+            lr=it.lr,
             momentum=momentum,
-            weight_decay=weight_decay,
-            norm_control=norm_control,
-            update=update,
-            base=base,
+            weight_decay=it.weight_decay,
+            norm_control=control,
+            update=it.update,
+            base=it.base,
         )
 
     @classmethod
-    def scale_free(
-        cls,
-        model: nn.Module,
-        params: Parameters | None = None,
-        *,
-        lr: ScheduledFloat = 0.02,
-        weight_decay: float = 0.05,
-        damping: ScheduledFloat | Damping = 0.01,
-        split: int | MeasuredSplit | None = 72,
-        interval: ScheduledFloat | Intervals = GrowingInterval(10, 1.2),
-        statistics: Statistics = Statistics(),
-        exclude: Selector | Iterable[Selector] = (),
-        include: Selector | Iterable[Selector] = (),
-        distributed: Distributed = Distributed(),
-    ) -> Self:
-        """Builds THOR for a task without a known learning rate of SGD's.
+    def paper(cls, model: nn.Module, params: Parameters | None = None, **said: Any) -> Self:
+        """Builds the paper's method by the letter of its equations.
 
-        Neither the loss nor the data change the length of a layer's step (``"rms"``), and all
-        without curvature step by AdamW at 0.15 of the rate, 0.003 at first.
+        Inverses, not roots, of the last batch's factors over all rows; λ = 0.03 on both (eq. 6);
+        eq. 8 and 9 with ω1 = 0.01, and nothing freezes; intervals grow from 20 on; no control of
+        lengths; momentum over preconditioned gradients; SGD for all else; learning rate 0.05.
 
         Args:
             model: Model to train.
             params: Parameters or parameter groups; ``None`` takes all of the model's.
-            lr: Learning rate: an entry of a step has a root mean square of lr / √columns.
-            weight_decay: Decoupled decay of the preconditioned layers, and of groups that say so.
-            damping: As in ``THOR``.
-            split: As in ``THOR``.
-            interval: As in ``THOR``.
-            statistics: As in ``THOR``.
-            exclude: As in ``THOR``; a language model's head trains better by AdamW.
-            include: As in ``THOR``.
-            distributed: As in ``THOR``.
+            said: Arguments of ``THOR`` that hold in the place of these, such as THOR_stop's
+                ``trace_rule=TraceRule(0.01, 0.001, "product")``. λ alone is added to both factors.
 
         Raises:
             InvalidOptionError: For a value out of range.
         """
-        return cls(
-            model,
-            params,
-            lr=lr,
-            weight_decay=weight_decay,
-            damping=damping,
-            split=split,
-            interval=interval,
-            statistics=statistics,
-            exclude=exclude,
-            include=include,
-            distributed=distributed,
-            **_SCALE_FREE,
+        options = {**PAPER, **said}
+        return cls(model, params, **{**options, "damping": as_damping(options["damping"], "both")})
+
+    @classmethod
+    def scale_free(cls, model: nn.Module, params: Parameters | None = None, **said: Any) -> Self:
+        """Builds what served tasks without a known rate before ``THOR(model)`` did; deprecated.
+
+        Args:
+            model: Model to train.
+            params: Parameters or parameter groups; ``None`` takes all of the model's.
+            said: Arguments of ``THOR``.
+
+        Raises:
+            InvalidOptionError: For a value out of range.
+        """
+        warnings.warn(
+            "THOR.scale_free is deprecated. Build THOR(model), which trains better without a known "
+            'rate; to keep these steps, say norm_control="rms" and the options in docs/usage.md.',
+            DeprecationWarning,
+            stacklevel=2,
         )
+        return cls(model, params, **{**SCALE_FREE, **said})
 
 
 class KFAC(CurvatureOptimizer):
@@ -238,6 +248,7 @@ class KFAC(CurvatureOptimizer):
             include=as_selectors("include", include),
             eigenvalue_correction=self._eigenvalue_correction,
             distributed=distributed,
+            base=as_base(base),
         )
         super().__init__(
             CurvatureEngine(model, options),
@@ -246,7 +257,7 @@ class KFAC(CurvatureOptimizer):
             momentum=momentum,
             weight_decay=weight_decay,
             norm_control=norm_control,
-            update=_PAPER_ORDER,
+            update=PAPER_ORDER,
             base=base,
         )
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import Scale, convnet, mlp
-from torch_thor import KFAC, THOR, Coverage, Preconditioner, Treatment
+from helpers import Scale, convnet, data, mlp, train
+from torch_thor import KFAC, THOR, Base, Coverage, Preconditioner, Treatment
+from torch_thor.capture.survey import survey
 
 
 def report_of(model: nn.Module, **options: Any) -> Coverage:
@@ -39,7 +40,7 @@ def test_every_parameter_stands_in_the_report_once_with_shape_and_reason(model: 
 def test_treatments_and_shares() -> None:
     model = nn.Sequential(nn.Linear(4, 5), Scale(5), nn.Linear(5, 2))
     model.get_parameter("2.bias").requires_grad_(False)
-    report = report_of(model)
+    report = report_of(model, norm_control="graft")
     treatments = {entry.name: entry.treatment for entry in report}
     assert treatments == {
         "0.weight": Treatment.PRECONDITIONED,
@@ -95,3 +96,31 @@ def test_exclusion_by_name_pattern_and_type(exclude: tuple[object, ...], left: l
     report = report_of(convnet(), exclude=exclude)
     found = [e.name for e in report if e.treatment is Treatment.PRECONDITIONED]
     assert sorted({name.split(".")[0] for name in found}) == left
+
+
+def test_biases_by_the_base_rule_are_no_columns() -> None:
+    attention = nn.MultiheadAttention(4, 2, kdim=3)  # whose biases are a matrix of their own
+    model = nn.ModuleList([nn.Conv2d(2, 4, 3), nn.Linear(4, 2), nn.LayerNorm(4), attention])
+    found = survey(model, (), (nn.LayerNorm,), base=Base(biases=True))
+    shapes = [(one.name, one.bias is None, one.geometry.columns) for one in found.layers]
+    assert shapes == [
+        ("0", True, 18),
+        ("1", True, 4),
+        ("2", False, 1),  # scale and shift of a channel are no matrix and a bias
+        ("3.q_proj", True, 4),
+        ("3.k_proj", True, 3),
+        ("3.v_proj", True, 4),
+        ("3.out_proj", True, 4),
+    ]
+    reasons = {one.name: one.reason for one in found.coverage if "bias" in one.name}
+    left = {name for name, reason in reasons.items() if reason.startswith("bias:")}
+    assert left == {"0.bias", "1.bias", "3.in_proj_bias", "3.out_proj.bias"}
+
+
+def test_biases_by_the_base_rule_step_by_it() -> None:
+    model = mlp()
+    optimizer = THOR(model, base=Base("adamw", biases=True), norm_control="spectral", lr=0.01)
+    train(model, optimizer, [data(8), data(8)])
+    assert set(optimizer.factor_norms()) == {"0", "2"}
+    for name, parameter in model.named_parameters():
+        assert ("exp_avg" in optimizer.state[parameter]) == name.endswith("bias")

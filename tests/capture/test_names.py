@@ -94,11 +94,11 @@ def test_saved_names(saved: list[str], expected: list[str], own: list[str]) -> N
 
 @pytest.mark.parametrize("name", ["module", "_orig_mod.module", "module.0", "*module"])
 def test_selectors_take_both_names(name: str) -> None:
-    optimizer = THOR(compiled(Net()), exclude=name)
+    optimizer = THOR(compiled(Net()), norm_control="graft", exclude=name)
     treated = {e.name.split(".")[-2]: e.treatment for e in optimizer.coverage()}
     assert treated == {"0": Treatment.BASE, "head": Treatment.PRECONDITIONED}
 
 
 def test_an_optimizer_of_a_compiled_model_excludes_by_the_models_own_names() -> None:
-    optimizer = THOR(compiled(mlp()), exclude=("0",))
+    optimizer = THOR(compiled(mlp()), norm_control="graft", exclude=("0",))
     assert len(optimizer.engine.layers) == 1

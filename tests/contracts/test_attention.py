@@ -28,7 +28,7 @@ class Attention(nn.Module):
 def test_multihead_attention_trains_and_stands_in_coverage() -> None:
     """Case 3."""
     model = Attention()
-    optimizer = THOR(model, lr=0.1)
+    optimizer = THOR(model, norm_control="graft", lr=0.1)
     inputs, targets = torch.randn(8, 5, 8), torch.randn(8, 3)
     before = weights(model)
     with warnings.catch_warnings():
@@ -53,7 +53,7 @@ def test_a_stock_transformer_layer_trains() -> None:
         nn.Flatten(),
         nn.Linear(40, 3),
     )
-    optimizer = THOR(model, lr=0.01)
+    optimizer = THOR(model, norm_control="graft", lr=0.01)
     inputs, targets = torch.randn(8, 5, 8), torch.randn(8, 3)
     before = weights(model)
     for _ in range(3):
@@ -69,7 +69,7 @@ def test_a_stock_transformer_layer_trains() -> None:
 def test_calls_stay_where_the_model_changes_before_the_step(widths: dict[str, int]) -> None:
     """Case 49: an attention is the layer that it was, as any other is."""
     model = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2, batch_first=True, **widths)})
-    optimizer = THOR(model, interval=1)
+    optimizer = THOR(model, norm_control="graft", interval=1)
     inputs = (torch.randn(3, 5, widths.get(side, 4)) for side in ("embed", "kdim", "vdim"))
     model["attention"](*inputs)[0].square().sum().backward()
     model["frozen"] = nn.Linear(2, 2).requires_grad_(requires_grad=False)

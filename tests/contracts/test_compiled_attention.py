@@ -25,12 +25,12 @@ def test_a_compiled_model_trains_as_it_does_uncompiled(build: type, order: str) 
     model = build()
     inputs, targets = batch_for(model)
     twin = copy.deepcopy(model)
-    plain = THOR(twin, lr=0.02, include=included(twin), **AT_EVERY_STEP)
+    plain = THOR(twin, norm_control="graft", lr=0.02, include=included(twin), **AT_EVERY_STEP)
     expected = train(twin, plain, [(inputs, targets)] * 6)
     run: nn.Module = model
     if order == "before":
         run = cast("nn.Module", torch.compile(model, backend="aot_eager"))
-    optimizer = THOR(model, lr=0.02, include=included(model), **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", lr=0.02, include=included(model), **AT_EVERY_STEP)
     if order == "after":
         run = cast("nn.Module", torch.compile(model, backend="aot_eager"))
     losses = train(run, optimizer, [(inputs, targets)] * 6)
@@ -49,7 +49,9 @@ def test_a_compiled_model_settles(order: str, build: type) -> None:
     run = (
         cast("nn.Module", torch.compile(model, backend="aot_eager")) if order == "before" else model
     )
-    optimizer = THOR(model, lr=0.02, interval=3, refresh=Refresh(stagger=False))
+    optimizer = THOR(
+        model, norm_control="graft", lr=0.02, interval=3, refresh=Refresh(stagger=False)
+    )
     if order == "after":
         run = cast("nn.Module", torch.compile(model, backend="aot_eager"))
     inputs, targets = data(8) if build is mlp else batch_for(model)

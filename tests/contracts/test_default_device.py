@@ -22,8 +22,8 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Any]] = {
     "norms": lambda model: THOR(model, lr=0.01, interval=2, include=included(model)),
     "few rows": lambda model: THOR(model, lr=0.01, interval=1, statistics=Statistics(rows=12)),
     "fewest rows": lambda model: THOR(model, lr=0.01, interval=1, statistics=Statistics(rows=3)),
-    "scale_free": lambda model: THOR.scale_free(model, lr=0.01, interval=2),
-    "spectral": lambda model: THOR(model, lr=0.01, interval=2, norm_control="spectral"),
+    "graft": lambda model: THOR(model, lr=0.01, interval=2, norm_control="graft"),
+    "rms": lambda model: THOR(model, lr=0.01, interval=2, norm_control="rms"),
     "even rows": lambda model: THOR(
         model, lr=0.01, interval=2, norm_control=NormControl("graft", row_decay=0.9)
     ),

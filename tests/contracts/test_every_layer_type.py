@@ -434,20 +434,20 @@ def test_sparse_gradients_are_refused_where_they_would_be_stepped(kind: Any) -> 
     """Case 8: with the way out in the message."""
     model = nn.ModuleDict({"words": kind(5, 3, sparse=True), "head": nn.Linear(3, 2)})
     with pytest.raises(InvalidOptionError, match=r"words.*sparse=False.*SparseAdam"):
-        THOR(model)
-    optimizer = THOR(model, model["head"].parameters())
+        THOR(model, norm_control="graft")
+    optimizer = THOR(model, model["head"].parameters(), norm_control="graft")
     assert "words.weight" in str(optimizer.coverage())
 
 
 def test_types_that_are_off_by_default_say_how_to_switch_them_on() -> None:
     model = nn.Sequential(nn.Embedding(5, 4), nn.LayerNorm(4), nn.Linear(4, 2))
-    reasons = {one.name: one.reason for one in THOR(model).coverage()}
+    reasons = {one.name: one.reason for one in THOR(model, norm_control="graft").coverage()}
     assert "include=(nn.Embedding,)" in reasons["0.weight"]
     assert "include=(nn.LayerNorm,)" in reasons["1.bias"]
-    chosen = THOR(model, include=(nn.LayerNorm, "0"), exclude=("2",))
+    chosen = THOR(model, norm_control="graft", include=(nn.LayerNorm, "0"), exclude=("2",))
     assert [layer.name for layer in chosen.engine.layers] == ["0", "1"]
     with pytest.raises(InvalidOptionError, match="include"):
-        THOR(model, include=(nn.GroupNorm,))
+        THOR(model, norm_control="graft", include=(nn.GroupNorm,))
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_nothing_grows_over_200_steps(
 def test_python_memory_is_flat() -> None:
     """Case 4: no list, dict or closure grows either."""
     model = Transformer()
-    optimizer = THOR(model, lr=0.01, interval=2, include=included(model))
+    optimizer = THOR(model, norm_control="graft", lr=0.01, interval=2, include=included(model))
     inputs, targets = batch_for(model)
 
     def steps(count: int) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import AT_EVERY_STEP, Scale, data, mean_half_square, mlp, train, weights
+from helpers import AT_EVERY_STEP, Scale, data, grafted, mean_half_square, mlp, train, weights
 from torch_thor import KFAC, THOR, CurvatureWarning, Preconditioner, Treatment
 
 
@@ -31,7 +32,9 @@ def test_parameters_that_a_tool_replaces_are_followed() -> None:
     for replaced in (False, True):
         torch.manual_seed(1)
         model = mlp()
-        optimizer = THOR(model, momentum=0.0, **{**AT_EVERY_STEP, "interval": 3})
+        optimizer = THOR(
+            model, norm_control="graft", momentum=0.0, **{**AT_EVERY_STEP, "interval": 3}
+        )
         train(model, optimizer, batches[:2])
         if replaced:
             same_as_replaced(model)
@@ -46,7 +49,7 @@ def test_parameters_that_a_tool_replaces_are_followed() -> None:
 def test_parameters_replaced_before_the_first_step_are_preconditioned() -> None:
     """Case 48."""
     model = mlp()
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     same_as_replaced(model)
     optimizer.param_groups[0]["params"] = list(model.parameters())
     train(model, optimizer, [data(8), data(8)])
@@ -57,7 +60,7 @@ def test_parameters_replaced_before_the_first_step_are_preconditioned() -> None:
 def test_one_parameter_of_a_group_replaced_by_another() -> None:
     """Case 48: a list of the same length, in place."""
     model = mlp()
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     train(model, optimizer, [data(8)])
     model[0].weight = nn.Parameter(torch.randn_like(model.get_parameter("0.weight")))
     optimizer.param_groups[0]["params"][0] = model[0].weight
@@ -70,7 +73,7 @@ def test_one_parameter_of_a_group_replaced_by_another() -> None:
 def test_a_network_that_grows() -> None:
     """Case 49."""
     model = mlp()
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     train(model, optimizer, [data(8)])
     model.append(nn.Linear(3, 3))
     optimizer.add_param_group({"params": model[3].parameters()})
@@ -82,7 +85,7 @@ def test_a_network_that_grows() -> None:
 def test_a_module_replaced_by_another_of_its_shape_starts_anew() -> None:
     """Kind of case 48: a new head is not the old one, whatever its name."""
     model = mlp()
-    optimizer = THOR(model, lr=0.0, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", lr=0.0, **AT_EVERY_STEP)
     train(model, optimizer, [data(8)])
     old = optimizer.factor_norms()
     model[2] = nn.Linear(6, 3)
@@ -91,7 +94,7 @@ def test_a_module_replaced_by_another_of_its_shape_starts_anew() -> None:
     assert optimizer.factor_norms()["0"] == old["0"]
     batch = data(8)
     train(model, optimizer, [batch])
-    fresh = THOR(copy.deepcopy(model), lr=0.0, **AT_EVERY_STEP)
+    fresh = THOR(copy.deepcopy(model), norm_control="graft", lr=0.0, **AT_EVERY_STEP)
     train(fresh.engine.model, fresh, [batch])
     assert optimizer.factor_norms()["2"] == fresh.factor_norms()["2"]
 
@@ -99,7 +102,7 @@ def test_a_module_replaced_by_another_of_its_shape_starts_anew() -> None:
 def test_new_parameters_in_no_group_are_said_not_to_train() -> None:
     """Case 48, 49: torch's own optimizers say nothing."""
     model = mlp()
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     train(model, optimizer, [data(8)])
     model[2] = nn.Linear(6, 3)
     with pytest.warns(CurvatureWarning, match=r"2\.weight.*add_param_group") as caught:
@@ -113,7 +116,7 @@ def test_parameters_of_another_model_are_listed() -> None:
     """Case 67: trained by the base rule, and said so."""
     model, other = mlp(), Scale(3)
     with pytest.warns(CurvatureWarning, match="base rule"):
-        optimizer = THOR(model, [*model.parameters(), *other.parameters()])
+        optimizer = THOR(model, [*model.parameters(), *other.parameters()], norm_control="graft")
     assert "not the model's" in str(optimizer.coverage())
 
 
@@ -121,7 +124,7 @@ def test_parameters_of_another_model_are_listed() -> None:
 def test_a_layer_that_is_wrapped_keeps_its_curvature(names: str) -> None:
     """Kind of case 48: the layer is the same wherever it stands."""
     model = mlp()
-    optimizer = THOR(model, lr=0.0, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", lr=0.0, **AT_EVERY_STEP)
     train(model, optimizer, [data(8)])
     old = optimizer.factor_norms()
     if names == "other":
@@ -134,7 +137,7 @@ def test_a_layer_that_is_wrapped_keeps_its_curvature(names: str) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("kind", [THOR, KFAC])
+@pytest.mark.parametrize("kind", [grafted, KFAC])
 def test_a_layer_frozen_for_a_while_keeps_its_curvature(steps: int, kind: Any) -> None:
     """Case 58."""
     model = mlp()
@@ -156,7 +159,7 @@ def test_a_layer_thawed_between_forward_and_step_is_not_called_starved() -> None
     """Case 10, 48: nobody could have listened to it."""
     model = mlp()
     model[0].requires_grad_(requires_grad=False)
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     train(model, optimizer, [data(8)])
     model[0].requires_grad_()
     train(model, optimizer, [data(8), data(8)])
@@ -182,7 +185,7 @@ def test_a_change_of_one_layer_costs_the_others_nothing() -> None:
     for grows in (False, True):
         torch.manual_seed(1)
         model = mlp()
-        optimizer = THOR(model, **AT_EVERY_STEP)
+        optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
         mean_half_square(model(batch[0]), batch[1]).backward()
         if grows:
             extra = nn.Linear(3, 3)
@@ -210,7 +213,7 @@ class Bypassed(nn.Module):
 def test_coverage_says_what_the_hooks_saw() -> None:
     """Case 75: bypassed layers and layers that are never called are not preconditioned."""
     model = Bypassed()
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     with pytest.warns(CurvatureWarning, match="saw no call") as caught:
         train(model, optimizer, [data(8), data(8)])
     assert {warning.filename.rpartition("/")[2] for warning in caught} == {"helpers.py"}
@@ -223,7 +226,7 @@ def test_coverage_says_what_the_hooks_saw() -> None:
     assert optimizer.coverage().share(Treatment.PRECONDITIONED) == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("build", [THOR, THOR.scale_free], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("build", [grafted, partial(THOR, base="adamw")], ids=["sgd", "adamw"])
 def test_a_layer_without_statistics_steps_by_the_base_rule(build: Any) -> None:
     """Case 51, 75: exactly as if it had been excluded."""
     batches = [data(8) for _ in range(4)]
@@ -245,7 +248,7 @@ def test_a_layer_without_statistics_steps_by_the_base_rule(build: Any) -> None:
 def test_two_optimizers_that_step_the_same_layers_are_told_of_each_other() -> None:
     """Case 78: once each."""
     model = mlp()
-    first, second = THOR(model), THOR(model)
+    first, second = THOR(model, norm_control="graft"), THOR(model, norm_control="graft")
 
     def in_turn() -> None:
         for _ in range(3):
@@ -261,12 +264,12 @@ def test_two_optimizers_that_step_the_same_layers_are_told_of_each_other() -> No
 def test_an_optimizer_that_is_not_used_any_more_is_no_rival(alive: bool) -> None:
     """Case 78: a cell of a notebook that runs again, a checkpoint that is loaded into a new one."""
     model = mlp()
-    old = THOR(model)
+    old = THOR(model, norm_control="graft")
     train(model, old, [data(8)])
     saved = old.state_dict()
     if not alive:
         del old
-    optimizer = THOR(model)
+    optimizer = THOR(model, norm_control="graft")
     optimizer.load_state_dict(saved)
     train(model, optimizer, [data(8), data(8)])
 
@@ -274,6 +277,6 @@ def test_an_optimizer_that_is_not_used_any_more_is_no_rival(alive: bool) -> None
 def test_optimizers_of_parts_are_no_rivals() -> None:
     """Case 78."""
     model = mlp()
-    halves = [THOR(model, part.parameters()) for part in (model[0], model[2])]
+    halves = [THOR(model, part.parameters(), norm_control="graft") for part in (model[0], model[2])]
     for half in (*halves, *halves):
         train(model, half, [data(8)])

@@ -31,7 +31,7 @@ class Doubled(nn.Linear):
 def test_a_transposed_linear_and_a_subclass_train_by_the_base_rule() -> None:
     """Case 9."""
     model = nn.Sequential(Conv1D(5, 4), nn.Tanh(), Doubled(4, 4), nn.Tanh(), nn.Linear(4, 3))
-    optimizer = THOR(model, lr=0.1)
+    optimizer = THOR(model, norm_control="graft", lr=0.1)
     report = {entry.name: entry for entry in optimizer.coverage()}
     for name in ("0.weight", "0.bias", "2.weight", "2.bias"):
         assert report[name].treatment is Treatment.BASE
@@ -58,7 +58,7 @@ def test_parameters_that_no_module_type_owns_train() -> None:
             return self.scale * self.body(x)
 
     model = Scaled()
-    optimizer = THOR(model, lr=0.1)
+    optimizer = THOR(model, norm_control="graft", lr=0.1)
     inputs, targets = data(8)
     mean_half_square(model(inputs), targets).backward()
     optimizer.step()

@@ -20,7 +20,7 @@ def test_every_combination_of_frozen_weight_and_bias(bias: str, weight_trained: 
     if layer.bias is not None:
         layer.bias.requires_grad_(bias == "trained")
     model = nn.Sequential(layer, nn.Tanh(), nn.Linear(4, 3))
-    optimizer = THOR(model, lr=0.1)
+    optimizer = THOR(model, norm_control="graft", lr=0.1)
     before = weights(model)
     for _ in range(2):
         optimizer.zero_grad()
@@ -77,7 +77,7 @@ def test_a_layer_thawed_later_joins() -> None:
 def test_a_layer_frozen_later_stops_moving() -> None:
     """Case 10: and its momentum does not go on pushing it."""
     model = mlp()
-    optimizer = THOR(model, lr=0.1, momentum=0.9)
+    optimizer = THOR(model, norm_control="graft", lr=0.1, momentum=0.9)
     for step in range(4):
         optimizer.zero_grad()
         if step == 2:

@@ -40,6 +40,7 @@ RECIPES: dict[str, Callable[[nn.Module], optim.Optimizer]] = {
         norm_control=NormControl("rms"),
         update=Update(nesterov=True, momentum_first=True, decoupled_decay=True),
         statistics=Statistics(decay=0.8, rows=None),
+        base="sgd",
     ),
     "paper's power, graft, trace rule": lambda model: THOR(
         model,

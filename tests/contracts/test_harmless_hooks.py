@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -75,7 +76,7 @@ STRANGE: dict[str, Callable[[], Tensor]] = {
 @pytest.mark.filterwarnings(NESTED)
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state:UserWarning")
 @pytest.mark.parametrize("kind", STRANGE)
-@pytest.mark.parametrize("build", [THOR, THOR.scale_free], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("build", [partial(THOR, norm_control="graft"), THOR], ids=["sgd", "adamw"])
 def test_what_cannot_be_understood_steps_by_the_base_rule_and_is_said_once(
     kind: str, build: Any
 ) -> None:
@@ -105,7 +106,7 @@ def test_a_subclass_without_rules_of_its_own_is_preconditioned() -> None:
     for labelled in (False, True):
         torch.manual_seed(1)
         model = mlp()
-        optimizer = THOR(model, **AT_EVERY_STEP)
+        optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
         for inputs, targets in [data(8), data(8)]:
             optimizer.zero_grad()
             given = inputs.as_subclass(Labelled) if labelled else inputs
@@ -121,7 +122,7 @@ def test_a_subclass_without_rules_of_its_own_is_preconditioned() -> None:
 def test_layers_without_inputs_or_outputs(sizes: tuple[int, int]) -> None:
     """Case 51."""
     model = nn.Sequential(nn.Linear(*sizes), nn.Flatten())
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     for _ in range(3):
         optimizer.zero_grad()
         model(torch.randn(8, sizes[0])).square().sum().backward()
@@ -132,7 +133,7 @@ def test_layers_without_inputs_or_outputs(sizes: tuple[int, int]) -> None:
 def test_an_empty_batch_among_others_is_no_event() -> None:
     """Case 51: the last shard of a data set may hold nothing."""
     model = mlp()
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     train(model, optimizer, [data(8)])
     optimizer.zero_grad()
     model(torch.empty(0, 5)).sum().backward()
@@ -181,7 +182,7 @@ def test_an_error_in_an_adapter_costs_the_layer_its_curvature_only(where: str) -
     model = nn.Sequential(Custom(5, 4), nn.Tanh(), nn.Linear(4, 3))
     registry._ADAPTERS[Custom] = Broken(where)
     try:
-        optimizer = THOR(model, **AT_EVERY_STEP)
+        optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     finally:
         del registry._ADAPTERS[Custom]
     with pytest.warns(CurvatureWarning, match="'0'.*ZeroDivisionError: by the adapter") as caught:
@@ -199,14 +200,14 @@ def test_a_model_compiled_as_one_graph_trains_and_says_what_to_do(order: str) ->
     run: Any = model
     if order == "before":
         run = torch.compile(model, backend="aot_eager", fullgraph=True)
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     if order == "after":
         run = torch.compile(model, backend="aot_eager", fullgraph=True)
     batches = [data(8) for _ in range(3)]
     with pytest.warns(CurvatureWarning, match="fullgraph") as caught:
         train(run, optimizer, batches)
     assert len(caught) == 2
-    train(bare, THOR(bare, exclude=("*",)), batches)
+    train(bare, THOR(bare, norm_control="graft", exclude=("*",)), batches)
     for one, other in zip(weights(model), weights(bare), strict=True):
         torch.testing.assert_close(one, other)
 
@@ -216,7 +217,7 @@ def test_traces_and_exports_are_those_of_the_bare_model() -> None:
     """Case 54: in steps with statistics too."""
     model = mlp()
     bare = copy.deepcopy(model)
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     example = torch.randn(2, 5)
     for train_first in (False, True):
         if train_first:
@@ -240,7 +241,7 @@ def test_tensorboards_graph(tmp_path: Any) -> None:
     """Case 54."""
     tensorboard = pytest.importorskip("torch.utils.tensorboard", reason="tensorboard is optional")
     model = mlp()
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     with tensorboard.SummaryWriter(str(tmp_path)) as writer:
         writer.add_graph(model, torch.randn(2, 5))
     train(model, optimizer, [data(8)])
@@ -250,7 +251,7 @@ def test_tensorboards_graph(tmp_path: Any) -> None:
 def test_scripting_works_without_hooks_and_says_so_with_them() -> None:
     """Case 54: TorchScript compiles hooks and knows none that it may leave out."""
     model = mlp()
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     example = torch.randn(2, 5)
     with pytest.raises(AttributeError, match="without_hooks"):
         torch.jit.script(model)
@@ -266,7 +267,7 @@ def test_scripting_works_without_hooks_and_says_so_with_them() -> None:
 def test_a_scripted_part_of_a_model_trains_by_the_base_rule() -> None:
     """Case 54: its parameters are listed as such."""
     model = nn.Sequential(torch.jit.script(nn.Linear(5, 4)), nn.Tanh(), nn.Linear(4, 3))
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     before = weights(model)
     train(model, optimizer, [data(8), data(8)])
     assert not any(torch.equal(*pair) for pair in zip(before, weights(model), strict=True))
@@ -277,7 +278,7 @@ def test_a_collected_optimizer_leaves_no_hook() -> None:
     """Case 59: in a notebook, in a search over settings."""
     model = nn.Sequential(nn.Linear(5, 4), nn.MultiheadAttention(4, 2), nn.Linear(4, 3))
     for _ in range(50):
-        THOR(model)
+        THOR(model, norm_control="graft")
     gc.collect()
     assert hooks_of(model) == 0
 
@@ -285,7 +286,7 @@ def test_a_collected_optimizer_leaves_no_hook() -> None:
 def test_a_collected_optimizer_that_has_stepped_leaves_no_hook() -> None:
     """Case 59."""
     model = mlp()
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
     train(model, optimizer, [data(8)])
     scheduler.step()
@@ -297,7 +298,7 @@ def test_a_collected_optimizer_that_has_stepped_leaves_no_hook() -> None:
 def test_copies_lose_what_is_left_of_hooks_with_their_first_call() -> None:
     """Case 59."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    optimizer = THOR(model)
+    optimizer = THOR(model, norm_control="graft")
     twin = copy.deepcopy(model)
     twin(torch.randn(2, 4))
     assert hooks_of(twin) == 0

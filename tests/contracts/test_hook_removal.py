@@ -37,10 +37,10 @@ def test_a_second_optimizer_after_the_first_was_removed_behaves_as_the_only_one(
     batches = [data(8) for _ in range(3)]
     models = [mlp(), mlp()]
     models[1].load_state_dict(models[0].state_dict())
-    first = THOR(models[0], lr=0.1)
+    first = THOR(models[0], norm_control="graft", lr=0.1)
     first.remove()
-    train(models[0], THOR(models[0], lr=0.1), batches)
-    train(models[1], THOR(models[1], lr=0.1), batches)
+    train(models[0], THOR(models[0], norm_control="graft", lr=0.1), batches)
+    train(models[1], THOR(models[1], norm_control="graft", lr=0.1), batches)
     for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(one, other)
 
@@ -48,13 +48,13 @@ def test_a_second_optimizer_after_the_first_was_removed_behaves_as_the_only_one(
 def test_an_optimizer_that_is_dropped_is_collected_and_leaves_the_model_usable() -> None:
     """Case 12: nobody calls remove() in a notebook."""
     model = mlp()
-    optimizer = THOR(model, lr=0.1)
+    optimizer = THOR(model, norm_control="graft", lr=0.1)
     train(model, optimizer, [data(8)])
     gone = weakref.ref(optimizer)
     del optimizer
     gc.collect()
     assert gone() is None
-    train(model, THOR(model, lr=0.1), [data(8)])
+    train(model, THOR(model, norm_control="graft", lr=0.1), [data(8)])
 
 
 def test_deepcopy_and_pickle_of_a_hooked_model() -> None:
@@ -63,9 +63,9 @@ def test_deepcopy_and_pickle_of_a_hooked_model() -> None:
     batches = [data(8) for _ in range(3)]
     reference = mlp()
     reference.load_state_dict(model.state_dict())
-    train(reference, THOR(reference, lr=0.1), batches)
+    train(reference, THOR(reference, norm_control="graft", lr=0.1), batches)
 
-    optimizer = THOR(model, lr=0.1)
+    optimizer = THOR(model, norm_control="graft", lr=0.1)
     train(model, optimizer, batches[:1])
     buffer = io.BytesIO()
     torch.save(model, buffer)
@@ -80,7 +80,9 @@ def test_deepcopy_and_pickle_of_a_hooked_model() -> None:
             assert torch.equal(ours, theirs)
         inputs, targets = data(8)
         mean_half_square(other(100 * inputs), targets).backward()
-        train(other, THOR(other, lr=0.1), batches)  # a copy can be trained by its own optimizer
+        train(
+            other, THOR(other, norm_control="graft", lr=0.1), batches
+        )  # a copy can be trained by its own optimizer
     train(model, optimizer, batches[1:])
     for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
         assert torch.equal(ours, theirs)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # On a device: index tensors made of lists are sent there, and masks are counted before they pick.
 WAITING = {"index", "index_put_", "nonzero", "_local_scalar_dense", "masked_select"}
 KINDS: dict[str, Callable[[nn.Module], Any]] = {
-    "thor": lambda model: THOR(model, **AT_EVERY_STEP),
+    "thor": lambda model: THOR(model, norm_control="graft", **AT_EVERY_STEP),
     "kl_clip": lambda model: THOR(model, norm_control=NormControl("kl_clip"), **AT_EVERY_STEP),
     "kfac": lambda model: KFAC(model, factor_interval=1, inverse_interval=1),
     "ekfac": lambda model: EKFAC(model, factor_interval=1, inverse_interval=1),

@@ -12,7 +12,7 @@ from torch_thor import THOR, Treatment
 def test_an_embedding_with_integer_inputs_comes_first() -> None:
     """Case 8."""
     model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 3))
-    optimizer = THOR(model, lr=0.1)
+    optimizer = THOR(model, norm_control="graft", lr=0.1)
     tokens, targets = torch.randint(9, (8, 3)), torch.randn(8, 3)
     (before,) = weights(model[0])
     for _ in range(2):
@@ -29,7 +29,7 @@ def test_an_embedding_with_integer_inputs_comes_first() -> None:
 def test_float_inputs_keep_their_values_and_need_no_gradient() -> None:
     """Case 8."""
     model = mlp()
-    optimizer = THOR(model, lr=0.1)
+    optimizer = THOR(model, norm_control="graft", lr=0.1)
     inputs, targets = data(8)
     before = inputs.clone()
     mean_half_square(model(inputs), targets).backward()

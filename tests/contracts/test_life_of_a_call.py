@@ -142,7 +142,7 @@ def test_zero_grad_between_forward_and_backward_changes_nothing(drop: Any) -> No
 def test_a_gradient_that_is_zeroed_before_the_step_counts_nothing() -> None:
     """Case 46: without any later backward that could be noticed."""
     model = mlp()
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     train(model, optimizer, [data(8)])
     before = optimizer.factor_norms()
     mean_half_square(*[3 * part for part in (model(data(8)[0]), data(8)[1])]).backward()
@@ -156,7 +156,7 @@ def test_a_layer_whose_gradient_is_always_zero_still_counts() -> None:
     model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
     with torch.no_grad():
         model.get_parameter("0.bias").fill_(-100.0)  # every unit behind it is dead
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     inputs, targets = data(8)
     mean_half_square(model(inputs), targets).backward()
     nn.utils.clip_grad_norm_(model.parameters(), 0.1)
@@ -227,7 +227,7 @@ def test_two_optimizers_on_parts_of_one_model_that_step_in_turn() -> None:
         model = mlp()
         parts = {"first": model[0], "last": model[2]}
         both = {
-            name: THOR(model, part.parameters(), lr=0.0, **AT_EVERY_STEP)
+            name: THOR(model, part.parameters(), norm_control="graft", lr=0.0, **AT_EVERY_STEP)
             for name, part in parts.items()
         }
         for number, (inputs, targets) in enumerate(batches):

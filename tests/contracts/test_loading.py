@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import AT_EVERY_STEP, assert_same_weights, convnet, data, mlp, train
+from helpers import AT_EVERY_STEP, assert_same_weights, convnet, data, grafted, mlp, train
 from torch_thor import (
     EKFAC,
     KFAC,
@@ -32,10 +32,9 @@ if TYPE_CHECKING:
 
 FREEZING = TraceRule(update_above=1e9, freeze_below=1e8)
 KINDS: dict[str, Callable[[nn.Module], Any]] = {
-    "THOR": lambda m: THOR(m, interval=3),
-    "scale free": lambda m: THOR.scale_free(m, interval=2),
-    "trace rule": lambda m: THOR(m, interval=1, trace_rule=FREEZING),
-    "rows evened": lambda m: THOR(m, norm_control="spectral", interval=2),
+    "THOR": lambda m: THOR(m, norm_control="graft", interval=3),
+    "trace rule": lambda m: THOR(m, norm_control="graft", interval=1, trace_rule=FREEZING),
+    "rows evened": lambda m: THOR(m, norm_control="spectral", base="sgd", interval=2),
     "KFAC": lambda m: KFAC(m, lr=0.01, factor_interval=2, inverse_interval=3),
     "EKFAC": lambda m: EKFAC(m, lr=0.01, factor_interval=2, inverse_interval=3),
 }
@@ -56,7 +55,7 @@ def assert_same_state(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 def trained(model: nn.Module, steps: int = 2, **options: Any) -> THOR:
-    optimizer = THOR(model, interval=1, **options)
+    optimizer = THOR(model, norm_control="graft", interval=1, **options)
     train(model, optimizer, [data(8)] * steps)
     return optimizer
 
@@ -129,14 +128,14 @@ def test_a_layer_that_was_frozen_when_it_was_saved_goes_on_when_it_is_thawed() -
     batches = [data(8) for _ in range(6)]
     models = [mlp(), mlp()]
     models[1].load_state_dict(models[0].state_dict())
-    optimizers = [THOR(model, **AT_EVERY_STEP) for model in models]
+    optimizers = [THOR(model, norm_control="graft", **AT_EVERY_STEP) for model in models]
 
     for model, optimizer in zip(models, optimizers, strict=True):
         train(model, optimizer, batches[:2])
         model[0].requires_grad_(False)
         train(model, optimizer, batches[2:4])
     saved = through_a_file(optimizers[1].state_dict())
-    optimizers[1] = THOR(models[1], **AT_EVERY_STEP)
+    optimizers[1] = THOR(models[1], norm_control="graft", **AT_EVERY_STEP)
     optimizers[1].load_state_dict(saved)
     for model, optimizer in zip(models, optimizers, strict=True):
         model[0].requires_grad_(True)
@@ -153,7 +152,7 @@ def test_a_layer_may_be_frozen_or_thawed_between_saving_and_loading() -> None:
     train(model, optimizer, [data(8)])
     part = optimizer.state_dict()
     assert list(part["curvature"]["layers"]) == ["2"]
-    other = THOR(twin, interval=1)
+    other = THOR(twin, norm_control="graft", interval=1)
     other.load_state_dict(part)
     assert sorted(other.factor_norms()) == ["0", "2"]
     twin[0].requires_grad_(requires_grad=False)
@@ -190,12 +189,12 @@ def test_factors_after_a_reset_are_those_of_the_next_batch() -> None:
     """Case 50: whatever was averaged before."""
     model, batch = mlp(), data(8)
     options: dict[str, Any] = {"statistics": Statistics(rows=None), "lr": 0.0}
-    optimizer = THOR(model, **options)
+    optimizer = THOR(model, norm_control="graft", **options)
     train(model, optimizer, [data(8)] * 3)
     optimizer.reset_curvature()
     train(model, optimizer, [batch])
     optimizer.remove()
-    fresh = THOR(model, **options)
+    fresh = THOR(model, norm_control="graft", **options)
     train(model, fresh, [batch])
     assert optimizer.factor_norms() == fresh.factor_norms()
 
@@ -207,7 +206,12 @@ def test_a_reset_drops_calls_that_wait_and_begins_intervals_anew() -> None:
     model, twin = mlp(), mlp()
 
     def build(of: nn.Module) -> THOR:
-        return THOR(of, interval=GrowingInterval(1, 2.0), refresh=Refresh(stagger=False))
+        return THOR(
+            of,
+            norm_control="graft",
+            interval=GrowingInterval(1, 2.0),
+            refresh=Refresh(stagger=False),
+        )
 
     def refreshes(of: nn.Module, optimizer: THOR, parts: list[Any]) -> list[int]:
         found = []
@@ -277,10 +281,10 @@ def test_a_new_head_begins_anew_and_the_other_layers_go_on(
 ) -> None:
     """Case 50."""
     old, new = Net(4), Net(7, head)
-    saver = THOR(old, interval=1)
+    saver = THOR(old, norm_control="graft", interval=1)
     fit(old, saver, 3, 4)
     saved = through_a_file(saver.state_dict())
-    optimizer = THOR(new, interval=5)
+    optimizer = THOR(new, norm_control="graft", interval=5)
     optimizer.load_curvature(saved if whole else saved["curvature"], leave_out=leave_out)
     layers = optimizer.state_dict()["curvature"]["layers"]
     for name in ("body.0", "body.2"):
@@ -296,9 +300,9 @@ def test_a_new_head_begins_anew_and_the_other_layers_go_on(
 def test_layers_can_be_left_out_by_type_and_all_of_them_can_be_loaded() -> None:
     """Case 50."""
     model, other = convnet(), convnet()
-    saver = THOR(model, interval=1)
+    saver = THOR(model, norm_control="graft", interval=1)
     train(model, saver, [data(8, 2, 6, 6)])
-    optimizer = THOR(other, interval=1)
+    optimizer = THOR(other, norm_control="graft", interval=1)
     optimizer.load_curvature(saver.state_dict(), leave_out=nn.Linear)
     ready = {name: entry["ready"] for name, entry in layers_of(optimizer).items()}
     assert ready == {"0": True, "2": True, "5": False}
@@ -318,9 +322,9 @@ def test_a_new_head_where_the_split_is_measured(
     """Case 50: the others keep the checkpoint's cut, the new one gets the usual."""
     monkeypatch.setenv("TORCH_THOR_CACHE", str(tmp_path))
     old, new = Net(4), Net(100)
-    saver = THOR(old, interval=1, split=2)
+    saver = THOR(old, norm_control="graft", interval=1, split=2)
     fit(old, saver, 1, 4)
-    optimizer = THOR(new, interval=1, split=split)
+    optimizer = THOR(new, norm_control="graft", interval=1, split=split)
     optimizer.load_curvature(saver.state_dict(), leave_out="head")
     cuts = {name: entry["split"] for name, entry in layers_of(optimizer).items()}
     assert cuts == {"body.0": [2, 2], "body.2": [2, 2], "head": [4, 50]}
@@ -341,7 +345,10 @@ def test_what_does_not_fit_and_is_not_left_out_is_refused(
 ) -> None:
     """Case 50."""
     old, new = Net(4), Net(7)
-    saver, optimizer = THOR(old, interval=1), THOR(new, interval=1)
+    saver, optimizer = (
+        THOR(old, norm_control="graft", interval=1),
+        THOR(new, norm_control="graft", interval=1),
+    )
     fit(old, saver, 2, 4)
     fit(new, optimizer, 2, 7)
     before = copy.deepcopy(optimizer.state_dict())
@@ -423,7 +430,7 @@ def test_a_load_that_is_refused_changes_nothing(name: str, steps: int) -> None:
     state = through_a_file(trained(mlp(), 3, lr=0.3).state_dict())
     models = [mlp(), mlp()]
     models[1].load_state_dict(models[0].state_dict())
-    optimizers = [THOR(model, interval=2) for model in models]
+    optimizers = [THOR(model, norm_control="graft", interval=2) for model in models]
     batches = [data(8) for _ in range(steps + 3)]
     for model, optimizer in zip(models, optimizers, strict=True):
         train(model, optimizer, batches[:steps])
@@ -440,7 +447,7 @@ def test_a_load_that_is_refused_changes_nothing(name: str, steps: int) -> None:
 def test_the_state_that_is_spoiled_there_is_good_otherwise() -> None:
     """Case 64: each of them is refused for what was changed."""
     state = through_a_file(trained(mlp(), 3, lr=0.3).state_dict())
-    THOR(mlp(), interval=2).load_state_dict(state)
+    THOR(mlp(), norm_control="graft", interval=2).load_state_dict(state)
 
 
 @pytest.mark.parametrize(
@@ -455,7 +462,7 @@ def test_other_groups_are_refused(groups: Callable[[nn.Module], Any]) -> None:
     """Case 64: torch finds them after the curvature has been seen to fit."""
     model, other = mlp(), mlp()
     saved = trained(model).state_dict()
-    optimizer = THOR(other, groups(other), interval=1)
+    optimizer = THOR(other, groups(other), norm_control="graft", interval=1)
     train(other, optimizer, [data(8)] * 2)
     before = copy.deepcopy(optimizer.state_dict())
     with pytest.raises(StateMismatchError, match="groups of"):
@@ -470,24 +477,24 @@ def test_other_groups_are_refused(groups: Callable[[nn.Module], Any]) -> None:
 @pytest.mark.parametrize(
     ("kind", "save_with", "load_with", "words"),
     [
-        (THOR, {"split": 4}, {"split": 2}, ["split=2", "(3, 3)", "(2, 2)"]),
-        (THOR, {"split": 4}, {"split": None}, ["split=None", "(3, 3)", "(6, 6)"]),
-        (THOR, {"split": None}, {"split": 3}, ["split=3", "(6, 6)", "(3, 3)"]),
-        (THOR, {"power": 1}, {"power": 0.5}, ["power=1", "power=0.5"]),
+        (grafted, {"split": 4}, {"split": 2}, ["split=2", "(3, 3)", "(2, 2)"]),
+        (grafted, {"split": 4}, {"split": None}, ["split=None", "(3, 3)", "(6, 6)"]),
+        (grafted, {"split": None}, {"split": 3}, ["split=3", "(6, 6)", "(3, 3)"]),
+        (grafted, {"power": 1}, {"power": 0.5}, ["power=1", "power=0.5"]),
         (
-            THOR,
+            grafted,
             {"statistics": Statistics(fisher="empirical")},
             {"statistics": Statistics(fisher="mc")},
             ["fisher='empirical'", "fisher='mc'"],
         ),
         (
-            THOR,
+            grafted,
             {"statistics": Statistics(weight_sharing="reduce")},
             {"statistics": Statistics()},
             ["weight_sharing='reduce'", "weight_sharing='expand'"],
         ),
         (
-            THOR,
+            grafted,
             {"statistics": Statistics(loss_reduction="sum")},
             {"statistics": Statistics()},
             ["loss_reduction='sum'", "loss_reduction='mean'"],
@@ -535,7 +542,7 @@ def test_a_measured_split_takes_the_checkpoints_cut(
     monkeypatch.setenv("TORCH_THOR_CACHE", str(tmp_path))
     model, other = mlp(), mlp()
     saved = trained(model, split=2).state_dict()
-    optimizer = THOR(other, interval=1, split=split)
+    optimizer = THOR(other, norm_control="graft", interval=1, split=split)
     if used:
         train(other, optimizer, [data(8)])
     optimizer.load_state_dict(saved)
@@ -568,9 +575,9 @@ def due(model: nn.Module, optimizer: THOR, steps: int) -> list[int]:
 def test_the_new_interval_wins_at_once(old: Any, new: Any, expected: list[int]) -> None:
     """Case 64: a saved cycle of a thousand steps does not keep the old interval alive."""
     model, refresh = mlp(), Refresh(stagger=False)
-    saver = THOR(model, interval=old, refresh=refresh)
+    saver = THOR(model, norm_control="graft", interval=old, refresh=refresh)
     train(model, saver, [data(8)] * 5)
-    optimizer = THOR(model, interval=new, refresh=refresh)
+    optimizer = THOR(model, norm_control="graft", interval=new, refresh=refresh)
     optimizer.load_state_dict(through_a_file(saver.state_dict()))
     saver.remove()
     assert due(model, optimizer, 8) == expected
@@ -581,16 +588,16 @@ def test_the_new_interval_wins_at_once(old: Any, new: Any, expected: list[int]) 
 def test_layers_that_another_rule_froze_are_free(rule: TraceRule | None, version: int) -> None:
     """Case 64: the rule is the new optimizer's; version 0.1 did not save which it was."""
     model = mlp()
-    saver = THOR(model, trace_rule=FREEZING, **AT_EVERY_STEP)
+    saver = THOR(model, norm_control="graft", trace_rule=FREEZING, **AT_EVERY_STEP)
     train(model, saver, [data(8)] * 3)
     assert all(place.record.frozen for place in saver.engine.store)
     saved = through_a_file(saver.state_dict())
     saver.remove()
-    same = THOR(model, trace_rule=FREEZING, **AT_EVERY_STEP)
+    same = THOR(model, norm_control="graft", trace_rule=FREEZING, **AT_EVERY_STEP)
     same.load_state_dict(saved)
     assert due(model, same, 3) == []
     same.remove()
-    optimizer = THOR(model, trace_rule=rule, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", trace_rule=rule, **AT_EVERY_STEP)
     optimizer.load_state_dict(as_version_0_1(saved) if version == 1 else saved)
     free = version == 2 or rule is None or rule.freeze_below == 0
     assert due(model, optimizer, 3) == ([3, 4, 5] if free else [])
@@ -601,10 +608,10 @@ def test_the_new_damping_mode_wins_at_once() -> None:
     model, twin = mlp(), mlp()
     batches = [data(8) for _ in range(4)]
     options: dict[str, Any] = {"lr": 0.0, "interval": 1000, "power": 1.0}
-    saver = THOR(model, damping=Damping(0.1, "relative"), **options)
+    saver = THOR(model, norm_control="graft", damping=Damping(0.1, "relative"), **options)
     train(model, saver, batches[:3])
     twin.load_state_dict(model.state_dict())
-    optimizer = THOR(twin, damping=Damping(0.1, "both"), **options)
+    optimizer = THOR(twin, norm_control="graft", damping=Damping(0.1, "both"), **options)
     optimizer.load_state_dict(through_a_file(saver.state_dict()))
     train(twin, optimizer, batches[3:])
     stack = optimizer.engine.stacks[0]
@@ -617,7 +624,7 @@ def test_the_new_damping_mode_wins_at_once() -> None:
 def test_norm_control_order_and_base_rule_are_the_new_optimizers(control: Any) -> None:
     """Case 64: a checkpoint of another base rule loads, and the new rule begins."""
     model = nn.Sequential(nn.Linear(5, 6), nn.LayerNorm(6), nn.Linear(6, 3))
-    saver = THOR(model, lr=0.01, interval=1)
+    saver = THOR(model, norm_control="graft", lr=0.01, interval=1)
     train(model, saver, [data(8)] * 2)
     order = Update(nesterov=False, momentum_first=False, decoupled_decay=True)
     optimizer = THOR(model, norm_control=control, update=order, base=Base("adamw"), interval=1)
@@ -627,7 +634,7 @@ def test_norm_control_order_and_base_rule_are_the_new_optimizers(control: Any) -
     train(model, optimizer, [data(8)] * 2)
     assert optimizer.state[model.get_parameter("1.weight")]["step"] == 2
     optimizer.remove()
-    back = THOR(model, lr=0.01, interval=1)
+    back = THOR(model, norm_control="graft", lr=0.01, interval=1)
     back.load_state_dict(through_a_file(optimizer.state_dict()))
     train(model, back, [data(8)])
 
@@ -685,7 +692,7 @@ def test_a_checkpoint_of_version_0_1_loads(rows: bool) -> None:
     if not rows:
         del saved["curvature"]["layers"][""]["rows"]
     model = nn.Linear(2, 1, bias=False)
-    optimizer = THOR(model, split=None)
+    optimizer = THOR(model, norm_control="graft", split=None)
     optimizer.load_state_dict(through_a_file(saved))
     clock = optimizer.engine.calendar.clocks[0]
     assert (optimizer.engine.steps, clock.start, clock.length) == (4, 0, 20)
@@ -725,11 +732,11 @@ def test_a_wrapped_models_checkpoint_is_the_models(wrap: Any) -> None:
     """Case 67: both ways."""
     model, twin = mlp(), mlp()
     bare = trained(model)
-    wrapped = THOR(wrap(twin), interval=1)
+    wrapped = THOR(wrap(twin), norm_control="graft", interval=1)
     wrapped.load_state_dict(bare.state_dict())
     norms = list(bare.factor_norms().values())
     assert list(wrapped.factor_norms().values()) == norms
-    again = THOR(mlp(), interval=1)
+    again = THOR(mlp(), norm_control="graft", interval=1)
     again.load_state_dict(through_a_file(wrapped.state_dict()))
     assert list(again.factor_norms().values()) == norms
 
@@ -741,6 +748,6 @@ def test_names_of_a_wrapper_in_an_old_checkpoint_are_understood(prefix: str) -> 
     saved = trained(model).state_dict()
     layers = saved["curvature"]["layers"]
     saved["curvature"]["layers"] = {f"{prefix}{name}": layers[name] for name in layers}
-    again = THOR(mlp(), interval=1)
+    again = THOR(mlp(), norm_control="graft", interval=1)
     again.load_state_dict(through_a_file(saved))
     assert sorted(again.factor_norms()) == ["0", "2"]

@@ -94,7 +94,7 @@ def test_scheduler_and_optimizer_resume_together(name: str) -> None:
     def fresh() -> tuple[Any, Any, Any]:
         torch.manual_seed(2)
         model = mlp()
-        optimizer = THOR(model, lr=0.1, **AT_EVERY_STEP)
+        optimizer = THOR(model, norm_control="graft", lr=0.1, **AT_EVERY_STEP)
         return model, optimizer, build(name, optimizer)
 
     def go(model: Any, optimizer: Any, schedule: Any, part: Any) -> None:

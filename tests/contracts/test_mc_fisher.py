@@ -120,7 +120,7 @@ def test_a_loss_scale_does_not_enter_either() -> None:
 
 def test_steps_between_refreshes_cost_no_backward() -> None:
     model, inputs = mlp(), torch.randn(8, 5)
-    optimizer = THOR(model, interval=4, statistics=Statistics(fisher="mc"))
+    optimizer = THOR(model, norm_control="graft", interval=4, statistics=Statistics(fisher="mc"))
     wanted: list[bool] = []
     seen: list[int] = []
     for _ in range(9):
@@ -204,7 +204,9 @@ def test_it_trains_a_classifier() -> None:
     model = nn.Sequential(nn.Linear(5, 16), nn.ReLU(inplace=True), nn.Linear(16, 3))
     inputs = torch.randn(64, 5)
     targets = inputs[:, :3].argmax(1)
-    optimizer: THOR | KFAC = THOR(model, **{**AT_EVERY_STEP, "statistics": Statistics(fisher="mc")})
+    optimizer: THOR | KFAC = THOR(
+        model, norm_control="graft", **{**AT_EVERY_STEP, "statistics": Statistics(fisher="mc")}
+    )
     losses = []
     for _ in range(30):
         optimizer.zero_grad()

@@ -37,7 +37,7 @@ def test_channels_last_gives_the_same_step(split: int | None, groups: int) -> No
     found = []
     for order in (torch.contiguous_format, torch.channels_last):
         model = copy.deepcopy(start).to(memory_format=order)
-        optimizer = THOR(model, split=split, **AT_EVERY_STEP)
+        optimizer = THOR(model, norm_control="graft", split=split, **AT_EVERY_STEP)
         train(model, optimizer, [(x.to(memory_format=order), y) for x, y in batches])
         assert model.get_parameter("0.weight").is_contiguous(memory_format=order)
         found.append(weights(model))
@@ -53,7 +53,7 @@ def test_a_weight_that_is_a_transposed_view_trains() -> None:
     assert not layer.weight.is_contiguous()
     batches = [data(8, dtype=torch.float64) for _ in range(3)]
     for model in (layer, plain):
-        train(model, THOR(model, **AT_EVERY_STEP), batches)
+        train(model, THOR(model, norm_control="graft", **AT_EVERY_STEP), batches)
     torch.testing.assert_close(layer.weight.contiguous(), plain.weight)
 
 
@@ -80,7 +80,7 @@ def test_the_type_of_the_inverses_changes_little(dtype: torch.dtype) -> None:
         torch.manual_seed(1)
         model = convnet()
         options = {**AT_EVERY_STEP, "refresh": Refresh(stagger=False, inverse_dtype=kept)}
-        optimizer = THOR(model, lr=0.02, **options)
+        optimizer = THOR(model, norm_control="graft", lr=0.02, **options)
         train(model, optimizer, batches)
         assert {p.dtype for p in model.parameters()} == {torch.float32}
         found.append(torch.cat([one.flatten() for one in weights(model)]))
@@ -91,7 +91,7 @@ def test_the_type_of_the_inverses_changes_little(dtype: torch.dtype) -> None:
 def test_an_empty_batch_is_no_error(shape: tuple[int, ...]) -> None:
     """Case 39 (one process): a rank's last batch may be empty."""
     model = mlp()
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     train(model, optimizer, [data(8)])
     optimizer.zero_grad()
     model(torch.randn(shape)).sum().backward()
@@ -103,7 +103,7 @@ def test_an_empty_batch_is_no_error(shape: tuple[int, ...]) -> None:
 def test_a_single_unbatched_sample_trains() -> None:
     """Linear on [in] and Conv2d on [channels, height, width]."""
     for model, shape in ((nn.Linear(5, 3), (5,)), (nn.Conv2d(2, 3, 2), (2, 4, 4))):
-        optimizer = THOR(model, **AT_EVERY_STEP)
+        optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
         before = weights(model)
         model(torch.randn(shape)).square().sum().backward()
         optimizer.step()

@@ -138,7 +138,7 @@ def test_an_all_zero_first_gradient_gives_a_finite_step(mode: Any, control: Any)
 def test_an_all_zero_input_gives_a_finite_step() -> None:
     """Case 23: tr A = 0 without a bias."""
     model = mlp(bias=False)
-    optimizer = THOR(model, lr=0.1, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", lr=0.1, **AT_EVERY_STEP)
     _, targets = data(8)
     train(model, optimizer, [(torch.zeros(8, 5), targets)] * 2 + [data(8)])
     assert all(one.isfinite().all() for one in weights(model))
@@ -151,7 +151,7 @@ def test_a_step_with_bad_numbers_is_skipped_without_a_trace(value: float, where:
     batches = [data(8) for _ in range(4)]
     models = [mlp(), mlp()]
     models[1].load_state_dict(models[0].state_dict())
-    clean, hit = (THOR(model, lr=0.1, **AT_EVERY_STEP) for model in models)
+    clean, hit = (THOR(model, norm_control="graft", lr=0.1, **AT_EVERY_STEP) for model in models)
     train(models[0], clean, batches)
     train(models[1], hit, batches[:2])
     hit.zero_grad()
@@ -194,7 +194,7 @@ def test_bad_numbers_never_reach_a_running_average(where: str, value: float) -> 
 def test_a_step_with_bad_numbers_raises_where_asked_to(value: float) -> None:
     """Case 24."""
     model = mlp()
-    optimizer = THOR(model, lr=0.1, refresh=Refresh(on_nonfinite="raise"))
+    optimizer = THOR(model, norm_control="graft", lr=0.1, refresh=Refresh(on_nonfinite="raise"))
     train(model, optimizer, [data(8)])
     before = weights(model)
     inputs, targets = data(8)
@@ -227,7 +227,7 @@ def test_low_precision_parameters_have_float32_statistics(dtype: torch.dtype) ->
 def test_autocast_trains(build: Any, dtype: torch.dtype) -> None:
     """Case 25."""
     model = build()
-    optimizer = THOR(model, lr=0.05, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", lr=0.05, **AT_EVERY_STEP)
     shape = (5,) if build is mlp else (2, 6, 6)
     inputs, targets = data(32, *shape)
     losses = []
@@ -280,5 +280,5 @@ def test_power_one_never_calls_an_eigendecomposition(monkeypatch: pytest.MonkeyP
     for name in ("eigh", "eigvalsh", "svd", "eig"):
         monkeypatch.setattr(torch.linalg, name, forbidden)
     model = convnet()
-    optimizer = THOR(model, lr=0.1, power=1.0, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", lr=0.1, power=1.0, **AT_EVERY_STEP)
     train(model, optimizer, [data(8, 2, 6, 6) for _ in range(2)])

@@ -141,7 +141,7 @@ def test_rows_go_with_a_gradient_that_autograd_grad_returned() -> None:
 def test_a_zeroed_gradient_of_a_forward_before_the_last_step_counts_nothing() -> None:
     """Case 46: the forward of the next batch runs before the step of this one."""
     model = nn.Linear(5, 3)
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     train(model, optimizer, [data(8)])
     optimizer.zero_grad()
     loss = mean_half_square(model(data(8)[0]), data(8)[1])
@@ -177,7 +177,7 @@ def test_groups_that_swap_their_parameters_are_followed() -> None:
         {"params": list(model[0].parameters()), "lr": 0.0},
         {"params": list(model[2].parameters()), "lr": 0.1},
     ]
-    optimizer = THOR(model, said, **AT_EVERY_STEP)
+    optimizer = THOR(model, said, norm_control="graft", **AT_EVERY_STEP)
     train(model, optimizer, [data(8), data(8)])
     one, other = optimizer.param_groups
     one["params"], other["params"] = other["params"], one["params"]
@@ -190,7 +190,7 @@ def test_groups_that_swap_their_parameters_are_followed() -> None:
 def test_a_module_that_was_replaced_is_free() -> None:
     """Case 58: what rests is of modules that the model still has."""
     model = mlp()
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     train(model, optimizer, [data(8)])
     gone = weakref.ref(model[2])
     model[2] = nn.Linear(6, 3)
@@ -204,9 +204,9 @@ def test_a_module_that_was_replaced_is_free() -> None:
 def test_coverage_after_loading_is_that_of_the_state() -> None:
     """Case 50, 75: before any step."""
     model = mlp()
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     train(model, optimizer, [data(8)])
-    fresh = THOR(mlp(), **AT_EVERY_STEP)
+    fresh = THOR(mlp(), norm_control="graft", **AT_EVERY_STEP)
     fresh.load_state_dict(optimizer.state_dict())
     assert {entry.treatment for entry in fresh.coverage()} == {Treatment.PRECONDITIONED}
     optimizer.reset_curvature()
@@ -233,7 +233,7 @@ def test_a_layer_one_of_whose_calls_is_strange_has_no_statistics_of_the_others()
 def test_attention_is_heard_after_its_hooks_were_off() -> None:
     """Case 54."""
     model = nn.MultiheadAttention(4, 2, batch_first=True)
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     with optimizer.without_hooks():
         pass
     x = torch.randn(3, 5, 4)
@@ -261,9 +261,9 @@ def test_a_mask_is_forgotten_after_the_step() -> None:
 def test_an_unused_optimizer_is_no_rival_while_another_models_steps_too() -> None:
     """Case 78: a GAN whose notebook cell runs again."""
     model, other = mlp(), mlp()
-    old = THOR(model)
+    old = THOR(model, norm_control="graft")
     train(model, old, [data(8)])
-    optimizer, others = THOR(model), THOR(other)
+    optimizer, others = THOR(model, norm_control="graft"), THOR(other, norm_control="graft")
     for _ in range(3):
         train(other, others, [data(8)])
         train(model, optimizer, [data(8)])
@@ -312,7 +312,7 @@ def test_optimizers_of_two_projections_of_one_attention_both_hear_theirs() -> No
     """Case 78: kind of 45, too: the inner of two watches hides the attention from the outer one."""
     model = nn.MultiheadAttention(4, 2, batch_first=True)
     parts = [[model.in_proj_weight, model.in_proj_bias], list(model.out_proj.parameters())]
-    both = [THOR(model, part, **AT_EVERY_STEP) for part in parts]
+    both = [THOR(model, part, norm_control="graft", **AT_EVERY_STEP) for part in parts]
     for optimizer in (*both, *both):
         model.zero_grad()
         x = torch.randn(3, 5, 4)
@@ -324,7 +324,7 @@ def test_optimizers_of_two_projections_of_one_attention_both_hear_theirs() -> No
 def test_layers_that_are_frozen_in_turn_have_curvature() -> None:
     """Case 48, 58: a GAN in one optimizer, layers that train one after the other."""
     model = mlp()
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     for step in range(6):
         for number in (0, 2):
             model[number].requires_grad_(step % 2 == number // 2)
@@ -371,7 +371,7 @@ def test_gradients_that_are_zeroed_through_data_are_dropped(kept: bool) -> None:
 
 def test_failed_calls_of_autograd_grad_leave_no_hooks() -> None:
     model = mlp()
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     for _ in range(5):
         hidden = model[1](model[0](data(8)[0]))
         hidden.register_hook(lambda _: 1 / 0)
@@ -407,7 +407,7 @@ def test_sampled_labels_of_a_dropped_batch_are_dropped(late: bool) -> None:
 def test_no_layer_is_heard_twice(how: str) -> None:
     """Case 54, 59."""
     model = mlp()
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     if how == "removed":
         optimizer.remove()
     with optimizer.without_hooks():
@@ -425,7 +425,7 @@ def test_no_layer_is_heard_twice(how: str) -> None:
 def test_a_pruned_layer_comes_back() -> None:
     """Case 48: the same parameters under other names."""
     model = mlp()
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     train(model, optimizer, [data(8)])
     prune.l1_unstructured(model[0], "weight", amount=0.5)
     train(model, optimizer, [data(8)])
@@ -452,7 +452,7 @@ class Renamed(nn.Module):
 def test_a_renamed_layer_keeps_its_curvature_under_its_new_name() -> None:
     """Case 48."""
     model = Renamed()
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     train(model, optimizer, [data(8)])
     before = optimizer.factor_norms()
     model.head = model.old
@@ -548,7 +548,7 @@ def test_two_backwards_through_one_forward_are_one_sum() -> None:
 def test_gradients_that_wait_hinder_no_change_of_types() -> None:
     """Case 48: torch swaps tensors then, and none that somebody refers to weakly."""
     model = mlp()
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
         train(model, optimizer, [data(8)])
@@ -560,7 +560,7 @@ def test_gradients_that_wait_hinder_no_change_of_types() -> None:
 def test_a_model_that_was_saved_whole_takes_hooks() -> None:
     """Case 59: whatever numbers torch gives them in another process."""
     model = mlp()
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     train(model, optimizer, [data(8)])
     twin = pickle.loads(pickle.dumps(model))
     numbers = [*twin[0]._forward_hooks, *twin[0]._forward_hooks_with_kwargs]
@@ -573,7 +573,7 @@ def test_a_model_that_was_saved_whole_takes_hooks() -> None:
 def test_an_interrupted_attention_is_left_at_the_next_step() -> None:
     """Case 51: torch calls no hook after a KeyboardInterrupt."""
     model = nn.MultiheadAttention(4, 2, batch_first=True)
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     x, plain = torch.randn(3, 5, 4), model.forward
     before = torch._C._len_torch_function_stack()
 
@@ -629,7 +629,11 @@ def test_hooks_that_change_the_output_before_ours_are_seen() -> None:
 def test_a_rate_that_a_schedule_overrules_is_said() -> None:
     """Case 60: once."""
     model = mlp()
-    optimizer = THOR(model, lr=PolynomialDecay(0.1, end_epoch=2.0, power=1.0, steps_per_epoch=10))
+    optimizer = THOR(
+        model,
+        norm_control="graft",
+        lr=PolynomialDecay(0.1, end_epoch=2.0, power=1.0, steps_per_epoch=10),
+    )
     train(model, optimizer, [data(8)])
 
     def go() -> None:
@@ -649,7 +653,7 @@ def test_what_records_operations_records_the_bare_model() -> None:
     model = mlp()
     inputs = data(8)[0]
     bare = [node.target for node in make_fx(model)(inputs).graph.nodes]
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     assert [node.target for node in make_fx(model)(inputs).graph.nodes] == bare
     train(model, optimizer, [data(8)])
     assert set(optimizer.factor_norms()) == {"0", "2"}

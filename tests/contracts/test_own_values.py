@@ -67,7 +67,7 @@ def test_a_schedule_serves_the_groups_that_did_not_say_their_own(
 def test_a_group_that_is_added_later_is_heard_too() -> None:
     """Case 60."""
     model = mlp()
-    optimizer = THOR(model, model[0].parameters(), lr=RATE)
+    optimizer = THOR(model, model[0].parameters(), norm_control="graft", lr=RATE)
     optimizer.add_param_group({"params": model[2].parameters(), "lr": 0.5})
     train(model, optimizer, [data(8)] * 3)
     assert [group["lr"] for group in optimizer.param_groups] == [RATE(2), 0.5]
@@ -82,11 +82,18 @@ def test_groups_with_a_rate_of_their_own_train_as_with_constants() -> None:
     scheduled = THOR(
         models[0],
         groups(models[0], lr=0.01, damping=0.1),
+        norm_control="graft",
         lr=RATE,
         damping=DAMPING,
         **AT_EVERY_STEP,
     )
-    plain = THOR(models[1], groups(models[1]), damping=Damping(1.0, "both"), **AT_EVERY_STEP)
+    plain = THOR(
+        models[1],
+        groups(models[1]),
+        norm_control="graft",
+        damping=Damping(1.0, "both"),
+        **AT_EVERY_STEP,
+    )
     for step, batch in enumerate(batches):
         plain.param_groups[0].update(lr=0.01, damping=0.1)
         plain.param_groups[1].update(lr=RATE(step), damping=STRENGTH(step))
@@ -108,8 +115,13 @@ def test_a_weight_decay_of_its_own_holds_for_parameters_of_the_base_rule(
     base = Base(rule, weight_decay=0.0)
     update = Update(nesterov=False, decoupled_decay=decoupled)
     options: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.3, "base": base, "update": update}
-    own = THOR(tables[0], [{"params": tables[0].parameters(), "weight_decay": 2.0}], **options)
-    plain = THOR(tables[1], **options)
+    own = THOR(
+        tables[0],
+        [{"params": tables[0].parameters(), "weight_decay": 2.0}],
+        norm_control="graft",
+        **options,
+    )
+    plain = THOR(tables[1], norm_control="graft", **options)
     kind: Any = torch.optim.SGD if rule == "sgd" else torch.optim.AdamW
     more = {"momentum": 0.9} if rule == "sgd" else {"betas": base.betas}
     theirs = kind(tables[2].parameters(), lr=0.01, weight_decay=2.0, **more)
@@ -123,10 +135,10 @@ def test_a_weight_decay_of_its_own_holds_for_parameters_of_the_base_rule(
     assert tables[0].weight.norm() < 0.99 * tables[1].weight.norm()
 
 
-def test_scale_free_shrinks_an_embedding_whose_group_says_so() -> None:
+def test_the_default_shrinks_an_embedding_whose_group_says_so() -> None:
     """Case 74."""
     model = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(8, 3))
-    optimizer = THOR.scale_free(model, groups(model, weight_decay=10.0), lr=0.1)
+    optimizer = THOR(model, groups(model, weight_decay=10.0), norm_control="graft", lr=0.1)
     weight = model.get_parameter("0.weight")
     before = weight.detach().norm()
     for _ in range(20):
@@ -147,14 +159,14 @@ def through_a_file(state: Any) -> Any:
 def test_it_is_still_theirs_after_a_checkpoint(old: bool) -> None:
     """Case 60: in checkpoints of version 0.1 no group says what is its own."""
     model = mlp()
-    optimizer = THOR(model, groups(model, lr=1e-3), lr=RATE)
+    optimizer = THOR(model, groups(model, lr=1e-3), norm_control="graft", lr=RATE)
     train(model, optimizer, [data(8)] * 2)
     saved = through_a_file(optimizer.state_dict())
     if old:
         for group in saved["param_groups"]:
             del group["own"]
     optimizer.remove()
-    again = THOR(model, groups(model, lr=1e-3), lr=RATE)
+    again = THOR(model, groups(model, lr=1e-3), norm_control="graft", lr=RATE)
     again.load_state_dict(saved)
     train(model, again, [data(8)])
     assert [group["lr"] for group in again.param_groups] == [1e-3, RATE(2)]
@@ -163,7 +175,9 @@ def test_it_is_still_theirs_after_a_checkpoint(old: bool) -> None:
 def test_it_is_still_theirs_beside_a_scheduler_of_torch() -> None:
     """Case 60: schedulers write ``lr`` and ``initial_lr`` into all groups."""
     model = mlp()
-    optimizer = THOR(model, groups(model, damping=0.5), lr=0.1, damping=DAMPING)
+    optimizer = THOR(
+        model, groups(model, damping=0.5), norm_control="graft", lr=0.1, damping=DAMPING
+    )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
     for _ in range(2):
         train(model, optimizer, [data(8)])
@@ -176,8 +190,8 @@ def test_groups_that_served_another_optimizer_bring_no_values_of_its_own() -> No
     """Case 60: torch writes defaults into the user's own dictionaries."""
     model = mlp()
     said = groups(model, lr=1e-3)
-    THOR(model, said, lr=0.2).remove()
-    optimizer = THOR(model, said, lr=Constant(0.05))
+    THOR(model, said, norm_control="graft", lr=0.2).remove()
+    optimizer = THOR(model, said, norm_control="graft", lr=Constant(0.05))
     train(model, optimizer, [data(8)])
     assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 0.05]
 
@@ -185,5 +199,5 @@ def test_groups_that_served_another_optimizer_bring_no_values_of_its_own() -> No
 def test_a_copy_keeps_it() -> None:
     """Case 60: groups are plain data."""
     model = mlp()
-    optimizer = THOR(model, groups(model, lr=1e-3), lr=RATE)
+    optimizer = THOR(model, groups(model, lr=1e-3), norm_control="graft", lr=RATE)
     assert copy.deepcopy(optimizer.state_dict())["param_groups"][0]["own"] == ("lr",)

@@ -68,7 +68,7 @@ def test_the_step_of_the_defaults_is_that_of_the_batch_without_padding() -> None
         torch.manual_seed(1)
         model = Tagger(attends=False).double()
         tokens, targets = batch()
-        optimizer = THOR(model, **AT_EVERY_STEP)
+        optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
         outputs = model(tokens[:, :length], None)
         nn.functional.cross_entropy(outputs.flatten(0, 1), targets[:, :length].flatten()).backward()
         optimizer.step()
@@ -123,14 +123,14 @@ def test_a_mask_holds_for_one_step_and_for_calls_of_its_shape() -> None:
 def test_what_is_no_mask_is_refused(mask: Any) -> None:
     """Case 62, 68."""
     with pytest.raises(InvalidOptionError, match="mask"):
-        THOR(nn.Linear(3, 2)).use_mask(mask)
+        THOR(nn.Linear(3, 2), norm_control="graft").use_mask(mask)
 
 
 def test_a_layer_all_of_whose_gradients_are_zero_has_statistics() -> None:
     """Zeros everywhere say nothing about padding: a head that starts at zero."""
     model = nn.Sequential(nn.Linear(WIDTH, 4), nn.Linear(4, 3))
     nn.init.zeros_(model.get_parameter("1.weight"))
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     model(torch.randn(SAMPLES, LENGTH, WIDTH)).square().sum().backward()
     optimizer.step()
     stacks = optimizer.engine.stacks

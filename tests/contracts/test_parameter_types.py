@@ -93,7 +93,7 @@ def train_beside_torch(
 def test_sgd(kind: str, momentum: float, decay: float, nesterov: bool) -> None:
     model, nesterov = Beside(KINDS[kind]()), nesterov and momentum > 0
     rule: dict[str, Any] = {"lr": 0.1, "momentum": momentum, "weight_decay": decay}
-    thor = THOR(model, **rule, update=Update(nesterov=nesterov))
+    thor = THOR(model, norm_control="graft", **rule, update=Update(nesterov=nesterov))
     train_beside_torch(model, thor, lambda own: torch.optim.SGD(own, **rule, nesterov=nesterov))
 
 
@@ -104,20 +104,27 @@ def test_adamw(kind: str, decay: float, fused: bool | None) -> None:
     """Real tensors take the fused kernel on the CPU, which rounds otherwise; no stranger can."""
     model = Beside(KINDS[kind]())
     base = Base("adamw", betas=(0.9, 0.999), fused=fused)
-    thor = THOR(model, lr=0.1, weight_decay=decay, base=base)
+    thor = THOR(model, norm_control="graft", lr=0.1, weight_decay=decay, base=base)
     train_beside_torch(model, thor, lambda own: torch.optim.AdamW(own, lr=0.1, weight_decay=decay))
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_sparse_gradients_take_sgd(momentum: float) -> None:
     model = Beside(nn.Parameter(torch.randn(3, 1)))
-    thor = THOR(model, lr=0.1, momentum=momentum, update=Update(nesterov=False), weight_decay=0.0)
+    thor = THOR(
+        model,
+        norm_control="graft",
+        lr=0.1,
+        momentum=momentum,
+        update=Update(nesterov=False),
+        weight_decay=0.0,
+    )
     train_beside_torch(model, thor, lambda own: torch.optim.SGD(own, lr=0.1, momentum=momentum))
 
 
 def test_sparse_gradients_and_adamw_are_an_error_in_words() -> None:
     model = Beside(nn.Parameter(torch.randn(3, 1)))
-    thor = THOR(model, lr=0.1, base=Base("adamw"))
+    thor = THOR(model, norm_control="graft", lr=0.1, base=Base("adamw"))
     backward(model)
     with pytest.raises(ValueError, match="dense for the base rule 'adamw'"):
         thor.step()
@@ -126,7 +133,7 @@ def test_sparse_gradients_and_adamw_are_an_error_in_words() -> None:
 @EACH_KIND
 def test_gradients_of_any_type_that_are_not_finite_skip_the_step(kind: str) -> None:
     model = Beside(KINDS[kind]())
-    thor = THOR(model, lr=0.1)
+    thor = THOR(model, norm_control="graft", lr=0.1)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     backward(model)
     assert model.special.grad is not None
@@ -141,7 +148,7 @@ def test_gradients_of_any_type_that_are_not_finite_skip_the_step(kind: str) -> N
 def test_a_gradient_that_changes_its_layout_is_followed() -> None:
     """The steps before knew it as a dense one."""
     model = Beside(nn.Parameter(torch.randn(3, 1)))
-    thor = THOR(model, lr=0.1, momentum=0.0, weight_decay=0.0)
+    thor = THOR(model, norm_control="graft", lr=0.1, momentum=0.0, weight_decay=0.0)
     for sparse in (False, False, True, True, False):
         backward(model)
         gradient = model.special.grad
@@ -162,7 +169,13 @@ def test_a_subclass_inside_a_preconditioned_layer_steps_as_a_plain_one(
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3))
         setattr(model[0], which, kind(getattr(model[0], which).detach()))
-        thor = THOR(model, lr=0.1, interval=1, update=Update(momentum_first=momentum_first))
+        thor = THOR(
+            model,
+            norm_control="graft",
+            lr=0.1,
+            interval=1,
+            update=Update(momentum_first=momentum_first),
+        )
         for _ in range(4):
             thor.zero_grad()
             model(torch.randn(8, 4)).square().mean().backward()

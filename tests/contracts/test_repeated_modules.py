@@ -56,7 +56,7 @@ def test_both_calls_of_a_module_are_in_its_statistics() -> None:
 def test_memory_stays_flat_over_many_steps() -> None:
     """Case 4: no call of an earlier step is kept, refreshed or not."""
     model = Repeated()
-    optimizer = THOR(model, lr=0.01)
+    optimizer = THOR(model, norm_control="graft", lr=0.01)
     inputs, targets = torch.randn(6, 3), torch.randn(6, 3)
     alive = []
     for step in range(60):
@@ -72,7 +72,7 @@ def test_memory_stays_flat_over_many_steps() -> None:
 def test_tied_weights_train_once_and_are_reported() -> None:
     """Case 14."""
     model = Tied()
-    optimizer = THOR(model, lr=0.1)
+    optimizer = THOR(model, norm_control="graft", lr=0.1)
     report = {entry.name: entry for entry in optimizer.coverage()}
     assert report["embedding.weight"].treatment is Treatment.BASE
     assert report["embedding.weight"].reason
@@ -113,7 +113,7 @@ def test_unusual_layers_train_and_are_reported(kind: str) -> None:
     }
     layer, head = layers[kind], nn.Linear(4, 3)
     model = nn.ModuleList([layer, head])
-    optimizer = THOR(model, lr=0.1)
+    optimizer = THOR(model, norm_control="graft", lr=0.1)
     before = weights(model)
     for _ in range(2):
         optimizer.zero_grad()

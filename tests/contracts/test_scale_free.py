@@ -1,6 +1,8 @@
-"""``THOR.scale_free``: no scale of the loss matters, and one rate trains unlike models."""
+"""``THOR(model)``: no scale of the loss matters, and one rate trains unlike models."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from helpers import draws
-from torch_thor import THOR
+from torch_thor import THOR, Base, Damping, GrowingInterval, Statistics, TraceRule
 
 
 def _mixed() -> nn.Module:
@@ -21,7 +23,7 @@ def _mixed() -> nn.Module:
 
 def _trained(scale: float, steps: int = 30) -> tuple[list[Tensor], float]:
     model = _mixed()
-    optimizer = THOR.scale_free(model)
+    optimizer = THOR(model)
     generator = draws(1)
     inputs = torch.randn(32, 1, 8, 8, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, 5, (32,), generator=generator)
@@ -49,7 +51,7 @@ def test_one_rate_trains_regression_at_any_spread(spread: float) -> None:
     model = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh())
     head = nn.Linear(32, 2)
     whole = nn.Sequential(model, head)
-    optimizer = THOR.scale_free(whole)
+    optimizer = THOR(whole)
     inputs = spread * torch.randn(256, 6)
     targets = torch.tanh(inputs[:, :2] / spread)
     first = float(mse_loss(whole(inputs), targets).detach())
@@ -61,12 +63,46 @@ def test_one_rate_trains_regression_at_any_spread(spread: float) -> None:
     assert float(loss.detach()) < 0.1 * first
 
 
-def test_its_arguments_reach_the_optimizer() -> None:
-    model = _mixed()
-    optimizer = THOR.scale_free(model, lr=0.01, weight_decay=0.2, exclude=("4",))
-    group = optimizer.param_groups[0]
-    assert (group["lr"], group["weight_decay"], group["damping"]) == (0.01, 0.2, 0.01)
-    treated = {one.name: one.treatment.name for one in optimizer.coverage().parameters}
-    assert treated["0.weight"] != treated["4.weight"]
+def _settings(optimizer: THOR) -> tuple[object, ...]:
+    group, options = optimizer.param_groups[0], optimizer.engine.options
+    values = (group["lr"], group["weight_decay"], group["damping"])
+    return (*values, options.intervals.factors, options.statistics.rows, options.base)
+
+
+def test_what_is_not_said_fits_the_norm_control() -> None:
+    base = Base("adamw", lr_scale=0.15, weight_decay=0.0, outputs=True, matrices="muon")
+    spectral, rms, graft, none = (
+        _settings(THOR(_mixed(), norm_control=control))
+        for control in ("spectral", "rms", "graft", None)
+    )
+    assert _settings(THOR(_mixed())) == spectral
+    assert spectral == (0.02, 0.05, 0.01, 5, 256, replace(base, biases=True))
+    assert rms == (*spectral[:-1], base)
+    assert graft == none == (0.1, 5e-4, 3e-4, GrowingInterval(20, 1.2), 1024, Base())
+
+
+def test_what_is_said_holds() -> None:
+    said = THOR(_mixed(), lr=0.01, weight_decay=0.0, damping=0.1, interval=3, base="sgd")
+    assert _settings(said) == (0.01, 0.0, 0.1, 3, 256, Base())
     with pytest.raises(ValueError, match="lr"):
-        THOR.scale_free(_mixed(), lr=-1.0)
+        THOR(_mixed(), lr=-1.0)
+
+
+def test_the_paper_is_a_preset_of_its_own() -> None:
+    model = _mixed()
+    optimizer = THOR.paper(model, damping=0.1)
+    options = optimizer.engine.options
+    assert options.damping == Damping(0.1, "both")
+    assert (options.power, options.split, optimizer.norm_control) == (1.0, 72, None)
+    assert options.statistics == Statistics(decay=0.0, rows=None)
+    assert options.trace_rule == TraceRule(0.01, 0.0, "product")
+    assert optimizer.param_groups[0]["lr"] == 0.05
+    assert THOR.paper(model, trace_rule=None, lr=0.1).param_groups[0]["lr"] == 0.1
+
+
+def test_scale_free_warns_and_keeps_its_settings() -> None:
+    with pytest.warns(DeprecationWarning, match=r"THOR\(model\)") as caught:
+        optimizer = THOR.scale_free(_mixed(), lr=0.01)
+    assert caught[0].filename == __file__
+    base = Base("adamw", lr_scale=0.15, weight_decay=0.0)
+    assert _settings(optimizer) == (0.01, 0.05, 0.01, GrowingInterval(10, 1.2), 1024, base)

@@ -87,14 +87,18 @@ def test_what_is_excluded_goes_with_all_that_it_holds(
 def test_what_is_included_comes_with_all_that_it_holds(include: Any) -> None:
     """Case 63, for the other option."""
     norms = {f"blocks.{n}.norm.weight" for n in (0, 1)}
-    assert preconditioned(THOR(Net(), include=include).coverage()) == ALL | norms
+    assert (
+        preconditioned(THOR(Net(), norm_control="graft", include=include).coverage()) == ALL | norms
+    )
 
 
 def test_a_bare_string_is_one_name() -> None:
     """Case 63: ``"12"`` is not "1" and "2"."""
     model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(13)))
     names = {f"{n}.weight" for n in range(13)}
-    assert preconditioned(THOR(model, exclude="12").coverage()) == names - {"12.weight"}
+    assert preconditioned(THOR(model, norm_control="graft", exclude="12").coverage()) == names - {
+        "12.weight"
+    }
 
 
 @pytest.mark.parametrize("option", ["exclude", "include"])

@@ -34,7 +34,7 @@ def said_in(model: nn.Module, thor: THOR, scales: list[float]) -> list[list[str]
 
 def test_the_third_in_a_row_is_one_warning_with_step_and_parameter() -> None:
     model = mlp()
-    thor = THOR(model, lr=0.1)
+    thor = THOR(model, norm_control="graft", lr=0.1)
     said = said_in(model, thor, [1.0, 1.0, *[torch.nan] * 200])
     (found,) = [(number, texts) for number, texts in enumerate(said) if texts]
     number, (text,) = found
@@ -46,7 +46,7 @@ def test_the_third_in_a_row_is_one_warning_with_step_and_parameter() -> None:
 
 def test_the_warning_points_at_the_line_that_steps() -> None:
     model = mlp()
-    thor = THOR(model, lr=0.1)
+    thor = THOR(model, norm_control="graft", lr=0.1)
     said_in(model, thor, [torch.nan, torch.nan])
     with pytest.warns(CurvatureWarning, match="3 steps were skipped") as caught:
         step(model, thor, torch.nan)
@@ -55,7 +55,7 @@ def test_the_warning_points_at_the_line_that_steps() -> None:
 
 def test_the_first_bad_parameter_is_named_even_where_others_are_fine() -> None:
     model = mlp()
-    thor = THOR(model, lr=0.1)
+    thor = THOR(model, norm_control="graft", lr=0.1)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     assert isinstance(model[2].bias, nn.Parameter)
@@ -68,7 +68,7 @@ def test_the_first_bad_parameter_is_named_even_where_others_are_fine() -> None:
 
 def test_now_and_then_is_no_warning_but_counts() -> None:
     model = mlp()
-    thor = THOR(model, lr=0.1)
+    thor = THOR(model, norm_control="graft", lr=0.1)
     said = said_in(model, thor, [torch.nan, torch.nan, 1.0, torch.inf, torch.nan, 1.0])
     assert said == [[]] * 6
     assert thor.skipped_steps == 4
@@ -78,10 +78,10 @@ def test_now_and_then_is_no_warning_but_counts() -> None:
 
 def test_the_count_is_saved_and_old_states_have_none() -> None:
     model = mlp()
-    thor = THOR(model, lr=0.1)
+    thor = THOR(model, norm_control="graft", lr=0.1)
     said_in(model, thor, [1.0, torch.nan, torch.nan])
     state: dict[str, Any] = thor.state_dict()
-    heir = THOR(mlp(), lr=0.1)
+    heir = THOR(mlp(), norm_control="graft", lr=0.1)
     heir.load_state_dict(state)
     assert heir.skipped_steps == 2
     del state["curvature"]["skipped_steps"]
@@ -91,7 +91,7 @@ def test_the_count_is_saved_and_old_states_have_none() -> None:
 
 def test_steps_that_a_scaler_skips_are_its_own() -> None:
     model = mlp()
-    thor = THOR(model, lr=0.1)
+    thor = THOR(model, norm_control="graft", lr=0.1)
     scaler = a_scaler(4.0)
     for _ in range(5):
         thor.zero_grad()
@@ -103,7 +103,7 @@ def test_steps_that_a_scaler_skips_are_its_own() -> None:
 
 def test_the_error_in_its_place_names_the_parameter_too() -> None:
     model = mlp()
-    thor = THOR(model, lr=0.1, refresh=Refresh(on_nonfinite="raise"))
+    thor = THOR(model, norm_control="graft", lr=0.1, refresh=Refresh(on_nonfinite="raise"))
     step(model, thor)
     with pytest.raises(NonFiniteGradientError, match=r"At step 1 the gradient of '0\.weight'"):
         step(model, thor, torch.nan)
@@ -113,7 +113,7 @@ def test_the_error_in_its_place_names_the_parameter_too() -> None:
 def skips_of_one_rank() -> tuple[int, list[list[str]]]:
     """Rank 1's loss is not finite in some steps."""
     model = mlp()
-    thor = THOR(model, lr=0.1, distributed=Distributed(reduce_gradients=True))
+    thor = THOR(model, norm_control="graft", lr=0.1, distributed=Distributed(reduce_gradients=True))
     bad = torch.nan if torch.distributed.get_rank() == 1 else 1.0
     said = said_in(model, thor, [1.0, bad, bad, bad, 1.0])
     return thor.skipped_steps, said

@@ -43,7 +43,7 @@ def wide() -> nn.Sequential:
 
 
 BUILDS: dict[str, Callable[[nn.Module], object]] = {
-    "thor": lambda model: THOR(model, lr=0.1, split=None),
+    "thor": lambda model: THOR(model, norm_control="graft", lr=0.1, split=None),
     "kfac": lambda model: KFAC(model, lr=0.1),
     "ekfac": lambda model: EKFAC(model, lr=0.1),
 }
@@ -68,7 +68,7 @@ def test_layers_that_are_small_alone_may_be_too_many(free: Callable[[float], Non
     model = nn.Sequential(*(nn.Linear(100, 100) for _ in range(9)))
     free(1e6)
     with pytest.raises(InvalidOptionError, match=r"1\.82 MB for all layers"):
-        THOR(model, split=None)
+        THOR(model, norm_control="graft", split=None)
 
 
 def test_much_of_what_there_is_is_a_warning_at_the_line_that_builds(
@@ -83,7 +83,7 @@ def test_much_of_what_there_is_is_a_warning_at_the_line_that_builds(
 @pytest.mark.parametrize("ways", [{"split": 72}, {"split": None, "exclude": ("1",)}])
 def test_the_ways_out_are_ways_out(ways: dict[str, Any], free: Callable[[float], None]) -> None:
     free(3e9)
-    THOR(wide(), lr=0.1, **ways)
+    THOR(wide(), norm_control="graft", lr=0.1, **ways)
 
 
 def test_layers_that_others_train_need_no_room(free: Callable[[float], None]) -> None:
@@ -127,7 +127,7 @@ def test_measured_splits_time_no_size_that_the_machine_can_not_hold(
     monkeypatch.setattr(timing, "measure_inversion", measure)
     monkeypatch.setattr(timing, "measure_product", measure)
     model = nn.Sequential(nn.Linear(5, 600), nn.Linear(600, 600), nn.Linear(600, 3))
-    thor = THOR(model, split=choice)
+    thor = THOR(model, norm_control="graft", split=choice)
     inputs, targets = data()
     mean_half_square(model(inputs), targets).backward()
     free(size)
@@ -146,7 +146,7 @@ def too_little_on_one_rank() -> str:
     size = 1e9 if torch.distributed.get_rank() == 0 else 1e3
     memory.free_memory = lambda _: int(size)  # type: ignore[attr-defined,assignment]
     try:
-        THOR(mlp(), lr=0.1)
+        THOR(mlp(), norm_control="graft", lr=0.1)
     except InvalidOptionError as error:
         return str(error)
     return "no error"

@@ -40,7 +40,7 @@ def two_equal_models() -> tuple[nn.Sequential, nn.Sequential]:
 def test_zero_grad_set_to_none_leaves_no_gradient_alive(interval: int) -> None:
     """Case 29."""
     model = mlp()
-    optimizer = THOR(model, interval=interval)
+    optimizer = THOR(model, norm_control="graft", interval=interval)
     for _ in range(3):
         inputs, targets = data(8)
         mean_half_square(model(inputs), targets).backward()
@@ -70,7 +70,9 @@ def test_zero_grad_set_to_none_leaves_no_gradient_alive(interval: int) -> None:
 def test_schedulers_drive_the_rate_and_momentum(build: Callable[[Any], Any]) -> None:
     """Case 30: as if the values had been written into the groups by hand."""
     ours, theirs = two_equal_models()
-    scheduled, by_hand = (THOR(model, lr=0.1, **AT_EVERY_STEP) for model in (ours, theirs))
+    scheduled, by_hand = (
+        THOR(model, norm_control="graft", lr=0.1, **AT_EVERY_STEP) for model in (ours, theirs)
+    )
     scheduler = build(scheduled)
     rates = set()
     for batch in [data(8) for _ in range(8)]:
@@ -86,7 +88,7 @@ def test_schedulers_drive_the_rate_and_momentum(build: Callable[[Any], Any]) -> 
 
 def test_a_plateau_scheduler_moves_the_rate() -> None:
     """Case 30."""
-    optimizer = THOR(mlp(), lr=0.1)
+    optimizer = THOR(mlp(), norm_control="graft", lr=0.1)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
     for _ in range(3):
         scheduler.step(1.0)
@@ -98,6 +100,7 @@ def test_own_schedules_stand_in_the_groups() -> None:
     model = mlp()
     optimizer = THOR(
         model,
+        norm_control="graft",
         lr=PolynomialDecay(0.1, end_epoch=10, power=1, steps_per_epoch=1),
         damping=Damping(ExponentialDamping(0.2, 0.5, steps_per_epoch=1), "both"),
     )
@@ -131,7 +134,9 @@ def test_clipping_before_the_step_scales_what_is_stepped_along() -> None:
 def test_a_closure_is_evaluated_once_and_its_loss_returned() -> None:
     """Case 30."""
     ours, theirs = two_equal_models()
-    with_closure, without = (THOR(model, **AT_EVERY_STEP) for model in (ours, theirs))
+    with_closure, without = (
+        THOR(model, norm_control="graft", **AT_EVERY_STEP) for model in (ours, theirs)
+    )
     for inputs, targets in [data(8) for _ in range(3)]:
         calls: list[Tensor] = []
 
@@ -186,7 +191,7 @@ def test_values_of_a_group_are_honoured(key: str) -> None:
 def test_a_group_added_later_trains() -> None:
     """Case 31."""
     model = mlp()
-    optimizer = THOR(model, list(model[0].parameters()), **AT_EVERY_STEP)
+    optimizer = THOR(model, list(model[0].parameters()), norm_control="graft", **AT_EVERY_STEP)
     before = weights(model[2])
     train(model, optimizer, [data(8)])
     assert all(torch.equal(*pair) for pair in zip(before, weights(model[2]), strict=True))
@@ -213,7 +218,7 @@ class Optional(nn.Module):
 def test_parameters_without_gradient_in_some_steps(pattern: str, momentum: float) -> None:
     """Case 32: they rest, as with torch.optim.SGD, and the others are not disturbed."""
     model = Optional()
-    optimizer = THOR(model, momentum=momentum, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", momentum=momentum, **AT_EVERY_STEP)
     for step in range(6):
         model.used = {"never": False, "first not": step > 0, "every other": step % 2 == 1}[pattern]
         before = weights(model.sometimes)
@@ -226,7 +231,7 @@ def test_parameters_without_gradient_in_some_steps(pattern: str, momentum: float
 def test_a_bias_without_gradient_does_not_move() -> None:
     """Case 32: a weight may get a gradient where its bias gets none."""
     model = nn.Linear(5, 3)
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     for _ in range(2):
         optimizer.zero_grad()
         inputs, targets = data(8)
@@ -241,7 +246,7 @@ def test_a_bias_without_gradient_does_not_move() -> None:
 def test_a_step_without_any_gradient_changes_nothing() -> None:
     """Case 32."""
     model = mlp()
-    optimizer = THOR(model)
+    optimizer = THOR(model, norm_control="graft")
     before = weights(model)
     optimizer.step()
     assert all(torch.equal(*pair) for pair in zip(before, weights(model), strict=True))
@@ -252,7 +257,7 @@ def test_a_step_without_any_gradient_changes_nothing() -> None:
 def test_weight_averaging_copies_the_hooked_model() -> None:
     """Case 12: torch's own EMA deep-copies it."""
     model = mlp()
-    optimizer = THOR(model)
+    optimizer = THOR(model, norm_control="graft")
     average = torch.optim.swa_utils.AveragedModel(model)
     for _ in range(3):
         train(model, optimizer, [data(8)])
@@ -289,7 +294,12 @@ def scaler_run(
     """fp16-style training with a scaler whose scale changes from step to step."""
     torch.manual_seed(2)
     model = mlp()
-    optimizer = THOR(model, interval=1, refresh=Refresh(stagger=False, on_nonfinite=on_nonfinite))
+    optimizer = THOR(
+        model,
+        norm_control="graft",
+        interval=1,
+        refresh=Refresh(stagger=False, on_nonfinite=on_nonfinite),
+    )
     scaler = a_scaler(init_scale=scales[0], growth_interval=10**6)
     generator = draws(3)
     for step, following in enumerate([*scales[1:], scales[-1]]):
@@ -359,7 +369,7 @@ def test_unscaling_by_hand_and_clipping_under_a_scaler(options: dict[str, Any]) 
 def test_accumulated_steps_equal_one_big_batch_through_the_optimizer() -> None:
     """Case 16."""
     ours, theirs = two_equal_models()
-    whole, parts = (THOR(model, **AT_EVERY_STEP) for model in (ours, theirs))
+    whole, parts = (THOR(model, norm_control="graft", **AT_EVERY_STEP) for model in (ours, theirs))
     for inputs, targets in [data(8) for _ in range(3)]:
         train(ours, whole, [(inputs, targets)])
         parts.zero_grad()
@@ -373,10 +383,10 @@ def test_accumulated_steps_equal_one_big_batch_through_the_optimizer() -> None:
 def test_deepcopy_of_the_whole_training_state_goes_on_alike() -> None:
     """Population-based training copies model and state_dict."""
     model = mlp()
-    optimizer = THOR(model, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **AT_EVERY_STEP)
     train(model, optimizer, [data(8)])
     twin = copy.deepcopy(model)
-    second = THOR(twin, **AT_EVERY_STEP)
+    second = THOR(twin, norm_control="graft", **AT_EVERY_STEP)
     second.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     batch = data(8)
     train(model, optimizer, [batch])

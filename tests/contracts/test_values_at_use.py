@@ -69,18 +69,18 @@ def test_a_groups_value_is_checked_by_the_step_that_uses_it(
 def test_what_is_no_number_is_refused_too(name: str, value: Any) -> None:
     """Case 66, 68."""
     model = mlp()
-    optimizer = THOR(model)
+    optimizer = THOR(model, norm_control="graft")
     optimizer.param_groups[0][name] = value
     assert_refused(model, optimizer, f"{name} of group 0", "a number")
     with pytest.raises(InvalidOptionError, match=f"{name} of group 0"):
-        THOR(model, [{"params": model.parameters(), name: value}])
+        THOR(model, [{"params": model.parameters(), name: value}], norm_control="graft")
 
 
 @pytest.mark.parametrize("value", [0.05, torch.tensor(0.05), torch.tensor([0.05]), 1])
 def test_numbers_of_every_kind_are_taken(value: Any) -> None:
     """Case 66: a rate may be a tensor, as torch's own optimizers allow."""
     model = mlp()
-    optimizer = THOR(model, lr=value, damping=value)
+    optimizer = THOR(model, norm_control="graft", lr=value, damping=value)
     optimizer.param_groups[0].update(lr=value, damping=value)
     train(model, optimizer, [data(8)])
 
@@ -93,7 +93,7 @@ def test_a_schedules_value_is_checked_by_the_step_that_uses_it(name: str, value:
         return
     model = mlp()
     schedule: Any = {name: lambda step: value if step == 2 else 0.1}
-    optimizer = THOR(model, **schedule)
+    optimizer = THOR(model, norm_control="graft", **schedule)
     train(model, optimizer, [data(8)] * 2)
     assert_refused(model, optimizer, name, "step 2", str(value), "a number")
 
@@ -123,7 +123,7 @@ def test_an_interval_that_is_none_is_an_error(value: Any, step: int) -> None:
     model = mlp()
 
     def build() -> THOR:
-        return THOR(model, interval=lambda at: value if at == step else 1)
+        return THOR(model, norm_control="graft", interval=lambda at: value if at == step else 1)
 
     if step == 0:
         with pytest.raises(InvalidOptionError, match=r"interval.*step 0"):

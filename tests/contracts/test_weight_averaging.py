@@ -16,7 +16,7 @@ from torch_thor import THOR
 
 
 def optimizer_of(model: nn.Module) -> THOR:
-    return THOR(model, lr=0.05, include=included(model), **AT_EVERY_STEP)
+    return THOR(model, norm_control="graft", lr=0.05, include=included(model), **AT_EVERY_STEP)
 
 
 @pytest.mark.parametrize("build", [Transformer, autoencoder])

@@ -42,7 +42,13 @@ def test_ddp_over_one_process_changes_no_bit(build: type, given: str) -> None:
     batches = [batch_for(model) for _ in range(4)]
     wrapped = DistributedDataParallel(model)
     tracked = model if given == "the module" else wrapped
-    optimizer = THOR(tracked, lr=0.05, include=included(model), **AT_EVERY_STEP)
+    optimizer = THOR(
+        tracked, norm_control="graft", lr=0.05, include=included(model), **AT_EVERY_STEP
+    )
     train(wrapped, optimizer, batches)
-    train(twin, THOR(twin, lr=0.05, include=included(twin), **AT_EVERY_STEP), batches)
+    train(
+        twin,
+        THOR(twin, norm_control="graft", lr=0.05, include=included(twin), **AT_EVERY_STEP),
+        batches,
+    )
     assert_same_weights(model, twin)

@@ -43,19 +43,19 @@ if TYPE_CHECKING:
 # What is none of the types that any option takes.
 NOTHING: tuple[Any, ...] = ({"rows": 10}, [1], object(), Statistics, b"1", 1j)
 OPTIONS: dict[str, tuple[Any, ...]] = {
-    "lr": ("0.1", True, None),
+    "lr": ("0.1", True),
     "momentum": ("0.9", True, None, lambda _: 0.9),
-    "weight_decay": ("0", False, None, lambda _: 0.1),
-    "damping": ("0.1", True, None),
+    "weight_decay": ("0", False, lambda _: 0.1),
+    "damping": ("0.1", True),
     "split": ("72", True, 7.5),
     "power": ("1", True, None),
-    "interval": ("10", True, None),
+    "interval": ("10", True),
     "trace_rule": (True, "paper", 0.01),
     "norm_control": (3, True, Base()),
-    "update": ("nesterov", True, None, 1),
-    "statistics": ("mc", True, None, 1024),
+    "update": ("nesterov", True, 1),
+    "statistics": ("mc", True, 1024),
     "refresh": (dict, True, None, "auto"),
-    "base": (True, None, torch.optim.SGD),
+    "base": (True, torch.optim.SGD),
     "distributed": ("nccl", True, None),
 }
 
@@ -94,7 +94,7 @@ def test_intervals_of_kfac_too(kind: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [THOR, KFAC, EKFAC, Preconditioner, THOR.scale_free], ids=lambda kind: kind.__name__
+    "kind", [THOR, KFAC, EKFAC, Preconditioner, THOR.paper], ids=lambda kind: kind.__name__
 )
 def test_what_is_no_model_is_refused(kind: Any) -> None:
     """Case 68."""
@@ -122,7 +122,7 @@ def test_what_are_no_parameters_is_refused() -> None:
         message = message_of(partial(THOR, model, value))
         assert message.startswith("Invalid params=")
         assert "lr=0.1" in message
-    assert "'params'" in message_of(lambda: THOR(model, [{"lr": 0.1}]))
+    assert "'params'" in message_of(lambda: THOR(model, [{"lr": 0.1}], norm_control="graft"))
     assert "'params'" in message_of(lambda: THOR(model).add_param_group([single]))  # type: ignore[arg-type]
 
 
@@ -140,7 +140,7 @@ def test_parameters_as_torch_takes_them_are_taken() -> None:
         [{"params": model.named_parameters(), "lr": 0.2}],
     )
     for value in right:
-        train(model, THOR(model, value), [data(8)])
+        train(model, THOR(model, value, norm_control="graft"), [data(8)])
 
 
 DECAY = {"target": 0.1, "end_epoch": 9, "power": 1, "steps_per_epoch": 1}
@@ -209,22 +209,24 @@ def test_every_field_of_a_group_of_options_says_what_it_takes(
 def test_the_base_rule_may_be_named() -> None:
     """Case 68: as the norm control may."""
     model = mlp()
-    optimizer = THOR(model, base="adamw", exclude="0")
+    optimizer = THOR(model, norm_control="graft", base="adamw", exclude="0")
     train(model, optimizer, [data(8)])
     assert "exp_avg" in optimizer.state[model.get_parameter("0.weight")]
-    assert "'sgd' or 'adamw'" in message_of(lambda: THOR(mlp(), base="adam"))  # type: ignore[arg-type]
+    assert "'sgd' or 'adamw'" in message_of(lambda: THOR(mlp(), norm_control="graft", base="adam"))  # type: ignore[arg-type]
 
 
 def test_a_long_value_is_cut_off() -> None:
     """Case 68: one line, whatever was passed."""
     value: Any = torch.randn(100, 100)
-    assert "…" in message_of(lambda: THOR(mlp(), statistics=value))
+    assert "…" in message_of(lambda: THOR(mlp(), norm_control="graft", statistics=value))
 
 
 def test_parameters_of_another_model_are_refused() -> None:
     """Case 67."""
     model, other = mlp(), mlp()
-    assert "of the model" in message_of(lambda: THOR(model, other.parameters()))
+    assert "of the model" in message_of(
+        lambda: THOR(model, other.parameters(), norm_control="graft")
+    )
     assert all(len(module._forward_hooks) == 0 for module in model.modules())
 
 
@@ -232,7 +234,7 @@ def test_some_foreign_parameters_are_counted_in_a_warning_and_train_by_the_base_
     """Case 67."""
     model, margin = mlp(), nn.Parameter(torch.ones(3))
     with pytest.warns(CurvatureWarning, match=r"1 of 5 parameters.*base rule") as seen:
-        optimizer = THOR(model, [*model.parameters(), margin], lr=0.1)
+        optimizer = THOR(model, [*model.parameters(), margin], norm_control="graft", lr=0.1)
     assert seen[0].filename == __file__
     twin = nn.Parameter(torch.ones(3))
     sgd = torch.optim.SGD([twin], lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
@@ -251,7 +253,7 @@ def test_some_foreign_parameters_are_counted_in_a_warning_and_train_by_the_base_
 def test_a_foreign_group_that_is_added_is_warned_about() -> None:
     """Case 67: a network that grows has its new parameters, another does not."""
     model = mlp()
-    optimizer = THOR(model, lr=0.1)
+    optimizer = THOR(model, norm_control="graft", lr=0.1)
     model.append(nn.Linear(3, 3))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -263,7 +265,7 @@ def test_a_foreign_group_that_is_added_is_warned_about() -> None:
 def test_a_group_that_is_refused_is_not_added() -> None:
     """Case 68."""
     model = nn.Sequential(nn.Embedding(4, 5, sparse=True), *mlp())
-    optimizer = THOR(model, model[1:].parameters())
+    optimizer = THOR(model, model[1:].parameters(), norm_control="graft")
     for group in ({"params": model[0].parameters()}, {"params": [], "lr": "0.1"}):
         with pytest.raises(InvalidOptionError):
             optimizer.add_param_group(group)

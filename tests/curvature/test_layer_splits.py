@@ -199,7 +199,7 @@ def test_one_hot_inputs_are_diagonal_and_their_width_is_no_matter() -> None:
 
 def test_small_layers_stay_whole_and_measure_nothing(costs: list[tuple[int, ...]]) -> None:
     model = nn.Sequential(nn.Linear(64, 100), nn.Tanh(), nn.Linear(100, 3))
-    optimizer = THOR(model, split="per_layer")
+    optimizer = THOR(model, norm_control="graft", split="per_layer")
     train(model, optimizer, [data(8, 64)])
     cuts = [(s.a.partition.block, s.g.partition.block) for s in optimizer.engine.stacks]
     assert cuts == [(65, 50), (51, 3)]
@@ -226,7 +226,7 @@ class Mixed(nn.Module):
 def mixed() -> tuple[Mixed, THOR]:
     model = Mixed()
     include = (nn.Embedding, nn.LayerNorm)
-    return model, THOR(model, split="per_layer", interval=2, include=include)
+    return model, THOR(model, norm_control="graft", split="per_layer", interval=2, include=include)
 
 
 def test_every_geometry_has_its_own_blocks(costs: list[tuple[int, ...]]) -> None:

@@ -26,16 +26,28 @@ def many_types(model: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Any]]] = {
-    "thor": (mlp, lambda model: THOR(model, lr=0.1)),
-    "thor, large": (wide, lambda model: THOR(model, lr=0.1)),
-    "float64": (lambda: mlp().double(), lambda model: THOR(model, lr=0.1)),
-    "bfloat16": (lambda: mlp().bfloat16(), lambda model: THOR(model, lr=0.1)),
+    "thor": (mlp, lambda model: THOR(model, norm_control="graft", lr=0.1)),
+    "thor, large": (wide, lambda model: THOR(model, norm_control="graft", lr=0.1)),
+    "float64": (lambda: mlp().double(), lambda model: THOR(model, norm_control="graft", lr=0.1)),
+    "bfloat16": (lambda: mlp().bfloat16(), lambda model: THOR(model, norm_control="graft", lr=0.1)),
     "kfac": (convnet, lambda model: KFAC(model, lr=0.1)),
     "ekfac": (convnet, lambda model: EKFAC(model, lr=0.1)),
-    "adamw beside": (convnet, lambda m: THOR(m, lr=0.1, base=Base("adamw"), exclude=("0",))),
-    "no momentum": (convnet, lambda m: THOR(m, lr=0.1, momentum=0.0, exclude=("0",))),
-    "all types": (autoencoder, lambda m: THOR(m, lr=0.1, split=3, include=included(m))),
-    "transformer": (Transformer, lambda m: THOR(m, lr=0.1, split=5, include=included(m))),
+    "adamw beside": (
+        convnet,
+        lambda m: THOR(m, norm_control="graft", lr=0.1, base=Base("adamw"), exclude=("0",)),
+    ),
+    "no momentum": (
+        convnet,
+        lambda m: THOR(m, norm_control="graft", lr=0.1, momentum=0.0, exclude=("0",)),
+    ),
+    "all types": (
+        autoencoder,
+        lambda m: THOR(m, norm_control="graft", lr=0.1, split=3, include=included(m)),
+    ),
+    "transformer": (
+        Transformer,
+        lambda m: THOR(m, norm_control="graft", lr=0.1, split=5, include=included(m)),
+    ),
 }
 EACH = pytest.mark.parametrize("name", CASES)
 
@@ -113,7 +125,7 @@ def test_a_preconditioner_has_no_state_of_its_own() -> None:
 
 def test_a_measured_split_is_known_after_the_first_statistics() -> None:
     model = mlp()
-    thor = THOR(model, split="per_layer")
+    thor = THOR(model, norm_control="graft", split="per_layer")
     with pytest.raises(InvalidOptionError, match=r"split='per_layer'.*to know memory"):
         thor.memory()
     step(model, thor)
@@ -121,7 +133,7 @@ def test_a_measured_split_is_known_after_the_first_statistics() -> None:
 
 
 def test_it_prints_a_table() -> None:
-    lines = str(THOR(mlp()).memory()).splitlines()
+    lines = str(THOR(mlp(), norm_control="graft").memory()).splitlines()
     head = ("layer", "matrix", "blocks of A, G", "factors", "inverses", "buffers", "refresh")
     assert [word for word in head if word not in lines[0]] == []
     assert lines[2].split()[:4] == ["0", "6x6", "6,", "6"]

@@ -91,7 +91,7 @@ def test_auto_measures_once_and_then_reads_the_cache(
 ) -> None:
     shape = (5,) if build is mlp else (2, 6, 6)
     model = build()
-    optimizer = THOR(model, split="auto")
+    optimizer = THOR(model, norm_control="graft", split="auto")
     train(model, optimizer, [data(8, *shape)])
     chosen = {stack.a.partition.block for stack in optimizer.engine.stacks}
     stored = list(own_cache.rglob("*.json"))
@@ -103,7 +103,7 @@ def test_auto_measures_once_and_then_reads_the_cache(
 
     monkeypatch.setattr(timing, "measure_inversion", forbidden)
     model = build()
-    again = THOR(model, split="auto")
+    again = THOR(model, norm_control="graft", split="auto")
     train(model, again, [data(8, *shape)])
     assert chosen == {stack.a.partition.block for stack in again.engine.stacks}
 
@@ -112,7 +112,7 @@ def test_auto_measures_once_and_then_reads_the_cache(
 def test_a_broken_cache_is_replaced_and_never_fatal(own_cache: Path, content: str) -> None:
     timing.cache_file().write_text(content)
     model = mlp()
-    train(model, THOR(model, split="auto"), [data(8)])
+    train(model, THOR(model, norm_control="graft", split="auto"), [data(8)])
     assert json.loads(timing.cache_file().read_text())["times"]
     assert list(own_cache.glob("*.tmp*")) == []
 
@@ -123,7 +123,7 @@ def test_a_cache_folder_that_cannot_be_written_is_no_error(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TORCH_THOR_CACHE", str(tmp_path / "file" / "below"))
     model = mlp()
-    train(model, THOR(model, split="auto"), [data(8)])
+    train(model, THOR(model, norm_control="graft", split="auto"), [data(8)])
 
 
 @pytest.mark.parametrize("split", [1, 3, 1000, None])

@@ -35,22 +35,31 @@ if TYPE_CHECKING:
 
 STEPS = 14
 OPTIONS: dict[str, Callable[[nn.Module], THOR | KFAC]] = {
-    "defaults, refreshed often": lambda m: THOR(m, interval=3),
-    "growing interval": lambda m: THOR(m, interval=GrowingInterval(2, 1.5)),
-    "not staggered": lambda m: THOR(m, interval=4, refresh=Refresh(stagger=False)),
-    "few rows": lambda m: THOR(m, interval=2, statistics=Statistics(rows=5)),
-    "trace rule": lambda m: THOR(m, interval=2, trace_rule=TraceRule(0.3, 0.1)),
-    "paper order": lambda m: THOR(m, interval=2, update=Update(False, False, False)),
+    "defaults, refreshed often": lambda m: THOR(m, norm_control="graft", interval=3),
+    "growing interval": lambda m: THOR(m, norm_control="graft", interval=GrowingInterval(2, 1.5)),
+    "not staggered": lambda m: THOR(
+        m, norm_control="graft", interval=4, refresh=Refresh(stagger=False)
+    ),
+    "few rows": lambda m: THOR(m, norm_control="graft", interval=2, statistics=Statistics(rows=5)),
+    "trace rule": lambda m: THOR(
+        m, norm_control="graft", interval=2, trace_rule=TraceRule(0.3, 0.1)
+    ),
+    "paper order": lambda m: THOR(
+        m, norm_control="graft", interval=2, update=Update(False, False, False)
+    ),
     "schedules": lambda m: THOR(
         m,
+        norm_control="graft",
         lr=PolynomialDecay(0.05, 10, 2, 2),
         damping=Damping(ExponentialDamping(0.1, 0.5, 1), "both"),
         interval=3,
         power=1.0,
     ),
-    "split and adamw": lambda m: THOR(m, interval=3, split=4, base=Base("adamw", lr_scale=0.1)),
+    "split and adamw": lambda m: THOR(
+        m, norm_control="graft", interval=3, split=4, base=Base("adamw", lr_scale=0.1)
+    ),
     "low precision inverses": lambda m: THOR(
-        m, interval=3, refresh=Refresh(inverse_dtype=torch.bfloat16)
+        m, norm_control="graft", interval=3, refresh=Refresh(inverse_dtype=torch.bfloat16)
     ),
     "KFAC": lambda m: KFAC(m, lr=0.01, factor_interval=2, inverse_interval=5),
     "EKFAC": lambda m: EKFAC(m, lr=0.01, factor_interval=2, inverse_interval=5),
@@ -146,11 +155,11 @@ def test_a_parameter_that_never_had_a_gradient_does_not_break_the_resume() -> No
     batches = [data(8) for _ in range(8)]
     models = [Branches(), Branches()]
     models[1].load_state_dict(models[0].state_dict())
-    whole, part = (THOR(model, interval=2) for model in models)
+    whole, part = (THOR(model, norm_control="graft", interval=2) for model in models)
     train(models[0], whole, batches[:4])
     train(models[1], part, batches[:4])
     state = through_a_file(part.state_dict())
-    resumed = THOR(models[1], interval=2)
+    resumed = THOR(models[1], norm_control="graft", interval=2)
     part.remove()
     resumed.load_state_dict(state)
     for model in models:
@@ -163,7 +172,7 @@ def test_a_parameter_that_never_had_a_gradient_does_not_break_the_resume() -> No
 def test_a_saved_state_does_not_change_when_training_goes_on() -> None:
     """Case 35: a snapshot in memory is a snapshot of the curvature."""
     model = mlp()
-    optimizer = THOR(model, interval=1)
+    optimizer = THOR(model, norm_control="graft", interval=1)
     train(model, optimizer, [data(8)] * 2)
     state = optimizer.state_dict()["curvature"]
     before = copy.deepcopy(state)
@@ -181,12 +190,12 @@ def test_map_location_moves_the_state_and_the_next_step_works(saved_on: str) -> 
     """Case 34: saved on a device, loaded through the CPU, and gone on with on the CPU."""
     torch.set_default_device("cpu")  # the fixture sets it back
     model, batches = mlp().to(saved_on), [data(8) for _ in range(3)]
-    optimizer = THOR(model, interval=1)
+    optimizer = THOR(model, norm_control="graft", interval=1)
     train(model, optimizer, [(x.to(saved_on), y.to(saved_on)) for x, y in batches[:2]])
     state = through_a_file(optimizer.state_dict(), map_location=torch.device("cpu"))
     twin = mlp()
     twin.load_state_dict(model.state_dict())
-    resumed = THOR(twin, interval=1)
+    resumed = THOR(twin, norm_control="graft", interval=1)
     resumed.load_state_dict(state)
     train(twin, resumed, batches[2:])
     train(model, optimizer, [(x.to(saved_on), y.to(saved_on)) for x, y in batches[2:]])
@@ -210,10 +219,10 @@ def test_a_checkpoint_of_another_model_is_refused_and_nothing_is_loaded(
 ) -> None:
     """Case 36."""
     source = mlp()
-    saver = THOR(source, interval=1)
+    saver = THOR(source, norm_control="graft", interval=1)
     train(source, saver, [data(8)] * 2)
     model = other()
-    optimizer = THOR(model, interval=1)
+    optimizer = THOR(model, norm_control="graft", interval=1)
     if trained:
         train(model, optimizer, [data(8)])
     before = copy.deepcopy(optimizer.state_dict())
@@ -253,16 +262,16 @@ def test_a_state_without_readable_curvature_is_refused(state: dict[str, Any]) ->
     model = mlp()
     plain = torch.optim.SGD(model.parameters(), lr=0.1).state_dict()
     with pytest.raises(StateMismatchError, match="curvature"):
-        THOR(model).load_state_dict({**plain, **state})
+        THOR(model, norm_control="graft").load_state_dict({**plain, **state})
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_float32_factors_stay_float32_through_a_checkpoint(dtype: torch.dtype) -> None:
     """Case 37: torch casts state tensors to their parameter's type; factors are none of them."""
     model = mlp().to(dtype)
-    optimizer = THOR(model, interval=1)
+    optimizer = THOR(model, norm_control="graft", interval=1)
     train(model, optimizer, [data(8, dtype=dtype)] * 2)
-    resumed = THOR(model, interval=1)
+    resumed = THOR(model, norm_control="graft", interval=1)
     resumed.load_state_dict(through_a_file(optimizer.state_dict()))
     for old, new in zip(optimizer.engine.stacks, resumed.engine.stacks, strict=True):
         for one, other in ((old.a.blocks, new.a.blocks), (old.g.blocks, new.g.blocks)):
@@ -273,9 +282,9 @@ def test_float32_factors_stay_float32_through_a_checkpoint(dtype: torch.dtype) -
 def test_live_values_of_groups_are_saved() -> None:
     """Damping, learning rate and decay as they stood."""
     model = mlp()
-    optimizer = THOR(model, lr=0.3)
+    optimizer = THOR(model, norm_control="graft", lr=0.3)
     optimizer.param_groups[0].update(lr=0.01, damping=0.7, weight_decay=0.2)
-    resumed = THOR(mlp(), lr=0.3)
+    resumed = THOR(mlp(), norm_control="graft", lr=0.3)
     resumed.load_state_dict(through_a_file(optimizer.state_dict()))
     for key, value in {"lr": 0.01, "damping": 0.7, "weight_decay": 0.2}.items():
         assert resumed.param_groups[0][key] == value

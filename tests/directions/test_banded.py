@@ -185,7 +185,7 @@ def test_a_bias_in_another_group_keeps_its_rates() -> None:
         {"params": [module.weight]},
         {"params": [module.bias], "lr": 0.0},
     ]
-    thor = THOR(module, groups, lr=0.1, weight_decay=0.1)
+    thor = THOR(module, groups, norm_control="graft", lr=0.1, weight_decay=0.1)
     module(torch.randn(12, 6)).square().mean().backward()
     thor.step()
     assert bands_of(thor) > 0
@@ -196,7 +196,7 @@ def test_a_bias_in_another_group_keeps_its_rates() -> None:
 def test_a_bias_that_is_nobodys_stays() -> None:
     module = nn.Linear(6, 8)
     before = module.bias.detach().clone()
-    thor = THOR(module, [module.get_parameter("weight")], lr=0.1)
+    thor = THOR(module, [module.get_parameter("weight")], norm_control="graft", lr=0.1)
     module(torch.randn(12, 6)).square().mean().backward()
     thor.step()
     assert torch.equal(module.bias, before)
@@ -208,7 +208,7 @@ def test_half_precision_is_as_close_as_its_type() -> None:
     inputs = torch.randn(64, 40)
     for module, dtype in ((exact, None), (half, torch.bfloat16)):
         refresh = Refresh(stagger=False, inverse_dtype=dtype)
-        thor = THOR(module, lr=0.1, split=8, refresh=refresh)
+        thor = THOR(module, norm_control="graft", lr=0.1, split=8, refresh=refresh)
         module(inputs).square().mean().backward()
         thor.step()
     apart = (exact.weight - half.weight).detach()

@@ -24,7 +24,7 @@ def main(folder: Path, dies_at: int) -> None:
     rank, size = dist.get_rank(), dist.get_world_size()
     model = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 3))
     wrapped = DistributedDataParallel(model)
-    optimizer = THOR(model, lr=0.05, interval=4, trace_rule=TraceRule())
+    optimizer = THOR(model, norm_control="graft", lr=0.05, interval=4, trace_rule=TraceRule())
     checkpoint, begin = folder / "checkpoint.pt", 0
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)

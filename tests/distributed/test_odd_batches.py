@@ -37,6 +37,7 @@ def ended() -> list[dict[str, Uneven]]:
 def alone(model: nn.Module) -> THOR:
     return THOR(
         model,
+        norm_control="graft",
         lr=0.05,
         interval=1,
         statistics=Statistics(rows=None),

@@ -24,7 +24,7 @@ def test_an_option_out_of_range_is_named(wrong: dict[str, Any]) -> None:
 def test_a_grad_scaler_needs_ddp() -> None:
     """Each rank would have a scale of its own."""
     model = mlp()
-    optimizer = THOR(model, distributed=Distributed(reduce_gradients=True))
+    optimizer = THOR(model, norm_control="graft", distributed=Distributed(reduce_gradients=True))
     scaler = torch.amp.GradScaler("cpu")
     inputs, targets = data()
     scaler.scale(mean_half_square(model(inputs), targets)).backward()

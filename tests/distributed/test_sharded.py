@@ -139,3 +139,15 @@ def loaded(size: int) -> dict[str, list[Tensor]]:
 )
 def test_what_can_not_be_sharded_is_said(what: str, words: str) -> None:
     assert words in found(2)[0]["said"][what]
+
+
+@EVERYWHERE
+def test_the_default_trains_shards_without_a_message_more(size: int) -> None:
+    first, *others = ranks = [rank["default"] for rank in found(size)]
+    before, after = (sum(rank["losses"][turn] for rank in ranks) for turn in (0, -1))
+    assert after < 0.5 * before
+    assert set(first["messages"]) == {0}
+    assert first["left"] == ["7.weight"]
+    for rank in others:
+        assert all(map(torch.equal, rank["weights"], first["weights"]))
+    assert all(map(torch.equal, first["resumed"], first["weights"]))

@@ -31,7 +31,7 @@ def test_prepare_accumulate_clip_and_save(tmp_path: Path) -> None:
     twin.load_state_dict(model.state_dict())
     inputs, targets = torch.randn(24, 5), torch.randn(24, 3)
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
-    optimizer = THOR(model, lr=0.05, **AT_EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", lr=0.05, **AT_EVERY_STEP)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
     loader = DataLoader(TensorDataset(inputs, targets), batch_size=4)
     run, wrapped, loader, schedule = accelerator.prepare(model, optimizer, loader, scheduler)
@@ -45,7 +45,7 @@ def test_prepare_accumulate_clip_and_save(tmp_path: Path) -> None:
             wrapped.zero_grad()
     assert optimizer.engine.steps == 3
 
-    by_hand = THOR(twin, lr=0.05, **AT_EVERY_STEP)
+    by_hand = THOR(twin, norm_control="graft", lr=0.05, **AT_EVERY_STEP)
     schedule = torch.optim.lr_scheduler.ExponentialLR(by_hand, 0.9)
     for x, y in zip(inputs.split(8), targets.split(8), strict=True):
         for part in (slice(0, 4), slice(4, 8)):
@@ -69,7 +69,9 @@ def test_bf16_mixed_precision_trains() -> None:
     """Case 25, 33."""
     model = mlp(16)
     accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
-    run, optimizer = accelerator.prepare(model, THOR(model, lr=0.05, **AT_EVERY_STEP))
+    run, optimizer = accelerator.prepare(
+        model, THOR(model, norm_control="graft", lr=0.05, **AT_EVERY_STEP)
+    )
     inputs, targets = torch.randn(32, 5), torch.randn(32, 3)
     losses = []
     for _ in range(10):

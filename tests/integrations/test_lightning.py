@@ -32,7 +32,7 @@ class Regression(lightning.LightningModule):  # type: ignore[misc,name-defined]
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer and a scheduler."""
-        optimizer = THOR(self, lr=0.05, **AT_EVERY_STEP)
+        optimizer = THOR(self, norm_control="graft", lr=0.05, **AT_EVERY_STEP)
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -63,7 +63,7 @@ def test_fit_is_the_loop_by_hand() -> None:
         None, 1, accumulate_grad_batches=2, gradient_clip_val=1.0, enable_checkpointing=False
     )
     fit.fit(module, loader(inputs, targets))
-    by_hand = THOR(twin, lr=0.05, **AT_EVERY_STEP)
+    by_hand = THOR(twin, norm_control="graft", lr=0.05, **AT_EVERY_STEP)
     schedule = torch.optim.lr_scheduler.ExponentialLR(by_hand, 0.9)
     for x, y in zip(inputs.split(8), targets.split(8), strict=True):
         for part in (slice(0, 4), slice(4, 8)):

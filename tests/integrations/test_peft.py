@@ -51,7 +51,7 @@ def test_low_rank_matrices_are_preconditioned_and_the_rest_stays() -> None:
 def test_an_adapter_that_is_switched_off_and_merged_leaves_a_working_model() -> None:
     """Case 12, 14: forwards without the adapter count for nothing; merging keeps the outputs."""
     model = wrapped()
-    optimizer = THOR(model, lr=0.05)
+    optimizer = THOR(model, norm_control="graft", lr=0.05)
     inputs, targets = data(8)
     mean_half_square(model(inputs), targets).backward()
     optimizer.step()

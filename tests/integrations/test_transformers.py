@@ -74,7 +74,7 @@ def test_a_small_language_model_trains(build: Callable[[], nn.Module], kind: Any
 def test_every_parameter_is_accounted_for(build: Callable[[], nn.Module]) -> None:
     """Case 9, 14: Conv1D is preconditioned, tied weights name each other."""
     model = build()
-    report = {entry.name: entry for entry in THOR(model).coverage()}
+    report = {entry.name: entry for entry in THOR(model, norm_control="graft").coverage()}
     assert report.keys() == dict(model.named_parameters()).keys()
     for name, module in model.named_modules():
         if type(module).__name__ == "Conv1D":
@@ -92,7 +92,7 @@ def test_every_parameter_is_accounted_for(build: Callable[[], nn.Module]) -> Non
 def test_the_trainer_runs_unchanged(build: Callable[[], nn.Module], tmp_path: Path) -> None:
     """Case 33: accumulation, clipping, scheduler and checkpoint are the Trainer's own."""
     model = build()
-    optimizer = THOR(model, lr=0.02)
+    optimizer = THOR(model, norm_control="graft", lr=0.02)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=6)
     data = [{key: value[0] for key, value in batch().items()} for _ in range(24)]
     arguments = transformers.TrainingArguments(
@@ -119,7 +119,7 @@ def test_the_trainer_runs_unchanged(build: Callable[[], nn.Module], tmp_path: Pa
     assert all(optimizer.engine.stacks[0].ready)
 
     other = build()
-    resumed = THOR(other, lr=0.02)
+    resumed = THOR(other, norm_control="graft", lr=0.02)
     again = torch.optim.lr_scheduler.LinearLR(resumed, total_iters=6)
     trainer(other, resumed, again).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert resumed.engine.steps == 6

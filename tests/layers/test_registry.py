@@ -55,9 +55,9 @@ class HalvedAdapter(LayerAdapter[Halved]):
 def test_a_layer_of_the_users_own_joins_by_its_adapter() -> None:
     """Case 9: unknown before, preconditioned with the right rows after."""
     model = Halved(5, 3)
-    assert THOR(model).coverage().share(Treatment.PRECONDITIONED) == 0
+    assert THOR(model, norm_control="graft").coverage().share(Treatment.PRECONDITIONED) == 0
     register_adapter(Halved, HalvedAdapter())
-    optimizer = THOR(model, split=None)
+    optimizer = THOR(model, norm_control="graft", split=None)
     assert optimizer.coverage().share(Treatment.PRECONDITIONED) == 1
     inputs, targets = data(8)
     mean_half_square(model(inputs), targets).backward()
@@ -74,7 +74,7 @@ def test_an_adapter_that_is_registered_replaces_the_one_that_was_there() -> None
 
     register_adapter(Halved, HalvedAdapter())
     register_adapter(Halved, Never())
-    (entry, *_) = THOR(Halved(2, 2)).coverage()
+    (entry, *_) = THOR(Halved(2, 2), norm_control="graft").coverage()
     assert entry.reason == "never"
 
 
@@ -126,7 +126,7 @@ def reasons() -> dict[str, str]:
             "attention": nn.MultiheadAttention(4, 2, kdim=3, vdim=5, add_bias_kv=True),
         }
     )
-    return {entry.name: entry.reason for entry in THOR(model).coverage()}
+    return {entry.name: entry.reason for entry in THOR(model, norm_control="graft").coverage()}
 
 
 @pytest.mark.parametrize(
@@ -155,15 +155,16 @@ def test_parts_of_an_attention_layer_are_excluded_by_name() -> None:
     """Case 3."""
     model = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2)})
     report = {
-        entry.name: entry for entry in THOR(model, exclude=("attention.out_proj",)).coverage()
+        entry.name: entry
+        for entry in THOR(model, norm_control="graft", exclude=("attention.out_proj",)).coverage()
     }
     assert report["attention.in_proj_weight"].treatment is Treatment.PRECONDITIONED
     for name in ("weight", "bias"):
         entry = report[f"attention.out_proj.{name}"]
         assert (entry.treatment, entry.reason) == (Treatment.BASE, "excluded")
-    (only,) = THOR(model, exclude=("*.in_proj",)).engine.layers
+    (only,) = THOR(model, norm_control="graft", exclude=("*.in_proj",)).engine.layers
     assert only.name == "attention.out_proj"
-    everything = THOR(model, exclude=(nn.MultiheadAttention,)).coverage()
+    everything = THOR(model, norm_control="graft", exclude=(nn.MultiheadAttention,)).coverage()
     assert everything.share(Treatment.PRECONDITIONED) == 0
 
 
@@ -172,7 +173,7 @@ def test_a_frozen_projection_leaves_the_other_one() -> None:
     model = nn.MultiheadAttention(4, 2, batch_first=True)
     model.in_proj_weight.requires_grad_(False)
     model.out_proj.bias.requires_grad_(False)
-    optimizer = THOR(model, lr=0.1)
+    optimizer = THOR(model, norm_control="graft", lr=0.1)
     assert [layer.name for layer in optimizer.engine.layers] == ["out_proj"]
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     x = torch.randn(3, 2, 4)

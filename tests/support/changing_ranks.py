@@ -39,7 +39,9 @@ class Run:
     def __post_init__(self) -> None:
         """Builds the optimizer."""
         sharing = Distributed(reduce_gradients=True)
-        self.optimizer = THOR(self.model, lr=0.1, exclude=("*",), distributed=sharing)
+        self.optimizer = THOR(
+            self.model, norm_control="graft", lr=0.1, exclude=("*",), distributed=sharing
+        )
 
     def step(self) -> None:
         """Steps along gradients that differ between ranks."""

@@ -47,20 +47,26 @@ def mismatches() -> dict[str, str]:
     frozen = mlp()
     frozen[0].weight.requires_grad_(rank == 0)
     return {
-        "shapes": message_of(lambda: THOR(wide)),
-        "frozen": message_of(lambda: THOR(frozen)),
-        "damping": message_of(lambda: THOR(model, damping=0.1 + rank)),
-        "intervals": message_of(lambda: THOR(model, interval=(_always, _seldom)[rank])),
-        "learning rate": message_of(lambda: THOR(model, lr=0.1 + rank)),
-        "groups": message_of(lambda: THOR(model, list(model.parameters())[rank:])),
-        "same": message_of(lambda: THOR(model, lr=lambda step: 0.1 / (step + 1))),
+        "shapes": message_of(lambda: THOR(wide, norm_control="graft")),
+        "frozen": message_of(lambda: THOR(frozen, norm_control="graft")),
+        "damping": message_of(lambda: THOR(model, norm_control="graft", damping=0.1 + rank)),
+        "intervals": message_of(
+            lambda: THOR(model, norm_control="graft", interval=(_always, _seldom)[rank])
+        ),
+        "learning rate": message_of(lambda: THOR(model, norm_control="graft", lr=0.1 + rank)),
+        "groups": message_of(
+            lambda: THOR(model, list(model.parameters())[rank:], norm_control="graft")
+        ),
+        "same": message_of(
+            lambda: THOR(model, norm_control="graft", lr=lambda step: 0.1 / (step + 1))
+        ),
     }
 
 
 def different_layers() -> str:
     """Rank 0 freezes a layer in the middle of the run, rank 1 does not."""
     model = nn.Sequential(*(nn.Linear(5, 5) for _ in range(4)), nn.Linear(5, 3))
-    optimizer = THOR(model, **EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **EVERY_STEP)
     _one_step(model, optimizer)
     model[0].weight.requires_grad_(dist.get_rank() != 0)
     return message_of(lambda: _steps(model, optimizer, 3))
@@ -82,7 +88,9 @@ def a_rank_that_stays_away(seconds: float) -> str:
     model, word = mlp(), torch.zeros(1)
     aside: Any = dist.new_group()  # connections that the failure leaves alone
     dist.barrier()
-    optimizer = THOR(model, **EVERY_STEP, distributed=Distributed(timeout=seconds))
+    optimizer = THOR(
+        model, norm_control="graft", **EVERY_STEP, distributed=Distributed(timeout=seconds)
+    )
     if dist.get_rank() == 1:
         dist.recv(word, src=0, group=aside)
         return "away"
@@ -94,7 +102,7 @@ def a_rank_that_stays_away(seconds: float) -> str:
 def a_rank_that_dies() -> str:
     """Rank 1 is killed in the middle of a run."""
     model = mlp()
-    optimizer = THOR(model, **EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **EVERY_STEP)
     _one_step(model, optimizer)
     if dist.get_rank() == 1:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -106,7 +114,7 @@ def built_too_early(store: str) -> str:
     rank, size = dist.get_rank(), dist.get_world_size()
     dist.destroy_process_group()
     model = mlp()
-    optimizer = THOR(model, **EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **EVERY_STEP)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
     return message_of(lambda: _one_step(model, optimizer))
 
@@ -116,11 +124,13 @@ def groups_of_one() -> list[str]:
     rank = dist.get_rank()
     groups: list[Any] = [dist.new_group([0]), dist.new_group([1])]
     model = mlp(5 + rank)
-    optimizer = THOR(model, **EVERY_STEP, distributed=Distributed(group=groups[rank]))
+    optimizer = THOR(
+        model, norm_control="graft", **EVERY_STEP, distributed=Distributed(group=groups[rank])
+    )
     other = Distributed(group=groups[1 - rank])  # what torch gives those who are outside
     return [
         message_of(lambda: _one_step(model, optimizer)),
-        message_of(lambda: THOR(model, distributed=other)),
+        message_of(lambda: THOR(model, norm_control="graft", distributed=other)),
         type(optimizer.engine.communicator).__name__,
     ]
 
@@ -163,7 +173,7 @@ def profile_and_log() -> list[str]:
     logger.setLevel(logging.DEBUG)
     logger.addHandler(handler)
     model = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40), nn.Linear(40, 3))
-    optimizer = THOR(model, **EVERY_STEP, split=None)
+    optimizer = THOR(model, norm_control="graft", **EVERY_STEP, split=None)
     inverter = optimizer.engine.communicator._inverter  # type: ignore[attr-defined]
     free, dear = Profile((1.0, 1.0, 1.0), 0.0, 0.0), Profile((1.0, 1.0, 1.0), 1e9, 0.0)
     for network in (None, free, dear):
@@ -193,6 +203,7 @@ def resnet_bytes() -> list[Sent]:
     for wire in (None, torch.bfloat16):
         optimizer = THOR(
             model,
+            norm_control="graft",
             split=128,
             power=1.0,
             statistics=Statistics(rows=8),

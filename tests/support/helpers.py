@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-from torch_thor import Refresh, Statistics
+from torch_thor import THOR, Refresh, Statistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,8 +28,13 @@ EXACT_THOR: dict[str, Any] = {
     **{key: value for key, value in EXACT.items() if key != "factor_interval"},
     "interval": 1,
 }
-# THOR's own defaults but for this: everything is refreshed at every step.
+# Everything is refreshed at every step.
 AT_EVERY_STEP: dict[str, Any] = {"interval": 1, "refresh": Refresh(stagger=False)}
+
+
+def grafted(model: nn.Module, *groups: Any, **options: Any) -> THOR:
+    """THOR with steps as long as SGD's: all layers have curvature, biases too."""
+    return THOR(model, *groups, norm_control="graft", **options)
 
 
 def draws(seed: int) -> torch.Generator:

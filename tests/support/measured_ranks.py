@@ -42,7 +42,9 @@ def train_measured(split: MeasuredSplit) -> Measured:
 
     def build() -> THOR:
         sharing = Distributed(reduce_gradients=True)
-        return THOR(model, lr=0.05, split=split, interval=2, distributed=sharing)
+        return THOR(
+            model, norm_control="graft", lr=0.05, split=split, interval=2, distributed=sharing
+        )
 
     optimizer = build()
     draw = torch.Generator().manual_seed(dist.get_rank())

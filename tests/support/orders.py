@@ -24,7 +24,7 @@ def exact(model: nn.Module, **statistics: Any) -> KFAC:
 
 def at_every_step(model: nn.Module) -> THOR:
     """THOR, which refreshes everything in each step."""
-    return THOR(model, **AT_EVERY_STEP)
+    return THOR(model, norm_control="graft", **AT_EVERY_STEP)
 
 
 def norms_both_ways(

@@ -130,7 +130,10 @@ CASES: dict[str, Case] = {
         {"split": 1, "trace_rule": TraceRule(0.9, 0.0, compare="distance")},
     ),
     "rms, rows that don't divide": Case(
-        odd_network, (6,), 7, {"norm_control": NormControl("rms", per="rows"), "lr": 0.01}
+        odd_network,
+        (6,),
+        7,
+        {"norm_control": NormControl("rms", per="rows"), "lr": 0.01, "base": "sgd"},
     ),
 }
 
@@ -164,14 +167,16 @@ def whole(model: nn.Module) -> list[Tensor]:
     ]
 
 
-def step(case: Case, model: nn.Module, optimizer: THOR, number: int) -> None:
-    """Trains on this rank's share of a batch."""
+def step(case: Case, model: nn.Module, optimizer: THOR, number: int) -> float:
+    """Trains on this rank's share of a batch, and returns its loss."""
     inputs, targets = case.batch(number)
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     share = slice(rank * SAMPLES // size, (rank + 1) * SAMPLES // size)
     optimizer.zero_grad()
-    mean_half_square(model(inputs[share]), targets[share]).backward()
+    loss = mean_half_square(model(inputs[share]), targets[share])
+    loss.backward()
     optimizer.step()
+    return float(loss.detach())
 
 
 def train(case: Case, *, shard: bool = True) -> Result:
@@ -253,6 +258,35 @@ def one_bad_shard() -> list[list[Tensor]]:
     return seen
 
 
+def by_default(folder: str) -> dict[str, Any]:
+    """Trains with THOR's own options, saves after 20 steps, and lets a new optimizer go on."""
+    case = CASES["thor"]
+    model = case.shard(case.build().double().eval())
+    optimizer, losses, messages = THOR(model), [], []
+    for number in range(STEPS):
+        if number == 20:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            dcp.save(state, checkpoint_id=folder)  # type: ignore[attr-defined] # likewise
+        before = optimizer.traffic.messages
+        losses.append(step(case, model, optimizer, 0))
+        if not optimizer.last_decisions:
+            messages.append(optimizer.traffic.messages - before)
+    left = [one.name for one in optimizer.coverage() if one.reason == "output layer"]
+    trained = whole(model)
+    model = case.shard(case.build().double().eval())
+    other = THOR(model)
+    mean_half_square(model(case.batch(0)[0]), case.batch(0)[1]).backward()
+    other.allocate()
+    state = {"model": model.state_dict(), "optimizer": other.state_dict()}
+    dcp.load(state, checkpoint_id=folder)  # type: ignore[attr-defined] # likewise
+    model.load_state_dict(state["model"])
+    other.load_state_dict(state["optimizer"])
+    for _ in range(20, STEPS):
+        step(case, model, other, 0)
+    found = {"losses": losses, "messages": messages, "left": left, "weights": trained}
+    return found | {"resumed": whole(model)}
+
+
 def refusals() -> dict[str, str]:
     """What the optimizers say to what can't be sharded."""
     said = {}
@@ -282,6 +316,7 @@ def everything(folder: str) -> dict[str, Any]:
         "saved": save(str(Path(folder) / f"of-{dist.get_world_size()}")),
         "bad": one_bad_shard(),
         "said": refusals(),
+        "default": by_default(str(Path(folder) / f"default-of-{dist.get_world_size()}")),
     }
 
 

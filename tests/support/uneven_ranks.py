@@ -69,7 +69,7 @@ def an_empty_batch() -> Uneven:
     torch.manual_seed(3)
     model = mlp().double()
     wrapped = DistributedDataParallel(model)
-    optimizer = THOR(model, **EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **EVERY_STEP)
     for step, (x, y) in enumerate(batches_of(CASES["thor"], 7)):
         none = dist.get_rank() == 0 and step % 3 == 0
         optimizer.zero_grad()
@@ -84,7 +84,7 @@ def unused_layers(*, turns: bool) -> Uneven:
     torch.manual_seed(3)
     model = TwoHeads().double()
     wrapped = DistributedDataParallel(model, find_unused_parameters=True)
-    optimizer = THOR(model, **EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **EVERY_STEP)
     for step, (x, y) in enumerate(batches_of(CASES["thor"], 6)):
         optimizer.zero_grad()
         mean_half_square(wrapped(x, dist.get_rank() if turns or step < 3 else 0), y).backward()
@@ -97,7 +97,12 @@ def early_end(*, wrapped: bool) -> Uneven:
     torch.manual_seed(3)
     model = mlp().double()
     outer = DistributedDataParallel(model) if wrapped else model
-    optimizer = THOR(model, **EVERY_STEP, distributed=Distributed(reduce_gradients=not wrapped))
+    optimizer = THOR(
+        model,
+        norm_control="graft",
+        **EVERY_STEP,
+        distributed=Distributed(reduce_gradients=not wrapped),
+    )
     batches = batches_of(CASES["thor"], 5 + 2 * dist.get_rank())
     joinables: list[Any] = [outer, optimizer] if wrapped else [optimizer]
     with Join(joinables):
@@ -118,7 +123,7 @@ def not_finite() -> Uneven:
     torch.manual_seed(3)
     model = mlp().double()
     wrapped = DistributedDataParallel(model)
-    optimizer = THOR(model, **EVERY_STEP)
+    optimizer = THOR(model, norm_control="graft", **EVERY_STEP)
     for step, (x, y) in enumerate(batches_of(CASES["thor"], 4)):
         optimizer.zero_grad()
         loss = mean_half_square(wrapped(x), y)
@@ -131,7 +136,9 @@ def bad_statistics() -> Uneven:
     """A rank's statistics are not finite though the gradients are; no rank folds them in."""
     torch.manual_seed(3)
     model = nn.Linear(5, 3).double()
-    optimizer = THOR(model, **EVERY_STEP, distributed=Distributed(reduce_gradients=True))
+    optimizer = THOR(
+        model, norm_control="graft", **EVERY_STEP, distributed=Distributed(reduce_gradients=True)
+    )
     for step, (x, y) in enumerate(batches_of(CASES["thor"], 3)):
         optimizer.zero_grad()
         huge = 1e155 if step == 1 and dist.get_rank() == 1 else 1.0  # its square overflows
@@ -144,7 +151,9 @@ def channels_last() -> Uneven:
     """Case 41: weights and gradients that are not contiguous, without DDP."""
     torch.manual_seed(3)
     model = convnet().double().to(memory_format=torch.channels_last)
-    optimizer = THOR(model, **EVERY_STEP, distributed=Distributed(reduce_gradients=True))
+    optimizer = THOR(
+        model, norm_control="graft", **EVERY_STEP, distributed=Distributed(reduce_gradients=True)
+    )
     for x, y in batches_of(CASES["trace rule"], 4):
         optimizer.zero_grad()
         mine = slice(dist.get_rank(), None, dist.get_world_size())

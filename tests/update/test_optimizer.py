@@ -237,7 +237,9 @@ def test_a_growing_interval_refreshes_less_and_less_often() -> None:
 
 def test_staggering_refreshes_every_layer_once_a_cycle_but_not_all_at_once() -> None:
     model = nn.Sequential(*[nn.Linear(5, 5) for _ in range(4)], nn.Linear(5, 3))
-    optimizer = THOR(model, lr=1e-4, interval=10, refresh=Refresh(stagger=True))
+    optimizer = THOR(
+        model, norm_control="graft", lr=1e-4, interval=10, refresh=Refresh(stagger=True)
+    )
     seen: dict[str, list[int]] = {}
     for step in range(30):
         train(model, optimizer, [data(8)])
@@ -481,7 +483,11 @@ def test_other_parameters_train_by_torchs_own_rule(
     twin = nn.Sequential(Scale(5), nn.Linear(5, 3), Scale(3))
     twin.load_state_dict(model.state_dict())
     optimizer = THOR(
-        model, lr=0.1, base=Base(rule, lr_scale=0.5, weight_decay=0.01), update=Update(nesterov)
+        model,
+        norm_control="graft",
+        lr=0.1,
+        base=Base(rule, lr_scale=0.5, weight_decay=0.01),
+        update=Update(nesterov),
     )
     others = [p for name, p in twin.named_parameters() if not name.startswith("1.")]
     reference: torch.optim.Optimizer = (
@@ -516,7 +522,9 @@ def test_a_gradient_may_lie_in_memory_otherwise_than_its_parameter(
     for layout in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(0)
         model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-        optimizer = THOR(model, lr=0.1, weight_decay=0.0, exclude=("*",), base=Base(rule))
+        optimizer = THOR(
+            model, norm_control="graft", lr=0.1, weight_decay=0.0, exclude=("*",), base=Base(rule)
+        )
         for _ in range(2):
             for parameter in model.parameters():
                 parameter.grad = torch.randn(parameter.shape)
@@ -528,12 +536,12 @@ def test_a_gradient_may_lie_in_memory_otherwise_than_its_parameter(
 
 def test_excluded_layers_train_by_the_base_rule_and_say_so() -> None:
     model = mlp()
-    optimizer = THOR(model, exclude=("2",))
+    optimizer = THOR(model, norm_control="graft", exclude=("2",))
     report = {entry.name: entry for entry in optimizer.coverage()}
     assert report["2.weight"].reason == "excluded"
     assert [layer.name for layer in optimizer.engine.layers] == ["0"]
     for exclude in ((nn.Linear,), ("*",)):
-        assert THOR(mlp(), exclude=exclude).engine.layers == []
+        assert THOR(mlp(), norm_control="graft", exclude=exclude).engine.layers == []
 
 
 @pytest.mark.parametrize("rows", [1, 3, 64])
@@ -597,12 +605,12 @@ def test_bad_options_name_the_argument_the_value_and_what_is_allowed(
 
 def test_a_model_that_is_no_module_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Invalid model=.*torch\.nn\.Module"):
-        THOR(mlp().parameters())  # type: ignore[arg-type]
+        THOR(mlp().parameters(), norm_control="graft")  # type: ignore[arg-type]
 
 
 def test_factor_norms_are_those_of_the_kronecker_product() -> None:
     model = mlp()
-    optimizer = THOR(model, split=None, statistics=Statistics(decay=0.0))
+    optimizer = THOR(model, norm_control="graft", split=None, statistics=Statistics(decay=0.0))
     assert optimizer.factor_norms() == {}
     train(model, optimizer, [data(8)])
     found = optimizer.factor_norms()

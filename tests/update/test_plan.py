@@ -34,7 +34,7 @@ def values(module: nn.Module) -> list[Tensor]:
 
 def test_the_same_route_serves_steps_that_are_alike() -> None:
     module = model()
-    thor = THOR(module, lr=0.1)
+    thor = THOR(module, norm_control="graft", lr=0.1)
     for _ in range(2):
         step(module, thor)
     known = thor._planner._known
@@ -45,7 +45,7 @@ def test_the_same_route_serves_steps_that_are_alike() -> None:
 def test_groups_that_loading_a_state_replaced_are_followed() -> None:
     """The optimizer has stepped before: its plans knew the groups of then."""
     module = model()
-    thor = THOR(module, lr=0.1)
+    thor = THOR(module, norm_control="graft", lr=0.1)
     step(module, thor)
     thor.load_state_dict(thor.state_dict())
     thor.param_groups[0]["lr"] = 0.0
@@ -57,7 +57,7 @@ def test_groups_that_loading_a_state_replaced_are_followed() -> None:
 @pytest.mark.parametrize("missing", range(4))
 def test_parameters_without_a_gradient_stay_and_move_again_with_one(missing: int) -> None:
     module = model()
-    thor = THOR(module, lr=0.1, weight_decay=0.0)
+    thor = THOR(module, norm_control="graft", lr=0.1, weight_decay=0.0)
     step(module, thor)
     for expected in (False, True):
         before = values(module)
@@ -72,7 +72,7 @@ def test_parameters_without_a_gradient_stay_and_move_again_with_one(missing: int
 def test_a_group_that_is_added_is_followed() -> None:
     module = model()
     first, *others = module.parameters()
-    thor = THOR(module, [first], lr=0.1)
+    thor = THOR(module, [first], norm_control="graft", lr=0.1)
     for _ in range(3):
         before = values(module)
         step(module, thor)
@@ -90,7 +90,7 @@ def test_a_group_that_is_added_is_followed() -> None:
 def test_what_is_in_no_group_is_left_to_whoever_trains_it() -> None:
     """No curvature is kept for it, and the report says so."""
     module = model()
-    thor = THOR(module, module[0].parameters(), lr=0.1)
+    thor = THOR(module, module[0].parameters(), norm_control="graft", lr=0.1)
     found = {entry.name: entry.treatment for entry in thor.coverage()}
     assert [name for name, how in found.items() if how is Treatment.PRECONDITIONED] == [
         "0.weight",

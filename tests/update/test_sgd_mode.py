@@ -35,6 +35,7 @@ def test_every_setting_of_sgd(
     data_of_the_run = batches()
     thor = THOR(
         ours,
+        norm_control="graft",
         lr=0.1,
         momentum=momentum,
         weight_decay=decay,
@@ -63,7 +64,14 @@ def test_every_setting_of_sgd(
 )
 def test_under_a_scheduler(schedule: Callable[[torch.optim.Optimizer], Any]) -> None:
     ours, theirs = pair()
-    thor = THOR(ours, lr=0.1, weight_decay=0.0, exclude=(nn.Module,), update=Update(nesterov=False))
+    thor = THOR(
+        ours,
+        norm_control="graft",
+        lr=0.1,
+        weight_decay=0.0,
+        exclude=(nn.Module,),
+        update=Update(nesterov=False),
+    )
     sgd = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9)
     schedulers = schedule(thor), schedule(sgd)
     for batch in batches():
@@ -84,7 +92,13 @@ def test_with_parameter_groups_and_a_group_added_later() -> None:
         ]
 
     thor = THOR(
-        ours, groups(ours), lr=0.1, weight_decay=0.01, exclude=("*",), update=Update(nesterov=False)
+        ours,
+        groups(ours),
+        norm_control="graft",
+        lr=0.1,
+        weight_decay=0.01,
+        exclude=("*",),
+        update=Update(nesterov=False),
     )
     sgd = torch.optim.SGD(groups(theirs), lr=0.1, momentum=0.9, weight_decay=0.01)
     for count, batch in enumerate(batches()):
@@ -101,7 +115,7 @@ def test_adamw_as_the_base_rule(fused: bool | None) -> None:
     ours, theirs = pair()
     data_of_the_run = batches()
     base = Base("adamw", fused=fused)
-    thor = THOR(ours, lr=0.01, weight_decay=0.1, exclude=("*",), base=base)
+    thor = THOR(ours, norm_control="graft", lr=0.01, weight_decay=0.1, exclude=("*",), base=base)
     adamw = torch.optim.AdamW(
         theirs.parameters(),
         lr=0.01,
@@ -119,7 +133,9 @@ def test_adamw_counts_steps_where_its_kernel_looks(fused: bool | None) -> None:
     """On the parameter's device where it is fused; also in a checkpoint from another device."""
 
     def optimizer(model: nn.Module) -> THOR:
-        return THOR(model, lr=0.01, exclude=("*",), base=Base("adamw", fused=fused))
+        return THOR(
+            model, norm_control="graft", lr=0.01, exclude=("*",), base=Base("adamw", fused=fused)
+        )
 
     here = nn.Linear(5, 3, device="cpu")
     there = nn.Linear(5, 3, device="meta")

@@ -38,7 +38,7 @@ class Task:
 
 
 def build_optimizer(name: str, model: nn.Module, task: Task, intervals: Intervals) -> Optimizer:
-    """Builds one of ``RULES``: K-FAC with whole factors and all rows, THOR as it is by default.
+    """Builds one of ``RULES``: K-FAC with whole factors and all rows, THOR with SGD's lengths.
 
     Layers refresh together, so that a step either refreshes all of them or none.
     """
@@ -57,6 +57,7 @@ def build_optimizer(name: str, model: nn.Module, task: Task, intervals: Interval
         )
     return THOR(
         model,
+        norm_control="graft",
         split=task.split,
         interval=intervals,
         statistics=Statistics(loss_reduction=task.loss_reduction),

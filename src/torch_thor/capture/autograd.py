@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,6 +26,11 @@ class Delivery(enum.Enum):
 def running_backward() -> int:
     """The number of the innermost running backward, or ``NO_TASK``."""
     return int(torch._C._current_graph_task_id())
+
+
+def running_node() -> Any:
+    """The node of the graph that the innermost running backward has come to, if one runs."""
+    return torch._C._current_autograd_node()
 
 
 def inside_backward() -> bool:

@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING
 
 from torch_thor.capture.coverage import Coverage, ParameterCoverage, Treatment
 from torch_thor.capture.names import own_parameters
+from torch_thor.capture.outputs import OutputProbe, modules_with_weights
 from torch_thor.capture.snapshot import Snapshot
 from torch_thor.capture.survey import survey
 from torch_thor.layers.shards import is_dtensor
+from torch_thor.options.errors import require
 from torch_thor.options.notices import warn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 
     from torch import nn
 
     from torch_thor.capture.selection import Selector
-    from torch_thor.capture.tracked import TrackedLayer
+    from torch_thor.capture.tracked import Identity, TrackedLayer
+    from torch_thor.options.update import Base
 
 
 class FollowedModel:
@@ -26,6 +29,10 @@ class FollowedModel:
 
     Attributes:
         layers: Tracked layers, in the model's order.
+        candidates: These and the output layers that are left to the base rule.
+        outputs: Output layers, by identity; ``None`` before they are known.
+        probe: What finds them; ``None`` where nobody asks for them.
+        matrices: Parameters without curvature that step as matrices do.
         asleep: Layers whose weight is frozen; they are listened to, in case it is thawed.
         layer_of: The tracked layer of each parameter of ``layers``.
     """
@@ -35,28 +42,45 @@ class FollowedModel:
         model: nn.Module,
         exclude: tuple[Selector, ...],
         include: tuple[Selector, ...],
+        base: Base,
         *,
         stagger: bool,
     ) -> None:
         self.model = model
         self._exclude, self._include, self._stagger = exclude, include, stagger
+        self._base = base
         self._chosen: frozenset[nn.Parameter] | None = None
         self.layers: list[TrackedLayer] = []
+        self.candidates: list[TrackedLayer] = []
         self.asleep: list[TrackedLayer] = []
+        self.outputs: frozenset[Identity] | None = None
+        self.probe: OutputProbe | None = None
         self.find()
 
     def find(self) -> None:
         """Surveys the model; a layer that is still what it was stays, with the calls it has."""
-        known = {layer.identity: layer for layer in self.all_layers}
+        known = {layer.identity: layer for layer in (*self.candidates, *self.asleep)}
         chosen = self._chosen
         served = None if chosen and chosen.issuperset(self.model.parameters()) else chosen
-        found = survey(self.model, self._exclude, self._include, served)
+        found = survey(self.model, self._exclude, self._include, served, self._base)
         self._coverage = found.coverage
-        self.layers = [_same_or_new(known, one, one.is_as) for one in found.layers]
+        self._loose = found.matrices if self._base.matrices else {}
+        self.candidates = [_same_or_new(known, one, one.is_as) for one in found.layers]
         # With which of its biases it will wake is not known.
         self.asleep = [_same_or_new(known, one, one.has_weight_of) for one in found.asleep]
         self._snapshot = Snapshot(self.model)
+        if self._base.outputs and (self.candidates or self._loose):
+            modules = modules_with_weights(self.model)
+            if self.probe is None or self.probe.modules != modules:
+                self.probe = OutputProbe(modules)  # the last one may not be the last any more
+        self._leave_outputs()
+
+    def _leave_outputs(self) -> None:
+        """Takes output layers out of those that are preconditioned."""
+        left = self.outputs or frozenset()
+        self.layers = [layer for layer in self.candidates if layer.identity not in left]
         self.layer_of = {p: layer for layer in self.layers for p in layer.parameters}
+        self.matrices = {p: m.shape for p, m in self._loose.items() if m.identity not in left}
         if self._stagger:
             # Shares follow the cost of the layers' statistics.
             total = sum(layer.weight.numel() for layer in self.layers)
@@ -64,6 +88,40 @@ class FollowedModel:
             for layer in self.layers:
                 layer.share = passed / total
                 passed += layer.weight.numel()
+
+    @property
+    def finds_outputs(self) -> bool:
+        """Whether output layers are still to be found."""
+        return self.probe is not None and self.probe.is_open
+
+    def outputs_by_name(self) -> frozenset[str]:
+        """The output layers, as known or as backwards have shown; none where all would be."""
+        probe = self.probe
+        if probe is None or not probe.is_open:
+            return frozenset(self.state_dict().get("outputs", ()))
+        names = {layer.name for layer in self.candidates if probe.is_output(*layer.identity)}
+        if len(names) == len(self.candidates) and not self._loose:
+            names.clear()
+        ends = (one for one in self._loose.values() if one.may_end)
+        loose = {one.place for one in ends if probe.is_output(*one.identity)}
+        return frozenset(names | loose)
+
+    def leave_outputs(self, names: Container[str]) -> None:
+        """Knows which layers are output layers, and looks for them no longer."""
+        if self.probe is not None:
+            self.probe.close()
+            self.outputs = frozenset(one for one, name in self._places() if name in names)
+        self._leave_outputs()
+        for layer in set(self.candidates).difference(self.layers):
+            layer.forget()
+            layer.armed = False
+
+    def require_outputs(self) -> None:
+        """Knows the output layers now, or raises ``InvalidOptionError``."""
+        if self.probe is not None and self.finds_outputs:
+            allowed = "False, or known from a backward, to allocate before a step"
+            require("Base(outputs)", self._base.outputs, self.probe.has_arrived, allowed)
+            self.leave_outputs(self.outputs_by_name())
 
     @property
     def all_layers(self) -> list[TrackedLayer]:
@@ -81,6 +139,20 @@ class FollowedModel:
         self._chosen = chosen
         return changed
 
+    def state_dict(self) -> dict[str, dict[str, bool]]:
+        """Returns the output layers by name, once they are known."""
+        left = self.outputs
+        if left is None:
+            return {}
+        return {"outputs": {name: True for one, name in self._places() if one in left}}
+
+    def _places(self) -> Iterator[tuple[Identity, str]]:
+        """Identities and names of all that may be an output layer."""
+        for layer in (*self.candidates, *self.asleep):
+            yield layer.identity, layer.name
+        for loose in self._loose.values():
+            yield loose.identity, loose.place
+
     @property
     def parameters(self) -> list[nn.Parameter]:
         """All parameters of the model."""
@@ -97,13 +169,18 @@ class FollowedModel:
         Args:
             reasons: Why parameters of tracked layers step by the base rule so far.
         """
-        seen = {name: reasons[p] for name, p in own_parameters(self.model).items() if p in reasons}
-        entries = [
-            replace(entry, treatment=Treatment.BASE, reason=seen[entry.name])
-            if entry.name in seen
-            else entry
-            for entry in self._coverage
-        ]
+        left = {p for layer in self.candidates for p in layer.parameters} - self.layer_of.keys()
+        outputs = left | (self._loose.keys() - self.matrices.keys())
+        reasons = {**reasons, **dict.fromkeys(outputs, "output layer")}
+        by_name, entries = own_parameters(self.model), list(self._coverage)
+        for place, entry in enumerate(self._coverage):
+            parameter = by_name[entry.name]
+            if parameter in reasons:
+                why = reasons[parameter]
+                entries[place] = replace(entry, treatment=Treatment.BASE, reason=why)
+            elif parameter in self.matrices:
+                why = f"matrix, by the rule {self._base.matrices!r}: {entry.reason}"
+                entries[place] = replace(entry, reason=why)
         own = set(self.parameters)
         if foreign := sum(parameter not in own for parameter in self._chosen or ()):
             why = f"{foreign} parameters of the groups are not the model's"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from torch.utils.hooks import RemovableHandle
 
+    from torch_thor.capture.outputs import OutputProbe
     from torch_thor.capture.tracked import TrackedLayer
 
 
@@ -58,15 +59,20 @@ class ModelHooks:
     def __init__(self, listener: Listener) -> None:
         self._listener = weakref.ref(listener)
         self._layers: list[TrackedLayer] = []
+        self._probe: OutputProbe | None = None
         self._removed, self._suspended = False, 0
         self._handles: list[RemovableHandle] = []
         self._first: list[tuple[nn.Module, RemovableHandle]] = []
         self._watches: list[_Watch] = []
         weakref.finalize(self, take_off, self._handles)
 
-    def attach(self, layers: Iterable[TrackedLayer]) -> None:
-        """Hangs hooks on some layers and no others, unless they are removed or suspended."""
+    def attach(self, layers: Iterable[TrackedLayer], probe: OutputProbe | None = None) -> None:
+        """Hangs hooks on some layers and no others, unless they are removed or suspended.
+
+        An open probe hears of the modules that it wants to hear of.
+        """
         self._layers, listener = list(layers), self._listener()
+        self._probe = probe
         self._detach()
         if self._removed or self._suspended or listener is None:
             return
@@ -85,6 +91,11 @@ class ModelHooks:
             self._watches.append(watch)
             self._handles.append(hang(module, watch, before=True))
             self._handles.append(hang(module, _WatchEnd(watch), always_call=True))
+        if probe is not None and probe.is_open:
+            for module in probe.modules:
+                handle = hang(module, _ProbeHook(probe))
+                probe.heard_by(handle)
+                self._handles.append(handle)
 
     def arm(self) -> None:
         """Gets ready for forwards of layers of which some, or others than before, count."""
@@ -115,7 +126,7 @@ class ModelHooks:
             yield
         finally:
             self._suspended -= 1
-            self.attach(self._layers)
+            self.attach(self._layers, self._probe)
 
 
 def other_listeners(listener: Listener, layer: TrackedLayer) -> set[Listener]:
@@ -232,6 +243,18 @@ class _Watch(_Hook):
                 passed = int(used.storage_offset() - weight.storage_offset())
                 first = passed // (layer.geometry.outputs * layer.geometry.inputs)
                 listener.on_forward(layer, weight, inputs, output, first)
+
+
+class _ProbeHook(StaysBehind):
+    """Tells an open probe of a module's call."""
+
+    def __init__(self, probe: OutputProbe) -> None:
+        self._probe = weakref.ref(probe)
+
+    def __call__(self, module: nn.Module, args: object, output: object) -> None:  # noqa: ARG002
+        probe = self._probe()
+        if probe is not None and probe.is_open and torch.is_grad_enabled() and _may_look():
+            probe.hear(module, output)
 
 
 class _WatchEnd(StaysBehind):

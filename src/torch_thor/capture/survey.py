@@ -13,10 +13,12 @@ from torch_thor.capture.coverage import Coverage, ParameterCoverage, Treatment
 from torch_thor.capture.names import joined, own_names
 from torch_thor.capture.selection import selected
 from torch_thor.capture.tracked import TrackedLayer
+from torch_thor.capture.uncurved import Matrices, matrices_of
 from torch_thor.layers import Part, parts_of, reason_against
 from torch_thor.layers.linear import SEQUENCE_FIRST
 from torch_thor.layers.shards import reason_against_shards, unsharded_type
 from torch_thor.options.errors import require
+from torch_thor.options.update import Base
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 
 _FROZEN = "weight is not trained"
+_BIAS = "bias: no column of the weight's matrix"
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,13 @@ class Survey:
         layers: Those to precondition.
         asleep: Those that would be, if their weight were not frozen.
         coverage: How every parameter trains.
+        matrices: Those of the base rule that are matrices all the same.
     """
 
     layers: list[TrackedLayer]
     asleep: list[TrackedLayer]
     coverage: Coverage
+    matrices: dict[nn.Parameter, Matrices]
 
 
 def survey(
@@ -47,6 +52,7 @@ def survey(
     exclude: Sequence[Selector],
     include: Sequence[Selector] = (),
     served: Container[nn.Parameter] | None = None,
+    base: Base = Base(),
 ) -> Survey:
     """Finds the layers to precondition and accounts for every parameter.
 
@@ -55,12 +61,13 @@ def survey(
         exclude: Names (``*`` is a wildcard) or types of modules to leave alone.
         include: The same of modules whose type is left alone unless asked for.
         served: Parameters that the optimizer steps; ``None`` takes all of the model's.
+        base: What it says of the biases of layers.
 
     Raises:
         InvalidOptionError: For a selector that matches no module, or a lazy parameter.
     """
     _require_built(model)
-    return _Surveyor(model, exclude, include, served).survey()
+    return _Surveyor(model, exclude, include, served, base).survey()
 
 
 class _Surveyor:
@@ -72,8 +79,9 @@ class _Surveyor:
         exclude: Sequence[Selector],
         include: Sequence[Selector],
         served: Container[nn.Parameter] | None,
+        base: Base,
     ) -> None:
-        self._model, self._served = model, served
+        self._model, self._served, self._base = model, served, base
         self._excluded = selected("exclude", model, exclude)
         self._included = selected("include", model, include)
         self._own, self._owners = own_names(model), _owners(model)
@@ -94,13 +102,28 @@ class _Surveyor:
                     layer = self._track(name, module, part, part.weight)
                     (asleep if reason else layers).append(layer)
                     if not reason:
+                        if layer.bias is None and part.bias is not None:
+                            self._reasons[id(part.bias)] = self._refused(part.bias) or _BIAS
                         continue
                 hit = (part.weight, part.bias) if part.name else module.parameters(recurse=False)
                 self._reasons.update((id(p), reason) for p in hit)
         curvature = {
             id(p): layer.geometry.structure.curvature for layer in layers for p in layer.parameters
         }
-        return Survey(layers, asleep, Coverage(tuple(self._account(curvature))))
+        coverage = Coverage(tuple(self._account(curvature)))
+        return Survey(layers, asleep, coverage, self._matrices(coverage))
+
+    def _matrices(self, coverage: Coverage) -> dict[nn.Parameter, Matrices]:
+        """Finds matrices that are neither shared nor excluded."""
+        found = {}
+        for entry, (name, parameter) in zip(coverage, self._model.named_parameters(), strict=True):
+            path = name.rpartition(".")[0]
+            left = path in self._excluded or len(self._owners[id(parameter)]) > 1
+            if entry.treatment is Treatment.BASE and not left:
+                matrices = matrices_of(self._model.get_submodule(path), entry.name, parameter)
+                if matrices is not None:
+                    found[parameter] = matrices
+        return found
 
     def _account(self, curvature: Mapping[int, str]) -> Iterator[ParameterCoverage]:
         """Lists all parameters, how they train, and why."""
@@ -137,6 +160,8 @@ class _Surveyor:
         if reason and (reason != _FROZEN or weight.requires_grad):
             bias = None
         geometry = part.adapter.geometry(module, bias=bias is not None)
+        if self._base.biases and geometry.bias:
+            bias, geometry = None, part.adapter.geometry(module, bias=False)
         own = joined(self._own[name], part.name)
         return TrackedLayer(own, module, part.adapter, geometry, weight, bias, part.name)
 
@@ -153,6 +178,8 @@ class _Surveyor:
         if reason not in ("", _FROZEN):
             return reason
         shape = part.adapter.geometry(module, bias=False)
+        if self._base.biases and part.weight.dim() == 1 and shape.structure.is_factored:
+            return _BIAS
         by_rows = shape.is_plain and shape.matrices == 1 and not part.name
         return reason_against_shards(self._model, part.weight, by_rows=by_rows) or reason
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from torch_thor.layers import Geometry, LayerAdapter
     from torch_thor.layers.shards import Shard
+
+    Identity: TypeAlias = tuple[nn.Module, str]
 
 
 @dataclass(eq=False)
@@ -77,7 +79,7 @@ class TrackedLayer:
         return self.geometry if shard is None else replace(self.geometry, outputs=shard.chunk)
 
     @property
-    def identity(self) -> tuple[nn.Module, str]:
+    def identity(self) -> Identity:
         """What stays when names and parameters change."""
         return self.module, self.part
 

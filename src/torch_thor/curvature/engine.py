@@ -64,11 +64,13 @@ class CurvatureEngine:
         self._decisions: tuple[LayerDecision, ...] = ()
         self._verdict: Verdict | None = None
         stagger = options.refresh.stagger
-        self.followed = FollowedModel(model, options.exclude, options.include, stagger=stagger)
+        self.followed = FollowedModel(
+            model, options.exclude, options.include, options.base, stagger=stagger
+        )
         self.capture = Capture(options.statistics, matched=options.eigenvalue_correction)
         self.store = CurvatureStore(options, self.communicator)
         self.calendar = Calendar(options.intervals)
-        self.capture.hooks.attach(self.followed.all_layers)
+        self.capture.hooks.attach(self.followed.all_layers, self.followed.probe)
         corrected = options.eigenvalue_correction and any(layer.shard for layer in self.layers)
         allowed = "False for sharded weights: no rank has their gradients' second moments"
         require("eigenvalue_correction", corrected, not corrected, allowed)
@@ -114,7 +116,7 @@ class CurvatureEngine:
         self.store.rest()
         before = set(self.followed.parameters)
         self.followed.find()
-        self.capture.hooks.attach(self.followed.all_layers)
+        self.capture.hooks.attach(self.followed.all_layers, self.followed.probe)
         self.followed.tell_left_out(before)
         self.store.wake(self.followed)
         self._arm()
@@ -139,7 +141,7 @@ class CurvatureEngine:
         memo[id(self)] = twin
         memo[id(self.communicator)] = self.communicator  # a process group can't be copied
         vars(twin).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
-        twin.capture.hooks.attach(twin.followed.all_layers)
+        twin.capture.hooks.attach(twin.followed.all_layers, twin.followed.probe)
         twin.discard()
         return twin
 
@@ -163,6 +165,8 @@ class CurvatureEngine:
         due = self._due_layers(dampings, gradient_scale)
         if due:
             self._renew(due)
+        if self.followed.finds_outputs and (self.stacks or not self.layers):
+            self._look_for_outputs()
         self.steps += 1
         self.discard()
 
@@ -190,14 +194,28 @@ class CurvatureEngine:
         self._arm()
 
     def _begin_curvature(self) -> None:
-        """Makes room for curvature as soon as a rank has statistics."""
+        """Makes room for curvature as soon as a rank has statistics, which says how much."""
         options, layers = self.options, self.layers
 
-        def measured() -> SplitRule:
-            return split_rule(options.split, layers, options.statistics, options.power)
+        def found() -> tuple[SplitRule, frozenset[str]]:
+            outputs = self.followed.outputs_by_name()
+            kept = [layer for layer in layers if layer.name not in outputs]
+            return split_rule(options.split, kept, options.statistics, options.power), outputs
 
         some = any(layer.ledger.read() for layer in layers)
-        self.store.begin(layers, measured if some else None)
+        first = self.communicator.first(found if some else None)
+        if first is not None:
+            self.followed.leave_outputs(first[1])
+            self.store.begin(self.layers, first[0])
+
+    def _look_for_outputs(self) -> None:
+        """Finds those of a model that has grown, or has no curvature, after a backward."""
+        followed = self.followed
+        seen = followed.probe is not None and followed.probe.has_arrived
+        outputs = self.communicator.first(followed.outputs_by_name if seen else None)
+        if outputs is not None:
+            followed.leave_outputs(outputs)
+            self._find_layers_again()
 
     def _due_layers(
         self, dampings: Mapping[nn.Parameter, float], gradient_scale: float
@@ -266,6 +284,7 @@ class CurvatureEngine:
             "steps": self.steps,
             **self.calendar.state_dict(),
             **self.store.state_dict(self.model),
+            **self.followed.state_dict(),
         }
 
     def fitting(self, state: object) -> Restored:
@@ -286,6 +305,9 @@ class CurvatureEngine:
 
     def adopt(self, restored: Restored) -> None:
         """Takes over another curvature in the place of all that was there."""
+        if restored.outputs is not None:
+            self.followed.leave_outputs(restored.outputs)
+            self.capture.hooks.attach(self.followed.all_layers, self.followed.probe)
         self.store.put(restored.stacks, restored.rule, restored.resting)
         self.steps, self.calendar = restored.steps, restored.calendar
         self._decisions, self._verdict = (), None

@@ -63,6 +63,8 @@ def split_rule(
 
     Its words measure the device, and information on the rows of the first statistics.
     """
+    if not layers:  # all may be output layers
+        return SplitRule(None)
     if split == "per_layer":
         return SplitRule(SMALLEST_SPLIT, chosen_pairs(layers, statistics, power))
     if split == "auto":

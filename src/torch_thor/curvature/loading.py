@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from torch_thor.capture.followed import FollowedModel
     from torch_thor.capture.selection import Selector
+    from torch_thor.capture.tracked import TrackedLayer
     from torch_thor.curvature.clock import Calendar
     from torch_thor.curvature.stacks import Place
     from torch_thor.curvature.store import CurvatureStore, Identity
@@ -46,6 +47,7 @@ class Restored:
     stacks: list[LayerStack] = field(default_factory=list)
     rule: SplitRule | None = None
     resting: dict[Identity, SavedLayer] = field(default_factory=dict)
+    outputs: frozenset[str] | None = None  # names of layers that the base rule has; None: as ever
 
 
 class Loading:
@@ -77,7 +79,11 @@ class Loading:
         saved = self._saved
         following = calendar.at(saved.began, saved.clocks if self._damps_as else ())
         restored = Restored(saved.steps, following)
-        return self._made(restored, frozenset()) if saved.layers or saved.resting else restored
+        if not (saved.layers or saved.resting):
+            return restored
+        outputs = self._left_to_the_base_rule()
+        layers = [one for one in self._followed.candidates if one.name not in outputs]
+        return self._made(replace(restored, outputs=outputs), layers, frozenset())
 
     def some(
         self, steps: int, calendar: Calendar, leave_out: Selector | Iterable[Selector]
@@ -87,13 +93,23 @@ class Loading:
         names = map(bare, self._saved.layers)
         left = selected("leave_out", self._followed.model, selectors, names)
         following = calendar if self._damps_as else calendar.at(calendar.began)
-        return self._made(Restored(steps, following), left)
+        return self._made(Restored(steps, following), self._followed.layers, left)
 
-    def _made(self, restored: Restored, left: frozenset[str]) -> Restored:
+    def _left_to_the_base_rule(self) -> frozenset[str]:
+        """The checkpoint's output layers, by their names here, where this optimizer leaves them."""
+        if self._followed.probe is None:
+            return frozenset()
+        names = unwrapped(self._saved.outputs, places_of(self._followed.model))
+        return frozenset(names.values())
+
+    def _made(
+        self, restored: Restored, layers: list[TrackedLayer], left: frozenset[str]
+    ) -> Restored:
         """Makes the curvature anew: a failure leaves the old one as it is."""
-        found, resting = self._by_layer(left)
-        rule = self._cut(found)
-        stacks = self._store.made(self._followed.layers, rule)
+        left |= self._left_to_the_base_rule()
+        found, resting = self._by_layer(layers, left)
+        rule = self._cut(found, layers)
+        stacks = self._store.made(layers, rule)
         for place in (place for stack in stacks for place in stack):
             entry = found.get(place.layer.name)
             if entry is not None:
@@ -102,7 +118,7 @@ class Loading:
         return replace(restored, stacks=stacks, rule=rule, resting=resting)
 
     def _by_layer(
-        self, left: frozenset[str]
+        self, layers: list[TrackedLayer], left: frozenset[str]
     ) -> tuple[dict[str, SavedLayer], dict[Identity, SavedLayer]]:
         """What is saved of each layer that is not left out, by the engine's name of it.
 
@@ -110,7 +126,7 @@ class Loading:
         """
         saved, places = self._saved, places_of(self._followed.model)
         names = {identity: name for name, (identity, _) in places.items()}
-        own = {names[layer.identity]: layer for layer in self._followed.layers}
+        own = {names[layer.identity]: layer for layer in layers}
         own = {name: layer for name, layer in own.items() if name not in left}
         frozen = {
             name
@@ -121,7 +137,8 @@ class Loading:
         path = unwrapped(every, names.values())
         found = {path[name]: entry for name, entry in every.items() if path[name] not in left}
         missing = own.keys() - found.keys()
-        unknown = {path[name] for name in saved.layers} - left - own.keys() - frozen
+        known = {names[layer.identity] for layer in self._followed.candidates} | frozen
+        unknown = {path[name] for name in saved.layers} - left - known
         if missing or unknown:
             raise StateMismatchError(
                 "The checkpoint is of another model: layers missing in it "
@@ -141,7 +158,7 @@ class Loading:
         resting = {places[name][0]: found[name] for name in found.keys() & frozen}
         return {layer.name: found[name] for name, layer in own.items()}, resting
 
-    def _cut(self, found: dict[str, SavedLayer]) -> SplitRule:
+    def _cut(self, found: dict[str, SavedLayer], layers: list[TrackedLayer]) -> SplitRule:
         """The cut that was said; where it is measured, the checkpoint's, so that nothing is."""
         said = self._options.split
         if not isinstance(said, str):
@@ -149,7 +166,7 @@ class Loading:
         known = self._store.rule or SplitRule(USUAL_SPLIT)
         chosen = {
             layer.geometry: (found[layer.name].split[0], found[layer.name].split[1])
-            for layer in self._followed.layers
+            for layer in layers
             if layer.name in found
         }
         return SplitRule(known.usual, {**known.chosen, **chosen})

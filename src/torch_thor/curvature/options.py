@@ -9,6 +9,7 @@ from torch_thor.options.curvature import Damping, Intervals, MeasuredSplit, Refr
 from torch_thor.options.distributed import Distributed
 from torch_thor.options.errors import require
 from torch_thor.options.trace_rule import TraceRule
+from torch_thor.options.update import Base
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class CurvatureOptions(Checked):
     include: tuple[Selector, ...]
     eigenvalue_correction: bool
     distributed: Distributed = Distributed()
+    base: Base = Base()  # for what it takes of the layers
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -130,6 +130,7 @@ class SavedState:
     trace_rule: tuple[float, ...] = ()
     resting: dict[str, SavedLayer] = field(default_factory=dict)  # frozen when it was saved
     skipped_steps: int = 0  # which an optimizer keeps there
+    outputs: dict[str, bool] = field(default_factory=dict)  # layers that the base rule has
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -12,7 +12,7 @@ from torch_thor.layers import parts_of
 from torch_thor.options.errors import InvalidOptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from torch import nn
 
@@ -42,7 +42,6 @@ class CurvatureStore:
 
     def __init__(self, options: CurvatureOptions, ranks: Communicator) -> None:
         self.options = options
-        self._ranks = ranks
         self.room = Room(options, ranks)
         self.changes = 0
         self.put([], None, {})
@@ -93,11 +92,9 @@ class CurvatureStore:
         }
         return asleep | (awake if self.stacks else set(followed.layers))
 
-    def begin(self, layers: list[TrackedLayer], measure: Callable[[], SplitRule] | None) -> None:
-        """Makes room as soon as a rank has statistics, and so can ``measure`` the cut."""
-        rule = self._ranks.first(measure)
-        if rule is not None:
-            self.put(self.made(layers, rule), rule, self.resting)
+    def begin(self, layers: list[TrackedLayer], rule: SplitRule) -> None:
+        """Makes room, once it is known how layers are cut."""
+        self.put(self.made(layers, rule), rule, self.resting)
 
     def rest(self) -> None:
         """Keeps a copy of each layer's curvature: it may be frozen now, or get another place."""
@@ -135,8 +132,7 @@ class CurvatureStore:
             InvalidOptionError: Where the split is measured, which needs statistics.
         """
         if not self.stacks:
-            rule = self._said_rule("to allocate before a step")
-            self.put(self.made(layers, rule), rule, self.resting)
+            self.begin(layers, self._said_rule("to allocate before a step"))
 
     def memory(self, layers: list[TrackedLayer]) -> MemoryReport:
         """Says what the curvature of each layer takes, before the first step as after it.

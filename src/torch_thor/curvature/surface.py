@@ -93,6 +93,8 @@ class HasCurvature(UnevenInputs):
     def memory(self) -> MemoryReport:
         """Says what the curvature of each layer takes, before the first step as after it.
 
+        Output layers count among the others until a step has found them (``Base(outputs=True)``).
+
         Raises:
             InvalidOptionError: Where the split is measured, before the first statistics.
         """
@@ -105,8 +107,10 @@ class HasCurvature(UnevenInputs):
         there are none before the first step.
 
         Raises:
-            InvalidOptionError: Where the split is measured, which needs statistics.
+            InvalidOptionError: Where the split is measured, which needs statistics, or output
+                layers are to be found, which needs a backward.
         """
+        self.engine.followed.require_outputs()
         self.engine.store.allocate(self.engine.layers)
 
     @property

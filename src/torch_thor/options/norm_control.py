@@ -17,18 +17,22 @@ class _Kind:
         limit: ``limit`` where the kind's name stands alone.
         by_rows: Whether blocks of rows may have lengths of their own.
         evens: Whether rows may be evened.
+        fixed: Whether a step has the same length whatever the gradient's.
+        turns: Whether it makes singular values alike.
     """
 
     limit: float = 1.0
     by_rows: bool = False
     evens: bool = True
+    fixed: bool = False
+    turns: bool = False
 
 
 _KINDS: dict[NormControlKind, _Kind] = {
     "kl_clip": _Kind(limit=1e-3, evens=False),
     "graft": _Kind(by_rows=True),
-    "rms": _Kind(by_rows=True),
-    "spectral": _Kind(),
+    "rms": _Kind(by_rows=True, fixed=True),
+    "spectral": _Kind(by_rows=True, fixed=True, turns=True),
 }
 
 
@@ -42,7 +46,8 @@ class NormControl:
             preconditioned, so an SGD learning rate can be kept. ``"rms"``: each layer's
             update has root mean square ``limit / √columns``, as Muon's has. ``"spectral"``:
             the same length, after singular values have been made alike as Muon does it,
-            here those of the preconditioned direction.
+            here those of the preconditioned direction. Of a sharded weight each rank makes
+            those of its own rows alike, so the result depends on how many ranks there are.
         limit: κ of the KL clip, or the scale of ``"rms"`` and ``"spectral"``; not used by
             ``"graft"``.
         per: What takes a length of its own: ``"layer"``, or ``"rows"``, the rows of each block
@@ -68,10 +73,20 @@ class NormControl:
     def __post_init__(self) -> None:
         check_types(self, kind="norm_control")
         layers = not _KINDS[self.kind].by_rows or self.row_decay is not None
-        allowed = "None for what needs whole layers: KL clip, spectral, row_decay"
+        allowed = "None for what needs whole layers: KL clip, row_decay"
         require("per", self.per, not (layers and self.per == "rows"), allowed)
         evens = self.row_decay is None or _KINDS[self.kind].evens
         require("row_decay", self.row_decay, evens, "None with the KL clip")
+
+    @property
+    def fixes_length(self) -> bool:
+        """Whether a step has the same length whatever the gradient's."""
+        return _KINDS[self.kind].fixed
+
+    @property
+    def turns(self) -> bool:
+        """Whether it makes singular values alike."""
+        return _KINDS[self.kind].turns
 
     @property
     def needs_layers(self) -> bool:
@@ -92,7 +107,7 @@ def check_norm_control(control: NormControl | None, *, sharded: bool) -> None:
     """Raises ``InvalidOptionError`` where no rank sees what a norm control needs."""
     if control is not None and sharded and control.needs_layers:
         allowed = (
-            "'graft' or 'rms' per 'rows' without row_decay, or None: no rank has a whole layer of "
-            "this model"
+            "'spectral', 'rms' or 'graft' per 'rows' without row_decay, or None: no rank has a "
+            "whole layer of this model"
         )
         raise InvalidOptionError("norm_control", control, allowed)

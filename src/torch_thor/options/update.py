@@ -26,6 +26,7 @@ class Update(Checked):
 
 
 BaseRule = Literal["sgd", "adamw"]
+MatrixRule = Literal["muon"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,17 @@ class Base:
         fused: As in ``torch.optim``; picks the kernel, not the result. ``None`` takes AdamW's
             fused one on the CPU, where torch would go through tensors one by one, and not
             SGD's, which rounds otherwise.
+        outputs: Whether it is the rule of output layers too: those whose gradient comes from the
+            loss and passes through no other layer. The first backward shows which they are. A
+            model of which these are all matrices keeps their curvature.
+        biases: Whether it is the rule of the biases of preconditioned layers too. One that is a
+            column of a matrix whose singular values are made alike hardly moves.
+        matrices: Rule of weights that are matrices without curvature: of LSTMs and GRUs, of
+            experts ``[E, in, out]``, subclasses of layers, own modules' where
+            a name says weight. ``"muon"`` makes the singular values of momentum alike (Jordan
+            et al. 2024) and steps as long as ``norm_control="rms"``, at the group's rate and
+            decoupled decay. ``None`` takes ``rule`` for them too, as do output layers, tables,
+            and what is shared, sharded or excluded.
 
     Raises:
         InvalidOptionError: For values out of range.
@@ -53,6 +65,9 @@ class Base:
     betas: tuple[Annotated[float, SHARE], Annotated[float, SHARE]] = (0.9, 0.95)
     eps: Annotated[float, RATE] = 1e-8
     fused: bool | None = None
+    outputs: bool = False
+    biases: bool = False
+    matrices: MatrixRule | None = None
 
     def __post_init__(self) -> None:
         check_types(self, rule="base rule")

@@ -71,7 +71,7 @@ class CurvatureOptimizer(CopiedWithModel, torch.optim.Optimizer, HasCurvature):
             check_options(update, lr=lr, momentum=momentum, weight_decay=weight_decay)
             HasCurvature.__init__(self, engine)
             self.norm_control = as_norm_control(norm_control)
-            self._rule = UpdateRule(update, as_base(base))
+            self._rule = UpdateRule(update, as_base(base), engine.followed)
             damping = engine.options.damping.value
             self._scheduled = ScheduledValues(lr=lr, damping=damping)
             defaults = {

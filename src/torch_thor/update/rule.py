@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from torch_thor.linalg.foreach import is_asynchronous
+import torch
+
+from torch_thor.directions.banded import gradient_of
+from torch_thor.layers.shards import local
+from torch_thor.linalg.foreach import is_asynchronous, lots_of
 from torch_thor.update.base_rules import BASE_RULES, FirstOrder, bytes_of
+from torch_thor.update.matrix_rules import MATRIX_RULES
 from torch_thor.update.momentum import Moving, MovingRows, momentum_buffers
 
 if TYPE_CHECKING:
     from collections.abc import Container
 
-    import torch
     from torch import Tensor, nn
 
+    from torch_thor.capture.followed import FollowedModel
     from torch_thor.directions.controls import Control
     from torch_thor.options.update import Base, Update
     from torch_thor.update.groups import ParameterGroup
     from torch_thor.update.momentum import States
-    from torch_thor.update.plan import StepPlan
+    from torch_thor.update.plan import GroupPlan, StepPlan
 
 
 @dataclass(frozen=True)
@@ -30,10 +35,12 @@ class UpdateRule:
     Args:
         order: Order of preconditioning, momentum and decay.
         base: Rule of all parameters without curvature.
+        followed: The model, for which of these are matrices.
     """
 
     order: Update
     base: Base
+    followed: FollowedModel = field(repr=False, compare=False)
 
     @cached_property
     def _first_order(self) -> FirstOrder:
@@ -41,7 +48,8 @@ class UpdateRule:
 
     def can_defer(self, device: torch.device) -> bool:
         """Whether steps can be left out on a device alone, see ``step``, and gain by it."""
-        return is_asynchronous(device) and self._first_order.takes_found_inf
+        takes = self._first_order.takes_found_inf and not self.followed.matrices
+        return is_asynchronous(device) and takes
 
     def step(
         self, plan: StepPlan, control: Control, states: States, found_inf: Tensor | None = None
@@ -64,17 +72,32 @@ class UpdateRule:
         for own, moving in zip(plan.groups, curved, strict=True):
             moving.move([directions[p] for p in own.curved])
             if own.plain:
-                self._first_order.step(own.group, own.plain, states, own.plain_lots, found_inf)
+                self._move_plain(own, states, found_inf)
         rows = MovingRows(self.order, plan.group_of, states)
         for large in plan.directions.banded:
             large.run(rows, control)
+
+    def _move_plain(self, own: GroupPlan, states: States, found_inf: Tensor | None) -> None:
+        """Moves the parameters of a group that have no curvature."""
+        shapes, plain, lots = self.followed.matrices, own.plain, own.plain_lots
+        matrices = [p for p in plain if p in shapes and gradient_of(p).layout is torch.strided]
+        if matrices:
+            MATRIX_RULES[self.base.matrices](self.order, own.group).step(matrices, shapes, states)
+            taken = set(matrices)
+            plain = [p for p in plain if p not in taken]
+            lots = lots_of([local(p) for p in plain], [local(gradient_of(p)) for p in plain])
+        if plain:
+            self._first_order.step(own.group, plain, states, lots, found_inf)
+
+    def _has_momentum_alone(self, parameter: nn.Parameter, curved: Container[nn.Parameter]) -> bool:
+        return parameter in curved or parameter in self.followed.matrices
 
     def state_bytes(self, group: ParameterGroup, curved: Container[nn.Parameter]) -> int:
         """Bytes of the state that the parameters of a group have once all have stepped."""
         momentum = group["momentum"]
         return sum(
             bytes_of(p) * bool(momentum)
-            if p in curved
+            if self._has_momentum_alone(p, curved)
             else self._first_order.state_bytes(p, momentum)
             for p in group["params"]
         )
@@ -84,7 +107,7 @@ class UpdateRule:
     ) -> None:
         """Gives the parameters of a group the state that their first step would."""
         for parameter in group["params"]:
-            if parameter not in curved:
+            if not self._has_momentum_alone(parameter, curved):
                 self._first_order.allocate(parameter, states[parameter], group["momentum"])
             elif group["momentum"]:
                 momentum_buffers([parameter], [states[parameter]])

@@ -13,12 +13,23 @@ from thor_bench.errors import BenchError
 from thor_bench.optimizers.options import Derived, Options, defaults
 from thor_bench.optimizers.peer import Peer, Recipe, Training
 from thor_bench.optimizers.settings import Count, Fraction, Positive, Settings
-from torch_thor import THOR, Damping, ExponentialDamping, NormControl, TraceRule
+from torch_thor import (
+    THOR,
+    Base,
+    Damping,
+    ExponentialDamping,
+    GrowingInterval,
+    NormControl,
+    Statistics,
+    TraceRule,
+    Update,
+)
 
+# Recipes are changes to the steps of SGD's length; what nothing tunes is ``untuned``.
 _DEFAULTS = defaults(THOR)
 _GROUPS = {
-    "damping": Options(Damping(_DEFAULTS["damping"]), damping="value", damping_mode="mode"),
-    "interval": Options(_DEFAULTS["interval"], "growth", interval="start"),
+    "damping": Options(Damping(3e-4), damping="value", damping_mode="mode"),
+    "interval": Options(GrowingInterval(20, 1.2), "growth", interval="start"),
     "trace_rule": Options(
         TraceRule(math.inf, 0.0),  # so that any threshold may stand beside it
         *("update_above", "freeze_below", "damped_trace"),
@@ -26,15 +37,21 @@ _GROUPS = {
         rule_compares="compare",
     ),
     "norm_control": Options(
-        NormControl(_DEFAULTS["norm_control"]),
+        NormControl("graft"),
         "row_decay",
         unless="norm_control",
         norm_control="kind",
     ),
-    "statistics": Options(_DEFAULTS["statistics"], "decay", "rows", "fisher"),
-    "update": Options(_DEFAULTS["update"], "nesterov", "momentum_first", "decoupled_decay"),
+    "statistics": Options(Statistics(), "decay", "rows", "fisher"),
+    "update": Options(Update(), "nesterov", "momentum_first", "decoupled_decay"),
     "base": Options(
-        _DEFAULTS["base"], base="rule", base_lr_scale="lr_scale", base_weight_decay="weight_decay"
+        Base(),
+        base="rule",
+        base_lr_scale="lr_scale",
+        base_weight_decay="weight_decay",
+        base_outputs="outputs",
+        base_biases="biases",
+        base_matrices="matrices",
     ),
     "refresh": Options(_DEFAULTS["refresh"], "stagger", "inverse_dtype"),
 }
@@ -97,6 +114,10 @@ _SCALE_FREE = (
     f"{_RMS} lr=0.02 weight_decay=0.05 damping=0.01 interval=10 base=adamw base_lr_scale=0.15 "
     "base_weight_decay=0"
 )
+_UNTUNED = (
+    f"{_SCALE_FREE} norm_control=spectral interval=5 growth=1 rows=256 base_outputs=yes "
+    "base_biases=yes base_matrices=muon"
+)
 _DIGITS = (
     f"{_RMS} lr=0.0355 weight_decay=0.05 warmup=0.25 damping=0.42 split=128 power=1 interval=8 "
     "rows=256 base_lr_scale=1.9 base_weight_decay=5e-4"
@@ -123,7 +144,7 @@ PEERS = (
         "THOR as tuned here",
         THORSettings(),
         build,
-        untuned=_SCALE_FREE,
+        untuned=_UNTUNED,
         recipes={
             "digits": Recipe(_DIGITS, 2),
             "tabular": Recipe(_TABULAR, 6.25, 256),  # at the batch that its search found best

@@ -1,0 +1,83 @@
+"""Matrices among the parameters without curvature: recurrent weights, experts, own layers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from torch_thor.layers.shards import unsharded_type
+
+if TYPE_CHECKING:
+    from torch_thor.capture.tracked import Identity
+
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# Of modules of the user's own. Tables are added or looked up, and multiply nothing.
+_WEIGHT = re.compile(r"weight|kernel|proj|expert|(^|_)w(_|\d|$)|^w[a-z]$")
+_TABLE = re.compile(r"pos|emb|token|table|codebook|prompt|quer|latent")
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """A parameter as matrices, each of which is a map of its own.
+
+    Args:
+        owner: The module that holds it.
+        place: Own name of that module.
+        shape: (count, rows, columns).
+    """
+
+    owner: nn.Module
+    place: str
+    shape: tuple[int, int, int]
+
+    @property
+    def may_end(self) -> bool:
+        """Whether it may be an output layer: it is a single map, and applied once."""
+        return self.shape[0] == 1 and not isinstance(self.owner, _RECURRENT)
+
+    @property
+    def identity(self) -> Identity:
+        """Its layer's, if it were one."""
+        return self.owner, ""
+
+
+def matrices_of(owner: nn.Module, name: str, parameter: nn.Parameter) -> Matrices | None:
+    """Returns a parameter as matrices; ``None`` where it is none, or may be none.
+
+    Types decide where they are torch's. Elsewhere names have to say that it is a weight.
+
+    Args:
+        owner: The module that holds it.
+        name: Its own name.
+        parameter: The parameter. None that is sharded, or of another class, is taken.
+    """
+    plain = type(parameter) is nn.Parameter and parameter.layout is torch.strided
+    if not (plain and parameter.is_floating_point() and parameter.dim() > 1):
+        return None
+    place, _, leaf = name.rpartition(".")
+    shape = _shape_of(owner, place.rpartition(".")[2], leaf, parameter)
+    return Matrices(owner, place, shape) if shape is not None and min(shape[1:]) > 1 else None
+
+
+def _shape_of(
+    owner: nn.Module, last: str, leaf: str, parameter: nn.Parameter
+) -> tuple[int, int, int] | None:
+    first, entries = len(parameter), parameter[0].numel()
+    kind = unsharded_type(owner)
+    if isinstance(owner, _RECURRENT):
+        return 1, first, entries  # with all gates: trains an LSTM better than each for itself
+    if isinstance(owner, _LAYERS):
+        return (1, first, entries) if leaf == "weight" else None
+    own = f"{kind.__name__} {last} {leaf}".lower()
+    says = _WEIGHT.search(leaf.lower()) is not None and _TABLE.search(own) is None
+    if isinstance(owner, nn.Bilinear) or (says and not kind.__module__.startswith("torch.")):
+        stacked = parameter.dim() == 3 and first > 1
+        if stacked:
+            return first, parameter.shape[1], parameter.shape[2]
+        return (1, first, entries) if parameter.dim() == 2 else None
+    return None
