@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING
 import torch
 
 from torch_thor.capture.capture import REPLACED
-from torch_thor.curvature.due import DueMatrices, lots
+from torch_thor.curvature.due import DueLayer, DueMatrices, lots
 from torch_thor.curvature.refresh import gather
 from torch_thor.options.notices import warn
 from torch_thor.options.trace_rule import Decision
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from torch_thor.capture.tracked import TrackedLayer
-    from torch_thor.curvature.due import DueLayer
+    from torch_thor.curvature.stacks import Place
     from torch_thor.distributed.communicator import Communicator
+    from torch_thor.distributed.pooling import LayerStatistics
     from torch_thor.options.trace_rule import TraceRule
 
 
@@ -55,6 +56,34 @@ def tell_starved(layer: TrackedLayer, *, called: bool, sampled: bool) -> None:
     layer.cause = cause
     what = f"Layer {layer.name!r} has a gradient but {cause}"
     warn(f"{what}, so its curvature is not updated. {remedy}")
+
+
+def those_seen(
+    places: Sequence[Place],
+    statistics: Sequence[LayerStatistics],
+    refreshed: Sequence[bool],
+    dampings: Mapping[nn.Parameter, float],
+    *,
+    sampled: bool,
+) -> list[DueLayer]:
+    """The layers that any rank has statistics of; says so of those that lack them.
+
+    Args:
+        places: Layers that are due.
+        statistics: What all ranks know of each.
+        refreshed: Whether each one's inverses are due.
+        dampings: λ of each weight.
+        sampled: Whether only a backward of sampled labels counts.
+    """
+    found = []
+    for place, seen, due in zip(places, statistics, refreshed, strict=True):
+        layer = place.layer
+        if seen.seen:
+            damping, refreshes = dampings[layer.weight], due or not place.record.ready
+            found.append(DueLayer(place.stack, place.slot, damping, seen, refreshes))
+        elif seen.graded:
+            tell_starved(layer, called=seen.called, sampled=sampled)
+    return found
 
 
 def decide(due_layers: Sequence[DueLayer], rule: TraceRule, ranks: Communicator) -> None:

@@ -14,15 +14,15 @@ from torch_thor.capture.followed import FollowedModel
 from torch_thor.capture.scaling import LossScale
 from torch_thor.capture.statistics import batch_of
 from torch_thor.curvature.clock import Calendar
-from torch_thor.curvature.decisions import decide, tell_starved
-from torch_thor.curvature.due import DueLayer, lots, statistics_of
+from torch_thor.curvature.decisions import tell_starved, those_seen
+from torch_thor.curvature.due import statistics_of
 from torch_thor.curvature.layer_splits import split_rule
 from torch_thor.curvature.loading import Loading, Restored
-from torch_thor.curvature.refresh import Renewal, correct
+from torch_thor.curvature.refresh import correct
 from torch_thor.curvature.skips import SkippedSteps
 from torch_thor.curvature.state import FORMAT, SavedState, saved_options
 from torch_thor.curvature.store import CurvatureStore
-from torch_thor.curvature.verdict import Verdict
+from torch_thor.curvature.verdict import Verdict, renew
 from torch_thor.distributed.data_parallel import communicator_for
 from torch_thor.distributed.description import describe, describe_model
 from torch_thor.options.errors import require
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch_thor.capture.coverage import Coverage
     from torch_thor.capture.selection import Selector
     from torch_thor.capture.tracked import TrackedLayer
+    from torch_thor.curvature.due import DueLayer
     from torch_thor.curvature.options import CurvatureOptions
     from torch_thor.curvature.stacks import LayerStack, SplitRule
     from torch_thor.options.trace_rule import LayerDecision
@@ -164,7 +165,9 @@ class CurvatureEngine:
             self._begin_curvature()
         due = self._due_layers(dampings, gradient_scale)
         if due:
-            self._renew(due)
+            self._verdict = renew(due, self.options.trace_rule, self.communicator, self.steps)
+            if not self._verdict.can_wait:
+                self._take_verdict()
         if self.followed.finds_outputs and (self.stacks or not self.layers):
             self._look_for_outputs()
         self.steps += 1
@@ -229,42 +232,18 @@ class CurvatureEngine:
         places = [place for place in self.store if place.layer.armed]
         batches = [batch_of(place.layer, statistics, gradient_scale) for place in places]
         own = statistics_of(places, batches)
-        found = []
-        for place, seen in zip(places, self.communicator.pool(self.steps, own), strict=True):
-            layer = place.layer
-            if seen.seen:
-                due = self.calendar.inverses_due(self.steps, layer.share)
-                refreshes = due or not place.record.ready
-                damping = dampings[layer.weight]
-                found.append(DueLayer(place.stack, place.slot, damping, seen, refreshes))
-            elif seen.graded:
-                tell_starved(layer, called=seen.called, sampled=sampled)
-        return found
-
-    def _renew(self, due: list[DueLayer]) -> None:
-        """Decides about layers with new statistics, folds these in, and refreshes what is due."""
-        ranks, rule = self.communicator, self.options.trace_rule
-        if rule is not None:
-            decide(due, rule, ranks)
-        product = rule is not None and rule.damped_trace == "product"
-        chosen = lots([one for one in due if one.fold])
-        weights = [one.record.weight for lot in chosen for one in lot]
-        renewals = [Renewal(lot, ranks, product=product) for lot in chosen]
-        self._verdict = Verdict(due, renewals, weights, self.steps)
-        if not self._verdict.can_wait:
-            self._take_verdict()
+        pooled = self.communicator.pool(self.steps, own)
+        refreshed = [self.calendar.inverses_due(self.steps, p.layer.share) for p in places]
+        return those_seen(places, pooled, refreshed, dampings, sampled=sampled)
 
     def _take_verdict(self) -> None:
         """Notes what the latest refresh has come to, which the device may have known later."""
-        if self._verdict is None:
-            return
         verdict, self._verdict = self._verdict, None
-        ranks = self.communicator
-        tolerated = self.options.refresh.tolerated_failures
-        renewed = verdict.read(tolerated, repairs=ranks.size == 1)
-        self._decisions = verdict.reports()
-        correct(verdict.due, renewed, ranks)
-        self.store.note_ready()
+        if verdict is not None:
+            renewed = verdict.read(self.options.refresh.tolerated_failures)
+            self._decisions = verdict.reports()
+            correct(verdict.due, renewed, self.communicator)
+            self.store.note_ready()
 
     def _arm(self) -> None:
         """Tells the capture which layers the next step needs."""

@@ -72,6 +72,11 @@ class Renewal:
         found = batches(members, padded=self._padded)
         return found, [batch.load([one.blocks for one in batch.members]) for batch in found]
 
+    @property
+    def can_repair(self) -> bool:
+        """Whether ``repair`` may help; several ranks have tried that already."""
+        return self._ranks.size == 1
+
     def repair(self, numbers: Container[int]) -> None:
         """Tries some layers that failed once more, in float64."""
         found, averages = self._loaded([one for one in self._members if one.number in numbers])

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from torch_thor.curvature.decisions import relative_change
+from torch_thor.curvature.decisions import decide, relative_change
+from torch_thor.curvature.due import lots
+from torch_thor.curvature.refresh import Renewal
 from torch_thor.options.errors import CurvatureError
 from torch_thor.options.notices import warn
 from torch_thor.options.trace_rule import Decision, LayerDecision
@@ -16,7 +18,21 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch_thor.curvature.due import DueLayer
-    from torch_thor.curvature.refresh import Renewal
+    from torch_thor.distributed.communicator import Communicator
+    from torch_thor.options.trace_rule import TraceRule
+
+
+def renew(
+    due: Sequence[DueLayer], rule: TraceRule | None, ranks: Communicator, step: int
+) -> Verdict:
+    """Decides about layers with new statistics, folds these in, and refreshes what is due."""
+    if rule is not None:
+        decide(due, rule, ranks)
+    product = rule is not None and rule.damped_trace == "product"
+    chosen = lots([one for one in due if one.fold])
+    weights = [one.record.weight for lot in chosen for one in lot]
+    renewals = [Renewal(lot, ranks, product=product) for lot in chosen]
+    return Verdict(due, renewals, weights, step)
 
 
 class Verdict:
@@ -53,12 +69,11 @@ class Verdict:
             c.record.ready and not c.stack.is_corrected for r in self._renewals for c in r.due
         )
 
-    def read(self, tolerated: int, *, repairs: bool) -> list[DueLayer]:
+    def read(self, tolerated: int) -> list[DueLayer]:
         """Takes it into the records; returns the layers that were refreshed.
 
         Args:
             tolerated: Failures of a layer in a row before an error.
-            repairs: Whether layers that failed are tried again in float64.
 
         Raises:
             CurvatureError: Where a layer failed more often than is tolerated.
@@ -73,7 +88,7 @@ class Verdict:
             missed = {
                 n for n, c in enumerate(renewal.due) if c.refresh and counts[n] > succeeded[n]
             }
-            if missed and repairs:
+            if missed and renewal.can_repair:
                 renewal.repair(missed)
                 succeeded = renewal.succeeded.tolist()
             for number, c in enumerate(renewal.due):
