@@ -22,9 +22,10 @@ from torch_thor import (
     PolynomialDecay,
     Update,
 )
+from torch_thor.curvature.verdict import Verdict, renew
 
 if TYPE_CHECKING:
-    from torch_thor.curvature.decisions import DueLayer
+    from torch_thor.curvature.due import DueLayer
 
 RATE = PolynomialDecay(0.1, end_epoch=10, power=1, steps_per_epoch=1)
 STRENGTH = ExponentialDamping(0.2, 0.5, steps_per_epoch=1)
@@ -49,13 +50,12 @@ def test_a_schedule_serves_the_groups_that_did_not_say_their_own(
     often = AT_EVERY_STEP if kind is THOR else {"factor_interval": 1, "inverse_interval": 1}
     optimizer = kind(model, said, lr=RATE, damping=DAMPING, **often)
     used: dict[str, float] = {}
-    renew = optimizer.engine._renew
 
-    def noting(due: list[DueLayer]) -> None:
+    def noting(due: list[DueLayer], *arguments: Any) -> Verdict:
         used.update({one.layer.name: one.damping for one in due})
-        renew(due)
+        return renew(due, *arguments)
 
-    monkeypatch.setattr(optimizer.engine, "_renew", noting)
+    monkeypatch.setattr("torch_thor.curvature.engine.renew", noting)
     for step in range(3):
         train(model, optimizer, [data(8)])
         first, second = optimizer.param_groups
