@@ -123,8 +123,7 @@ class _Run:
                 continue
             title, limit = f"{part}, {name}", min(seconds, self.report.left)
             if self.report.starts(title, 1.5 * _AT_LEAST):
-                folder = self.report.folder / f"{part}-{name}"
-                again = ["--parts", part, "--tasks", name, "--out", str(folder)]
+                again = ["--parts", part, "--tasks", name]
                 again += ["--device", self.chosen.device, "--seconds", str(limit - 5.0)]
                 if self.chosen.optimizers:
                     again += ["--optimizers", ",".join(self.chosen.optimizers)]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -117,17 +120,20 @@ def compile_update(report: Report, title: str, task: Task) -> None:
 
 def run_elsewhere(report: Report, title: str, arguments: list[str], limit: float) -> None:
     """Runs a part in a process of its own, which may hang or break the card's context."""
-    command: list[Any] = [sys.executable, sys.argv[0], "--inside", *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
-        said = done.stdout.strip()
-        if done.returncode:
-            said += f"\n\nended with {done.returncode}: {done.stderr.strip()[-600:]}"
-    except subprocess.TimeoutExpired as error:
-        so_far = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
-        said = f"{so_far.strip()}\n\nstopped after {limit:.0f} s"
-    report.write(said)
-    report.record(title, said.splitlines())
+    with tempfile.TemporaryDirectory() as folder:
+        command: list[Any] = [sys.executable, sys.argv[0], "--inside", "--out", folder, *arguments]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=limit, check=False
+            )
+            ended = f"ended with {done.returncode}: {done.stderr.strip()[-600:]}"
+            ended = ended if done.returncode else ""
+        except subprocess.TimeoutExpired:
+            ended = f"stopped after {limit:.0f} s"
+        said, found = Path(folder) / "gpu.md", Path(folder) / "gpu.json"
+        report.write("\n".join([said.read_text() if said.exists() else "", ended]).strip())
+        records = json.loads(found.read_text()) if found.exists() else {}
+    report.record(title, records | ({"ended": ended} if ended else {}))
 
 
 def _cause(error: BaseException) -> str:

@@ -8,12 +8,13 @@
 set -u
 cd "$(dirname "$0")/.."
 export OUT="${OUT:-runs/gpu}" PYTHONPATH="$PWD/.carried:$PWD/src" PYTHONUNBUFFERED=1
-export TORCH_THOR_CACHE="$OUT/cache"
+TORCH_THOR_CACHE=$(mktemp -d)
+export TORCH_THOR_CACHE
 PYTHON="${PYTHON:-python3}" DEVICE="${DEVICE:-cuda}"
 mkdir -p "$OUT"
 
 benchmark() {
-    timeout -k 5 440 "$PYTHON" benchmarks/gpu.py --device "$DEVICE" --out "$OUT" "$@" 2>&1 |
+    timeout -k 5 415 "$PYTHON" benchmarks/gpu.py --device "$DEVICE" --out "$OUT" "$@" 2>&1 |
         grep --line-buffered -v USDT | tee "$OUT/benchmark.txt"
 }
 
