@@ -40,8 +40,8 @@ class Base:
         betas: AdamW's averages.
         eps: AdamW's ε.
         fused: As in ``torch.optim``; picks the kernel, not the result. ``None`` takes AdamW's
-            fused one on the CPU, where torch would go through tensors one by one, and not
-            SGD's, which rounds otherwise.
+            fused one, and SGD's, which rounds otherwise, in plain steps on a GPU: they leave steps
+            out without the host. ``False`` makes it wait.
 
     Raises:
         InvalidOptionError: For values out of range.
