@@ -113,6 +113,7 @@ class Preconditioner(HasCurvature):
             distributed=distributed,
         )
         super().__init__(CurvatureEngine(model, options))
+        self._known: tuple[object, tuple[DirectionPlan, list[nn.Parameter]]] | None = None
         check_norm_control(said, sharded=self.engine.followed.is_sharded)
 
     def step(self) -> None:
@@ -182,12 +183,21 @@ class Preconditioner(HasCurvature):
         """
         self.engine.adopt(self.engine.fitting(state_dict))
 
+    def _plan(self) -> tuple[DirectionPlan, list[nn.Parameter]]:
+        """The way of the gradients, and whose go together; found again where that has changed."""
+        live = {p for layer in self.engine.layers for p in layer.parameters if p.grad is not None}
+        now = (self.engine.store.changes, live)
+        if self._known is None or self._known[0] != now:
+            plan = DirectionPlan(self.engine.stacks, live.__contains__, self._control)
+            together = list(filter(plan.goes_together, self.engine.followed.layer_of))
+            self._known = (now, (plan, together))
+        return self._known[1]
+
     def _rewrite(self) -> None:
-        plan = DirectionPlan(self.engine.stacks, lambda p: p.grad is not None, self._control)
+        plan, parameters = self._plan()
         plan.renew()
         for large in plan.banded:
             large.run(GradientRows(), self._control)
-        parameters = filter(plan.goes_together, self.engine.followed.layer_of)
         sources = {parameter: local(gradient_of(parameter)) for parameter in parameters}
         directions = plan.take(sources, rates={})
         for parameter, gradient in sources.items():

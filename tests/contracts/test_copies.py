@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from helpers import AT_EVERY_STEP, assert_same_weights, data, mlp, train, weights
-from torch_thor import EKFAC, KFAC, THOR
+from helpers import (
+    AT_EVERY_STEP,
+    assert_same_weights,
+    data,
+    gradients,
+    mean_half_square,
+    mlp,
+    train,
+    weights,
+)
+from torch_thor import EKFAC, KFAC, THOR, Preconditioner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,3 +83,22 @@ def test_names_are_the_models_own(wrap: str) -> None:
     bare = THOR(mlp(), norm_control="graft", **AT_EVERY_STEP)
     bare.load_state_dict(optimizer.state_dict())
     assert bare.factor_norms() == optimizer.factor_norms()
+
+
+def test_a_copied_preconditioner_goes_on_alike() -> None:
+    """Case 67: also between refreshes, when its plan is the copied one."""
+    model = mlp()
+    preconditioner = Preconditioner(model, factor_interval=1000)
+    batches = [data(8) for _ in range(2)]
+
+    def gradients_after(module: Any, own: Preconditioner) -> list[torch.Tensor]:
+        for inputs, targets in batches:
+            module.zero_grad()
+            mean_half_square(module(inputs), targets).backward()
+            own.step()
+        return gradients(module)
+
+    gradients_after(model, preconditioner)
+    twin, second = copy.deepcopy((model, preconditioner))
+    expected = gradients_after(model, preconditioner)
+    torch.testing.assert_close(gradients_after(twin, second), expected, rtol=0, atol=0)

@@ -56,7 +56,12 @@ def function_modes() -> list[object]:
 
 def default_fused() -> bool | None:
     """What the base rule "adamw" asks of torch's kernels where nothing is said."""
-    return True if torch.get_default_device().type == "cpu" else None
+    return True if torch.get_default_device().type in ("cpu", "cuda") else None
+
+
+def default_fused_sgd() -> bool | None:
+    """The same of the base rule "sgd" in plain steps: a card's leave themselves out."""
+    return True if torch.get_default_device().type == "cuda" else None
 
 
 def half_square(outputs: Tensor, targets: Tensor) -> Tensor:

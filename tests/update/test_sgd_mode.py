@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import assert_same_weights, convnet, data, default_fused, train
+from helpers import (
+    assert_same_weights,
+    convnet,
+    data,
+    default_fused,
+    default_fused_sgd,
+    train,
+)
 from torch_thor import THOR, Base, Refresh, Update
 
 if TYPE_CHECKING:
@@ -49,6 +56,7 @@ def test_every_setting_of_sgd(
         momentum=momentum,
         weight_decay=decay,
         nesterov=nesterov and momentum > 0,
+        fused=default_fused_sgd(),
     )
     assert train(ours, thor, data_of_the_run) == train(theirs, sgd, data_of_the_run)
     assert_same_weights(ours, theirs)
@@ -72,7 +80,8 @@ def test_under_a_scheduler(schedule: Callable[[torch.optim.Optimizer], Any]) -> 
         exclude=(nn.Module,),
         update=Update(nesterov=False),
     )
-    sgd = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9)
+    fused = default_fused_sgd()
+    sgd = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, fused=fused)
     schedulers = schedule(thor), schedule(sgd)
     for batch in batches():
         train(ours, thor, [batch])
@@ -100,7 +109,8 @@ def test_with_parameter_groups_and_a_group_added_later() -> None:
         exclude=("*",),
         update=Update(nesterov=False),
     )
-    sgd = torch.optim.SGD(groups(theirs), lr=0.1, momentum=0.9, weight_decay=0.01)
+    rule: dict[str, Any] = {"momentum": 0.9, "fused": default_fused_sgd()}
+    sgd = torch.optim.SGD(groups(theirs), lr=0.1, weight_decay=0.01, **rule)
     for count, batch in enumerate(batches()):
         if count == 3:
             thor.add_param_group({"params": list(ours[5].parameters()), "lr": 0.2})

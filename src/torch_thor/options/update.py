@@ -41,8 +41,8 @@ class Base:
         betas: AdamW's averages.
         eps: AdamW's ε.
         fused: As in ``torch.optim``; picks the kernel, not the result. ``None`` takes AdamW's
-            fused one on the CPU, where torch would go through tensors one by one, and not
-            SGD's, which rounds otherwise.
+            fused one, and SGD's, which rounds otherwise, in plain steps on a GPU: they leave steps
+            out without the host. ``False`` makes it wait.
         outputs: Whether it is the rule of output layers too: those whose gradient comes from the
             loss and passes through no other layer. The first backward shows which they are. A
             model of which these are all matrices keeps their curvature.
