@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import AT_EVERY_STEP, assert_same_weights, data, mlp, train
+from helpers import AT_EVERY_STEP, assert_same_weights, data, grafted, mlp, train
 from torch_thor import (
     EKFAC,
     KFAC,
@@ -39,7 +39,7 @@ def groups(model: nn.Module, **own: Any) -> list[dict[str, Any]]:
     return [{"params": list(first.parameters()), **own}, {"params": rest}]
 
 
-@pytest.mark.parametrize("kind", [THOR, KFAC, EKFAC])
+@pytest.mark.parametrize("kind", [grafted, KFAC, EKFAC])
 def test_a_schedule_serves_the_groups_that_did_not_say_their_own(
     kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -47,7 +47,7 @@ def test_a_schedule_serves_the_groups_that_did_not_say_their_own(
     model = mlp()
     said = groups(model, lr=1e-3)
     said[1]["damping"] = 0.7
-    often = AT_EVERY_STEP if kind is THOR else {"factor_interval": 1, "inverse_interval": 1}
+    often = AT_EVERY_STEP if kind is grafted else {"factor_interval": 1, "inverse_interval": 1}
     optimizer = kind(model, said, lr=RATE, damping=DAMPING, **often)
     used: dict[str, float] = {}
 
@@ -138,7 +138,7 @@ def test_a_weight_decay_of_its_own_holds_for_parameters_of_the_base_rule(
 def test_the_default_shrinks_an_embedding_whose_group_says_so() -> None:
     """Case 74."""
     model = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(8, 3))
-    optimizer = THOR(model, groups(model, weight_decay=10.0), norm_control="graft", lr=0.1)
+    optimizer = THOR(model, groups(model, weight_decay=10.0), lr=0.1)
     weight = model.get_parameter("0.weight")
     before = weight.detach().norm()
     for _ in range(20):

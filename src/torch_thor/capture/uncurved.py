@@ -57,7 +57,8 @@ def matrices_of(owner: nn.Module, name: str, parameter: nn.Parameter) -> Matrice
         parameter: The parameter. None that is sharded, or of another class, is taken.
     """
     plain = type(parameter) is nn.Parameter and parameter.layout is torch.strided
-    if not (plain and parameter.is_floating_point() and parameter.dim() > 1):
+    filled = parameter.dim() > 1 and parameter.numel()
+    if not (plain and filled and parameter.is_floating_point()):
         return None
     place, _, leaf = name.rpartition(".")
     shape = _shape_of(owner, place.rpartition(".")[2], leaf, parameter)
