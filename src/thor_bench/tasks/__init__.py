@@ -42,12 +42,12 @@ WORKLOADS: dict[str, Workload] = {
 }
 
 
-def find_workload(name: str) -> Workload:
-    """Returns a workload by its name.
+def find_workload(name: str, *, argument: str = "WORKLOAD") -> Workload:
+    """Returns a workload by the name that a user gave for an argument.
 
     Raises:
         BenchError: There is none of that name.
     """
     if name not in WORKLOADS:
-        raise unknown_choice("WORKLOAD", name, WORKLOADS)
+        raise unknown_choice(argument, name, WORKLOADS)
     return WORKLOADS[name]

@@ -57,13 +57,13 @@ class Field(nn.Module):
             torch.autograd.grad(slope[:, axis].sum(), inside, create_graph=True)[0][:, axis]
             for axis in range(2)
         ]
-        return torch.cat([sum(bends, start=torch.zeros(())).unsqueeze(1), border], dim=1)
+        return torch.cat([torch.stack(bends, dim=1).sum(dim=1, keepdim=True), border], dim=1)
 
 
 def residual(outputs: Tensor, targets: Tensor) -> Tensor:
     """Mean squared error of the equation and, times 100, of the border; in the test, of u."""
-    inside, *border = (outputs - targets).square().mean(dim=0)
-    return inside + _BORDER * sum(border, start=torch.zeros_like(inside))
+    errors = (outputs - targets).square().mean(dim=0)
+    return errors[0] + _BORDER * errors[1:].sum()
 
 
 def relative_square(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -36,7 +36,8 @@ def negative_elbo(outputs: Tensor, targets: Tensor) -> Tensor:
     logits, mean, log_variance = outputs.split((_PIXELS, _VARIABLES, _VARIABLES), dim=1)
     error = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
-    return error.sum(dim=1) + divergence.sum(dim=1)
+    total: Tensor = error.sum(dim=1) + divergence.sum(dim=1)
+    return total
 
 
 def loss(outputs: Tensor, targets: Tensor) -> Tensor:
