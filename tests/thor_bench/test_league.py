@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 import polars as pl
 import pytest
@@ -138,6 +138,20 @@ def test_runs_to_another_target_are_not_mixed_in(
     assert target_of("tiny") == 95.0
     with pytest.raises(BenchError, match="holds runs to 90, not 95; name another --out"):
         runner(league, tmp_path, []).run()
+
+
+def test_missing_data_are_told_before_anything_trains(
+    tiny: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(_source: DataSource) -> Never:
+        raise BenchError("no files; apt install them")
+
+    monkeypatch.setitem(WORKLOADS, "other", replace(tiny, name="other", load=missing))
+    told: list[str] = []
+    for make in (runner(asked(), tmp_path, told).run, runner(asked(), tmp_path, told).set_targets):
+        with pytest.raises(BenchError, match="apt install them"):
+            make()
+    assert told == []
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ class LeagueRunner:
             BenchError: The folder holds other runs, or a run cannot be made.
         """
         league = self._league
+        self._check_data()
         searched = league.search if league.search > 1 else 0
         each = len(league.tasks) * len(league.optimizers)
         self._pace = Pace(each * (searched + league.seeds))
@@ -82,6 +83,7 @@ class LeagueRunner:
         """Returns what AdamW reaches on each task with every seed, at its best rate there."""
         league = replace(self._league, optimizers=(_TARGET_SETTER,))
         rates, found = factors(_TARGET_FACTORS), {}
+        self._check_data()
         self._pace = Pace(len(league.tasks) * (_TARGET_FACTORS + _TARGET_SEEDS))
         for task in league.tasks:
             metric = find_workload(task).metric
@@ -95,6 +97,11 @@ class LeagueRunner:
             found[task] = metric.easier(metric.worst(values))
             self._tell(f'    "{task}": {found[task]:g},  # at {factor:g} times its rate')
         return found
+
+    def _check_data(self) -> None:
+        """Reads every task's data, so that what is missing is told before hours of training."""
+        for task in self._league.tasks:
+            find_workload(task).load(self._source)
 
     def _best(self, task: str, factor: float, seeds: range) -> list[float]:
         """Returns the best value of the metric that each of AdamW's runs reaches."""
