@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -18,6 +18,7 @@ from thor_bench.training.checkpoint import CHECKPOINT_FILE
 from thor_bench.training.observers import Observer
 from thor_bench.tune.tuning import Observe, Pace
 
+_SEARCHED = range(SEARCH_SEED, SEARCH_SEED + 1)
 _TARGET_SETTER, _TARGET_FACTORS, _TARGET_SEEDS = "adamw", 6, 3
 
 
@@ -53,6 +54,7 @@ class LeagueRunner:
     ) -> None:
         self._league, self._directory = league, directory
         self._source, self._observe, self._tell = source, observe, tell
+        self._command = league.command
         self._counted = 0  # runs that stand on disk
         self._pace = Pace(0)
 
@@ -81,18 +83,18 @@ class LeagueRunner:
 
     def set_targets(self) -> dict[str, float]:
         """Returns what AdamW reaches on each task with every seed, at its best rate there."""
-        league = replace(self._league, optimizers=(_TARGET_SETTER,))
-        rates, found = factors(_TARGET_FACTORS), {}
+        league = self._league
         self._check_data()
+        self._command += " --set-targets"
         self._pace = Pace(len(league.tasks) * (_TARGET_FACTORS + _TARGET_SEEDS))
+        found = {}
         for task in league.tasks:
             metric = find_workload(task).metric
-            reached: dict[float, float] = {}
-            for factor in rates:
-                values = self._best(task, factor, range(SEARCH_SEED, SEARCH_SEED + 1))
-                reached[factor] = metric.worst(values)
-            best = metric.best([*reached.values()])
-            factor = next(one for one, value in reached.items() if value == best)
+            reached = {  # of equal ones the last, which is the nearest to its own
+                metric.worst(self._best(task, factor, _SEARCHED)): factor
+                for factor in reversed(factors(_TARGET_FACTORS))
+            }
+            factor = reached[metric.best([*reached])]
             values = self._best(task, factor, range(_TARGET_SEEDS))
             found[task] = metric.easier(metric.worst(values))
             self._tell(f'    "{task}": {found[task]:g},  # at {factor:g} times its rate')
@@ -123,8 +125,7 @@ class LeagueRunner:
         for task in league.tasks:
             for factor in factors(league.search):
                 same = dict.fromkeys(league.optimizers, factor)
-                seeds = range(SEARCH_SEED, SEARCH_SEED + 1)
-                runs = self._made(league.comparison(task, same, seeds), f"search-{factor:g}")
+                runs = self._made(league.comparison(task, same, _SEARCHED), f"search-{factor:g}")
                 share = pl.col("steps") / pl.Series([run.started.total_steps for run in runs])
                 frames.append(
                     measured(runs, target_of(task)).select(
@@ -161,7 +162,7 @@ class LeagueRunner:
         try:
             runs = run_comparison(comparison, directory, source=self._source, observe=observe)
         except RunInterruptedError as stopped:
-            again = self._source.again(self._league.command, self._directory)
+            again = self._source.again(self._command, self._directory)
             message = f"stopped and saved in {directory}; go on with: {again}"
             raise RunInterruptedError(message) from stopped
         for run in runs:  # hundreds, of which only the records are read again
