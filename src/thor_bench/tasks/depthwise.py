@@ -41,7 +41,7 @@ def build_model() -> nn.Module:
 DEPTHWISE = Workload(
     name="depthwise",
     description="Fashion-MNIST, depthwise-separable convnet 32/64/128/128/256",
-    input_summary="60,000 + 5,000 images of 1×28×28, 10 classes, IDX files",
+    input_summary="60,000 + 2,500 images of 1×28×28, 10 classes, IDX files",
     load=vit.load,
     build_model=build_model,
     loss=functional.cross_entropy,

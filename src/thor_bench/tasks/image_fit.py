@@ -79,7 +79,7 @@ IMAGE_FIT = Workload(
         low=0.0,
         high=100.0,
     ),
-    target=28.0,
+    target=29.5,
     epochs=15,
     batch_size=1024,
 )

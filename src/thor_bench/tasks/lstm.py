@@ -37,7 +37,7 @@ LSTM_TEXT = Workload(
     loss=text.cross_entropy,
     loss_reduction="positions_mean",
     metric=text.CROSS_ENTROPY,
-    target=1.9,
+    target=1.48,
     epochs=4,
     batch_size=32,
 )

@@ -89,7 +89,7 @@ PINN = Workload(
         high=1.0,
         digits=5,
     ),
-    target=0.03,
+    target=0.006,
     epochs=5,
     batch_size=256,
 )

@@ -108,7 +108,7 @@ UNET = Workload(
         high=1.0,
         digits=4,
     ),
-    target=0.07,
+    target=0.105,
     epochs=2,
     batch_size=64,
 )

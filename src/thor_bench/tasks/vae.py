@@ -60,7 +60,7 @@ VAE_MLP = Workload(
         low=0.0,
         high=1000.0,
     ),
-    target=250.0,
+    target=251.5,
     epochs=2,
     batch_size=128,
 )

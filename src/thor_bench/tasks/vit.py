@@ -11,7 +11,7 @@ from thor_bench.tasks.gpt import Block
 from thor_bench.tasks.workload import ACCURACY, Workload
 
 WIDTH, BLOCKS, HEADS, PATCH = 96, 4, 4, 4
-_JUDGED = 5_000  # images of the test set that are evaluated
+_JUDGED = 2_500  # images of the test set that are evaluated
 
 
 class ViT(nn.Module):
@@ -44,7 +44,7 @@ def load(source: DataSource) -> TrainTest[TensorSplit]:
 VIT = Workload(
     name="vit",
     description="Fashion-MNIST, vision transformer of 4 blocks of width 96, patches of 4×4",
-    input_summary="60,000 + 5,000 images of 1×28×28, 10 classes, IDX files",
+    input_summary="60,000 + 2,500 images of 1×28×28, 10 classes, IDX files",
     load=load,
     build_model=ViT,
     loss=functional.cross_entropy,
