@@ -20,15 +20,17 @@ class ViT(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.patches = nn.Conv2d(1, WIDTH, PATCH, PATCH)
-        self.places = nn.Parameter(0.02 * torch.randn((28 // PATCH) ** 2, WIDTH))
+        self.places = nn.Embedding((28 // PATCH) ** 2, WIDTH)
+        nn.init.normal_(self.places.weight, std=0.02)
         self.blocks = nn.Sequential(*(Block(WIDTH, HEADS, causal=False) for _ in range(BLOCKS)))
         self.norm = nn.LayerNorm(WIDTH)
         self.head = nn.Linear(WIDTH, 10)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Maps ``[N, 1, 28, 28]`` to ``[N, 10]``."""
-        hidden = self.patches(inputs).flatten(2).transpose(1, 2) + self.places
-        outputs: Tensor = self.head(self.norm(self.blocks(hidden)).mean(dim=1))
+        hidden = self.patches(inputs).flatten(2).transpose(1, 2)
+        places = self.places(torch.arange(hidden.shape[1], device=inputs.device))
+        outputs: Tensor = self.head(self.norm(self.blocks(hidden + places)).mean(dim=1))
         return outputs
 
 

@@ -11,6 +11,8 @@ import torch
 
 from formats import write_fashion
 from thor_bench.errors import BenchError
+from thor_bench.optimizers.peer import Training
+from thor_bench.optimizers.peers import muon
 from thor_bench.optimizers.recipes import RunOptions, plan_run
 from thor_bench.records.config import DataSource
 from thor_bench.tasks import find_workload, metamath, pinn, unet, vae
@@ -48,6 +50,25 @@ def test_it_trains_untuned_and_is_judged(name: str, optimizer: str, source: Data
     assert math.isfinite(test_loss)
     assert workload.metric.low <= value
     assert session.evaluate() == (test_loss, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("vit", {"places", "head"}),
+        ("unet", {"head"}),
+        ("lstm", {"symbols", "head"}),
+        ("pinn", {"net.6"}),
+        ("vae", {"head"}),
+    ],
+)
+def test_muon_leaves_inputs_that_are_looked_up_and_the_head(name: str, others: set[str]) -> None:
+    model = find_workload(name).build_model()
+    hidden, _ = muon.divided(Training(model, 1), muon.MuonSettings())
+    matrices = {key for key, value in model.named_parameters() if value.dim() >= 2}
+    ids = {id(parameter) for parameter in hidden}
+    left = {key for key, value in model.named_parameters() if id(value) not in ids} & matrices
+    assert left == {f"{key}.weight" for key in others}
 
 
 def test_metamath_is_cut_into_windows_of_the_next_character(source: DataSource) -> None:

@@ -30,7 +30,7 @@ class MuonSettings(Settings):
             2025.
         row_decay: Decay of the running average by which rows are evened, as NorMuon does it; None
             leaves them as they are.
-        exclude_head: Whether the last linear layer belongs to the rest.
+        exclude_head: Whether the last linear layer or convolution belongs to the rest.
         rest: Rule of embeddings, norms, biases and the head.
         rest_lr: Their peak learning rate.
         rest_weight_decay: Their weight decay.
