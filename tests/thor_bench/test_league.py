@@ -51,7 +51,7 @@ def runner(league: League, folder: Path, told: list[str]) -> LeagueRunner:
 def test_every_task_has_the_same_setting_and_schedule_but_its_own_budget() -> None:
     one, other = (asked().config(task, "muon", seed=3, factor=2.0) for task in ("tiny", "text-gpt"))
     assert one.settings == other.settings
-    assert (one.settings["lr"], one.settings["rest_lr"]) == (0.04, 6e-4)
+    assert (one.settings["lr"], one.settings["rest_lr"]) == (0.04, 6e-3)
     assert (one.settings["warmup"], one.settings["schedule"]) == (0.05, "triangle")
     assert (one.epochs, other.epochs, one.seed) == (3, 6, 3)
     assert one.evals_per_epoch * one.epochs == 21

@@ -200,7 +200,7 @@ def test_relatives_of_muon_have_their_authors_rates(name: str) -> None:
     model = GPT(symbols=11, context=8, width=16, blocks=1, heads=2)
     hidden, rest = build_rule(model, config, steps_per_epoch=10).optimizers
     assert isinstance(rest, torch.optim.AdamW)
-    assert [o.param_groups[0]["initial_lr"] for o in (hidden, rest)] == [0.02, 3e-4]
+    assert [o.param_groups[0]["initial_lr"] for o in (hidden, rest)] == [0.02, 3e-3]
     assert len(hidden.param_groups[0]["params"]) == 4  # the block's matrices
     assert (
         sum(len(group["params"]) for group in rest.param_groups) == len([*model.parameters()]) - 4
