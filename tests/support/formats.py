@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import pickle
+import struct
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -42,3 +45,21 @@ def write_imagenet(directory: Path, *, per_class: int = 4, classes: int = 2) -> 
                     image.convert("L").save(folder / "grey.png")
                 else:
                     image.save(folder / f"{number}.JPEG")
+
+
+CODES = {"images": (2051, 3), "labels": (2049, 1)}  # magic numbers of IDX, and dimensions
+
+
+def write_idx(path: Path, values: torch.Tensor) -> None:
+    """Writes bytes in the IDX format: magic number, sizes (big-endian), values; maybe gzipped."""
+    magic = CODES["images" if values.dim() == 3 else "labels"][0]
+    header = struct.pack(f">{1 + values.dim()}i", magic, *values.shape)
+    content = header + bytes(values.to(torch.uint8).flatten().tolist())
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def write_fashion(directory: Path, *, ending: str = ".gz", train: int = 6, test: int = 4) -> None:
+    for stem, count in (("train", train), ("t10k", test)):
+        images = torch.arange(count * 28 * 28).reshape(count, 28, 28) % 256
+        write_idx(directory / f"{stem}-images-idx3-ubyte{ending}", images)
+        write_idx(directory / f"{stem}-labels-idx1-ubyte{ending}", torch.arange(count) % 10)

@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from thor_bench.errors import BenchError
+from thor_bench.optimizers.flattened import as_matrix
 from thor_bench.optimizers.learning_rates import factor
 from thor_bench.optimizers.peer import Training
 from thor_bench.optimizers.peers import muon, thor
-from thor_bench.optimizers.peers.muon import FlattenedMuon, MuonSettings, as_matrix
+from thor_bench.optimizers.peers.muon import FlattenedMuon, MuonSettings
 from thor_bench.optimizers.peers.sgd import SGDSettings
 from thor_bench.optimizers.peers.thor import THORSettings
-from thor_bench.optimizers.recipes import plan_run
+from thor_bench.optimizers.recipes import RunOptions, plan_run
 from thor_bench.optimizers.registry import OPTIMIZERS
 from thor_bench.optimizers.rule import build_rule
 from thor_bench.optimizers.settings import Settings, from_values, override, to_values
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_every_parameter_moves(name: str) -> None:
+    if told := OPTIMIZERS[name].lacks():
+        pytest.skip(told)
     workload = find_workload("digits")
     config = plan_run(workload, name, seed=0)
     model = workload.build_model()
@@ -188,6 +191,57 @@ def test_flattened_muon_equals_muon_on_the_matrix(memory_format: torch.memory_fo
     assert torch.allclose(weight.flatten(1), matrix, atol=2e-2)
     flattened.zero_grad()
     assert weight.grad is None
+
+
+@pytest.mark.parametrize("name", ["muon", "muon-polar", "normuon", "adamuon"])
+def test_relatives_of_muon_have_their_authors_rates(name: str) -> None:
+    untuned = RunOptions(preset="defaults")
+    config = plan_run(find_workload("text-gpt"), name, seed=0, options=untuned)
+    model = GPT(symbols=11, context=8, width=16, blocks=1, heads=2)
+    hidden, rest = build_rule(model, config, steps_per_epoch=10).optimizers
+    assert isinstance(rest, torch.optim.AdamW)
+    assert [o.param_groups[0]["initial_lr"] for o in (hidden, rest)] == [0.02, 3e-3]
+    assert len(hidden.param_groups[0]["params"]) == 4  # the block's matrices
+    assert (
+        sum(len(group["params"]) for group in rest.param_groups) == len([*model.parameters()]) - 4
+    )
+
+
+def muons_step(gradient: torch.Tensor, **changes: Any) -> torch.Tensor:
+    """Muon's first step on a matrix, as a multiple of the rate."""
+    model = nn.Linear(gradient.shape[1], gradient.shape[0], bias=False)
+    settings = MuonSettings(lr=1.0, weight_decay=0.0, exclude_head=False, **changes)
+    before = model.weight.detach().clone()
+    (optimizer,) = muon.build(Training(model, 1), settings)
+    model.weight.grad = gradient.clone()
+    optimizer.step()
+    return before - model.weight.detach()
+
+
+def test_polar_express_comes_closer_and_rows_are_evened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(muon, "multiplies_bfloat16", lambda _device: False)  # no rounding
+    torch.manual_seed(0)
+    gradient = torch.randn(12, 24) * torch.logspace(0, 1, 12)[:, None]
+    spread = [
+        torch.linalg.svdvals(muons_step(gradient, coefficients=name)).std()
+        for name in ("original", "polar_express")
+    ]
+    assert spread[1] < 0.8 * spread[0]
+    plain, even = (muons_step(gradient, row_decay=decay) for decay in (None, 0.9))
+    assert even.norm(dim=1).std() < 1e-3 < plain.norm(dim=1).std()
+    assert torch.isclose(even.norm(), plain.norm(), rtol=0.02)
+
+
+def test_kron_takes_convolutions_as_matrices() -> None:
+    if told := OPTIMIZERS["kron"].lacks():
+        pytest.skip(told)
+    model = nn.Sequential(nn.Conv2d(2, 5, 3), nn.Flatten(), nn.Linear(5, 3))
+    config = plan_run(find_workload("digits"), "kron", seed=0)
+    rule = build_rule(model, config, steps_per_epoch=2)
+    model(torch.randn(4, 2, 3, 3)).square().sum().backward()
+    rule.step()
+    sides = [[len(q) for q in state["Q"]] for state in rule.optimizers[0].state.values()]
+    assert sides == [[5, 18], [5], [3, 5], [3]]
 
 
 @pytest.mark.parametrize("native", [True, False])

@@ -8,6 +8,7 @@ import torch
 import typer
 
 from thor_bench.cli import options
+from thor_bench.cli.league import league
 from thor_bench.cli.one_line import OneLineErrors
 from thor_bench.cli.options import RECIPES_ARE_TUNED, console
 from thor_bench.cli.train import train
@@ -128,6 +129,7 @@ def compare(
 
 
 app.command()(tune)
+app.command()(league)
 
 
 @app.command()

@@ -29,10 +29,11 @@ class Training:
     loss_reduction: Literal["mean", "positions_mean"] = "mean"
 
     @property
-    def head(self) -> nn.Linear | None:
-        """The last linear layer, which maps to the model's outputs."""
-        linear = [module for module in self.model.modules() if isinstance(module, nn.Linear)]
-        return linear[-1] if linear else None
+    def head(self) -> nn.Linear | nn.Conv2d | None:
+        """The last linear layer or convolution, which maps to the model's outputs."""
+        kinds = nn.Linear | nn.Conv2d
+        layers = [module for module in self.model.modules() if isinstance(module, kinds)]
+        return layers[-1] if layers else None
 
     def divide(self, chosen: Iterable[nn.Parameter]) -> Divided:
         """Returns the parameters that are among the chosen, and all others."""

@@ -1,7 +1,6 @@
 """The paper's tables and figures for one workload, from runs made here."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -19,10 +18,10 @@ from thor_bench.records.reading import Run
 from thor_bench.report.curves import curves, draw_curve
 from thor_bench.report.figures import FigureFile, write_figure
 from thor_bench.report.layer_figures import draw_changes, draw_norms
-from thor_bench.report.page import render, run_list
+from thor_bench.report.page import Section, render, run_list
 from thor_bench.report.style import Theme
 from thor_bench.report.summary import Summary, summarize
-from thor_bench.report.tables import TextTable, comparison_csv, comparison_table
+from thor_bench.report.tables import comparison_csv, comparison_table
 from thor_bench.tasks import Workload, find_workload
 from torch_thor import SplitMeasurement
 
@@ -30,23 +29,6 @@ PAGE = "paper.html"
 
 _IMAGENET_PRESETS = ("paper-256", "paper-4096", "paper-8192")
 _IMAGENET_STEPS = 5004  # in an epoch, at a batch of 256
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page; the paper's own tables stand after those made here."""
-
-    title: str
-    texts: Sequence[str] = ()
-    tables: Sequence[TextTable] = ()
-    figures: Sequence[FigureFile] = ()
-
-    def to_markdown(self) -> str:
-        """Returns the part for a Markdown file beside its figures."""
-        parts = [f"## {self.title}\n", *(f"{text}\n" for text in self.texts)]
-        parts += [table.to_markdown() for table in self.tables]
-        parts += [f"![{figure.title}]({figure.light.name})\n" for figure in self.figures]
-        return "\n".join(parts)
 
 
 class PaperWriter:
@@ -80,10 +62,12 @@ class PaperWriter:
         page, runs = self._directory / PAGE, self._made(self._plan.jobs)
         try:
             sections = list(self._sections())
+            title = f"THOR on {self._workload.name}: the paper's tables and figures"
+            told = self._workload.description, self._workload.input_summary
             html = render(
-                "paper.html.j2",
-                workload=self._workload,
-                parameters=runs[0].started.parameters,
+                "sections.html.j2",
+                title=title,
+                what=" · ".join((*told, f"{runs[0].started.parameters:,} parameters")),
                 lead=self._lead(),
                 sections=sections,
                 command=f"{self._plan.command} --out {self._directory}",
@@ -91,9 +75,8 @@ class PaperWriter:
                 machines=sorted({str(run.started.machine) for run in runs}),
             )
             page.write_text(html, encoding="utf-8")
-            title = f"# THOR on {self._workload.name}: the paper's tables and figures\n"
             text = "\n".join(section.to_markdown() for section in sections)
-            whole = f"{title}\n{self._lead()}\n\n{text}"
+            whole = f"# {title}\n\n{self._lead()}\n\n{text}"
             (self._directory / "paper.md").write_text(whole, encoding="utf-8")
         except OSError as error:
             message = f"--out {self._directory} cannot be written ({reason(error)})"

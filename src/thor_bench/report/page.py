@@ -32,6 +32,23 @@ class Report:
     figures: tuple[FigureFile, ...]
 
 
+@dataclass(frozen=True)
+class Section:
+    """A part of a page; tables of a paper stand after those made here."""
+
+    title: str
+    texts: Sequence[str] = ()
+    tables: Sequence[TextTable] = ()
+    figures: Sequence[FigureFile] = ()
+
+    def to_markdown(self) -> str:
+        """Returns the part for a Markdown file beside its figures."""
+        parts = [f"## {self.title}\n", *(f"{text}\n" for text in self.texts)]
+        parts += [table.to_markdown() for table in self.tables]
+        parts += [f"![{figure.title}]({figure.light.name})\n" for figure in self.figures]
+        return "\n".join(parts)
+
+
 def _load(directory: Path) -> tuple[list[Run], Comparison | None]:
     """Reads the runs of a folder, in the order in which its comparison names their optimizers."""
     if not directory.is_dir():

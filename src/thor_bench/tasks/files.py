@@ -34,7 +34,7 @@ class FileSet:
         workload: Name of the workload, for messages.
         names: Names of the files.
         endings: What may follow a name.
-        dataset: torchvision's class that downloads them.
+        dataset: torchvision's class that downloads them, or None.
         folder: Where it puts them, below the folder of downloads.
         system: Folder of the system's package, or None.
         remedy: How to get them.
@@ -43,7 +43,7 @@ class FileSet:
     workload: str
     names: tuple[str, ...]
     endings: tuple[str, ...] = ("",)
-    dataset: str
+    dataset: str | None = None
     folder: str
     system: Path | None = None
     remedy: str
@@ -64,8 +64,8 @@ class FileSet:
             found = [path for name in self.names if (path := self._file(place / name))]
             if len(found) == len(self.names):
                 return found
-        if source.download:
-            self._download(base)
+        if source.download and self.dataset:
+            self._download(base, self.dataset)
             return self.find(replace(source, download=False))
         names = ", ".join(
             name + "".join(f"[{end}]" for end in self.endings if end) for name in self.names
@@ -78,12 +78,12 @@ class FileSet:
         candidates = (stem.with_name(stem.name + ending) for ending in self.endings)
         return next((path for path in candidates if path.is_file()), None)
 
-    def _download(self, base: Path) -> None:
-        dataset = getattr(torchvision("datasets"), self.dataset)
+    def _download(self, base: Path, name: str) -> None:
+        dataset = getattr(torchvision("datasets"), name)
         try:
             dataset(str(base), download=True)
         except (OSError, RuntimeError) as error:
-            message = f"--download of {self.dataset} failed ({reason(error)}); name a --data-dir"
+            message = f"--download of {name} failed ({reason(error)}); name a --data-dir"
             raise BenchError(message) from error
 
 

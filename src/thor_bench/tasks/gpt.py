@@ -8,10 +8,17 @@ from torch.nn import functional
 
 
 class Block(nn.Module):
-    """Causal self-attention and a feed-forward layer, each behind a LayerNorm (GPT-2)."""
+    """Self-attention and a feed-forward layer, each behind a LayerNorm (GPT-2).
 
-    def __init__(self, width: int, heads: int) -> None:
+    Args:
+        width: Features of a position.
+        heads: Attention heads; divides ``width``.
+        causal: Whether a position sees only those before it.
+    """
+
+    def __init__(self, width: int, heads: int, *, causal: bool = True) -> None:
         super().__init__()
+        self._causal = causal
         self._heads = heads
         self.norm1 = nn.LayerNorm(width)
         self.attention_in = nn.Linear(width, 3 * width)
@@ -30,7 +37,7 @@ class Block(nn.Module):
         count, positions, width = inputs.shape
         joined = self.attention_in(inputs).view(count, positions, 3, self._heads, -1)
         query, key, value = joined.permute(2, 0, 3, 1, 4)  # each [N, heads, T, width / heads]
-        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=self._causal)
         return mixed.transpose(1, 2).reshape(count, positions, width)
 
 

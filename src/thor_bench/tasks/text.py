@@ -12,7 +12,7 @@ from thor_bench.tasks.gpt import GPT
 from thor_bench.tasks.workload import Metric, Workload
 
 CONTEXT = 128
-_TRAIN_SHARE = 0.9
+TRAIN_SHARE = 0.9
 
 
 def read_text() -> str:
@@ -37,7 +37,7 @@ def load(_source: DataSource) -> TrainTest[TensorSplit]:
     count = (len(codes) - 1) // CONTEXT
     inputs = codes[: count * CONTEXT].view(count, CONTEXT)
     targets = codes[1 : count * CONTEXT + 1].view(count, CONTEXT)
-    border = int(_TRAIN_SHARE * count)
+    border = int(TRAIN_SHARE * count)
     parts = (slice(None, border), slice(border, None))
     return TrainTest(*(TensorSplit(inputs[part], targets[part]) for part in parts))
 
@@ -58,6 +58,16 @@ def loss_per_window(outputs: Tensor, targets: Tensor) -> Tensor:
     return losses.mean(dim=1)
 
 
+CROSS_ENTROPY = Metric(
+    name="cross-entropy",
+    unit="nats",
+    higher_is_better=False,
+    score=loss_per_window,
+    low=0.0,
+    high=10.0,
+    digits=4,
+)
+
 TEXT_GPT = Workload(
     name="text-gpt",
     description="characters of Python's help topics, GPT of 4 blocks of width 128",
@@ -66,15 +76,7 @@ TEXT_GPT = Workload(
     build_model=build_model,
     loss=cross_entropy,
     loss_reduction="positions_mean",
-    metric=Metric(
-        name="cross-entropy",
-        unit="nats",
-        higher_is_better=False,
-        score=loss_per_window,
-        low=0.0,
-        high=10.0,
-        digits=4,
-    ),
+    metric=CROSS_ENTROPY,
     target=1.43,
     epochs=6,
     batch_size=32,

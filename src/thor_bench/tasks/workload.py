@@ -22,10 +22,11 @@ class Metric:
         name: Name in tables and figures.
         unit: Unit after a value, such as ``%``; may be empty.
         higher_is_better: Direction of improvement.
-        score: ``(outputs, targets) -> [samples]``: score of each sample; the metric is their mean.
+        score: ``(outputs, targets) -> [samples]``: score of each sample.
         low: Smallest value that a target may have.
         high: Largest one.
         digits: Digits after the point in tables.
+        of_mean: The metric as a function of the mean of scores.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Metric:
     low: float
     high: float
     digits: int = 2
+    of_mean: Callable[[float], float] = float
 
     def reaches(self, value: float, target: float) -> bool:
         """Whether a value is at the target or beyond it."""

@@ -105,7 +105,7 @@ class Session:
         self.rule.training()
         self.model.train()
         loss, score, samples = self.ranks.total([loss, score, samples])
-        return loss / samples, score / samples
+        return loss / samples, self.workload.metric.of_mean(score / samples)
 
     def snapshot(self, progress: Progress, records_bytes: int) -> Checkpoint:
         """Returns the whole state between two steps."""

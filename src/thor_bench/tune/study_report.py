@@ -186,7 +186,9 @@ def slowdowns(medians: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def draw_profile(_theme: Theme, *, times: pl.DataFrame, workloads: int) -> Figure:
+def draw_profile(
+    _theme: Theme, *, times: pl.DataFrame, workloads: int, measure: str = "time"
+) -> Figure:
     """Draws on how many workloads each optimizer is within a factor of the best (Dolan, Moré)."""
     figure, axes = new_figure(f"Performance profile over {workloads} workloads")
     arrived = times.filter(pl.col("slowdown").is_finite()).sort("slowdown")
@@ -198,7 +200,9 @@ def draw_profile(_theme: Theme, *, times: pl.DataFrame, workloads: int) -> Figur
         shares = [sum(edge <= x for edge in edges) / workloads for x in across]
         axes.step(across, shares, where="post", color=colour, label=name)
     axes.set_xscale("log")
+    for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        ticks("{x:g}")
     axes.set(xlim=(1.0, right), ylim=(-0.03, 1.05))
-    axes.set(xlabel="time ÷ the best optimizer's", ylabel="share of workloads within it")
+    axes.set(xlabel=f"{measure} ÷ the best optimizer's", ylabel="share of workloads within it")
     legend(figure)
     return figure

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import math
-import struct
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from formats import write_fashion, write_idx
 from thor_bench.errors import BenchError
 from thor_bench.records.config import DataSource
 from thor_bench.tasks import ACCURACY, WORKLOADS, find_workload
@@ -24,23 +23,6 @@ from thor_bench.tasks.gpt import GPT
 
 if TYPE_CHECKING:
     from thor_bench.tasks import Workload
-
-CODES = {"images": (2051, 3), "labels": (2049, 1)}  # magic numbers of IDX, and dimensions
-
-
-def write_idx(path: Path, values: torch.Tensor) -> None:
-    """Writes bytes in the IDX format: magic number, sizes (big-endian), values; maybe gzipped."""
-    magic = CODES["images" if values.dim() == 3 else "labels"][0]
-    header = struct.pack(f">{1 + values.dim()}i", magic, *values.shape)
-    content = header + bytes(values.to(torch.uint8).flatten().tolist())
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-
-
-def write_fashion(directory: Path, *, ending: str = ".gz", train: int = 6, test: int = 4) -> None:
-    for stem, count in (("train", train), ("t10k", test)):
-        images = torch.arange(count * 28 * 28).reshape(count, 28, 28) % 256
-        write_idx(directory / f"{stem}-images-idx3-ubyte{ending}", images)
-        write_idx(directory / f"{stem}-labels-idx1-ubyte{ending}", torch.arange(count) % 10)
 
 
 @pytest.mark.parametrize("ending", [".gz", ""])

@@ -18,6 +18,7 @@ from dying import dies_at
 from thor_bench.compare import CompareOptions, plan_comparison, run_comparison
 from thor_bench.errors import BenchError, RunDivergedError, RunInterruptedError
 from thor_bench.optimizers.recipes import RunOptions, plan_run
+from thor_bench.optimizers.registry import find_optimizer
 from thor_bench.records.config import DataSource
 from thor_bench.records.reading import read_run
 from thor_bench.records.records import RECORDS_FILE, Record, RunFailed, RunFinished
@@ -146,10 +147,14 @@ def test_same_seed_same_run_other_seed_other_run(tiny: Workload, tmp_path: Path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("optimizer", ["thor", "ekfac", "muon"])
+@pytest.mark.parametrize(
+    "optimizer", ["thor", "ekfac", "muon", "muon-polar", "normuon", "adamuon", "kron", "splus"]
+)
 def test_a_signal_saves_and_resume_is_bit_exact(
     optimizer: str, number: signal.Signals, tiny: Workload, tmp_path: Path
 ) -> None:
+    if told := find_optimizer(optimizer).lacks():
+        pytest.skip(told)
     config = replace(plan(tiny, optimizer, epochs=4), record_every=1)
     train(config, tmp_path / "whole")
     again = rf"go on with: thor train tiny .* --data-dir {tmp_path} --workers 1 --resume"

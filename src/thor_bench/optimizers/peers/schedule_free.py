@@ -21,4 +21,14 @@ class ScheduleFreeSettings(Settings):
 # The schedule gives its warm-up. Some versions' groups lack what their step reads.
 _BUILD = over_parameters("pytorch_optimizer.ScheduleFreeAdamW", group={"warmup_steps": 0})
 _TITLE = "schedule-free AdamW (pytorch-optimizer)"
-PEERS = (Peer("schedule-free", _TITLE, ScheduleFreeSettings(), _BUILD, "beta1", first_order=True),)
+PEERS = (
+    Peer(
+        "schedule-free",
+        _TITLE,
+        ScheduleFreeSettings(),
+        _BUILD,
+        "beta1",
+        first_order=True,
+        untuned="lr=0.0025 beta2=0.999 weight_decay=0",  # facebookresearch/schedule_free
+    ),
+)

@@ -64,7 +64,7 @@ class _THORSettings(Settings):
 
     Attributes:
         damping_rate: ρ of eq. 15: λ is multiplied by it every ten epochs.
-        exclude_head: Whether the last linear layer trains by the base rule.
+        exclude_head: Whether the last linear layer or convolution trains by the base rule.
         include_norms: Whether normalization layers are preconditioned too.
     """
 

@@ -1,0 +1,1 @@
+"""Every optimizer with one setting on all tasks: a league."""

@@ -1,0 +1,187 @@
+"""The page of a league: standings, profiles, tasks, pairs, settings."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import polars as pl
+
+from thor_bench.errors import BenchError, reason
+from thor_bench.league.plan import target_of
+from thor_bench.league.running import LeagueResult
+from thor_bench.league.standings import (
+    MEASURES,
+    SIGNIFICANT,
+    Pair,
+    Standing,
+    medians,
+    pairs,
+    results,
+    standings,
+)
+from thor_bench.report.figures import FigureFile, write_figure
+from thor_bench.report.page import Section, render, run_list
+from thor_bench.report.summary import number_text
+from thor_bench.report.tables import TextTable
+from thor_bench.tasks import find_workload
+from thor_bench.tune.study_report import draw_profile, slowdowns
+
+
+@dataclass(frozen=True)
+class LeagueReport:
+    """What was written about a league."""
+
+    table: TextTable  # the standings
+    page: Path
+
+
+def write_league(result: LeagueResult) -> LeagueReport:
+    """Writes tables (Markdown, CSV), profiles (PNG) and one HTML page.
+
+    Raises:
+        BenchError: The folder cannot be written.
+    """
+    league, directory = result.league, result.directory
+    name = "league" if league.search == 1 else f"league-best-of-{league.search}"
+    page, found = directory / f"{name}.html", results(result.runs)
+    rows = standings(found)
+    table = standings_table(rows, tasks=len(league.tasks))
+    try:
+        table.write(directory, name, numbers=found.write_csv())
+        html = render(
+            "sections.html.j2",
+            title=f"League of {len(rows)} optimizers on {len(league.tasks)} tasks",
+            what=_what(result),
+            lead=_lead(rows, tasks=len(league.tasks)),
+            sections=list(_sections(result, found, table, name)),
+            command=f"{league.command} --out {directory}",
+            runs=run_list(result.runs),
+            machines=sorted({str(run.started.machine) for run in result.runs}),
+        )
+        page.write_text(html, encoding="utf-8")
+    except OSError as error:
+        message = f"--out {directory} cannot be written ({reason(error)})"
+        raise BenchError(f"{message}; repeat the command when it can") from error
+    return LeagueReport(table, page)
+
+
+def _what(result: LeagueResult) -> str:
+    league = result.league
+    if league.search == 1:
+        setting = "its authors' defaults"
+    else:
+        setting = f"the best of {league.search} factors of its rates, the same for all tasks"
+    return (
+        f"Each optimizer with one setting: {setting}. {league.seeds} seeds; 5 % warm-up, then "
+        "linear to zero (a rule with a schedule of its own keeps that); each task has one budget "
+        "of steps."
+    )
+
+
+def _lead(rows: Sequence[Standing], *, tasks: int) -> str:
+    best = rows[0]
+    firsts = " and ".join(f"on {best.first[key]} by {key}" for key in MEASURES)
+    return f"{best.optimizer} leads: of {tasks} tasks it is first {firsts}."
+
+
+def _sections(
+    result: LeagueResult, found: pl.DataFrame, table: TextTable, name: str
+) -> Iterator[Section]:
+    middle = medians(found)
+    yield Section(
+        "Standings",
+        [
+            (
+                "“÷ best other” is the median over tasks of an optimizer's median over seeds ÷ the "
+                "best other optimizer's; below 1 it is ahead. A run that misses is infinite."
+            )
+        ],
+        [table],
+        [_profile(middle, measure, result.directory, name) for measure in MEASURES],
+    )
+    yield Section(
+        "Task by task: seconds, then steps to the target",
+        ["Medians over seeds, ∞ where most of them missed."],
+        [tasks_table(middle, measure) for measure in MEASURES],
+    )
+    if both := pairs(found):
+        yield Section(
+            "Pair by pair, by seconds",
+            [
+                (
+                    "Share of tasks and seeds in which the row is ahead of the column. A star: "
+                    "significant at 5 % (Wilcoxon's signed-rank test of the tasks' medians, "
+                    "Benjamini and Hochberg's correction for all pairs)."
+                )
+            ],
+            [pairs_table(both)],
+        )
+    yield Section("Settings", tables=[settings_table(result)])
+
+
+def standings_table(rows: Sequence[Standing], *, tasks: int) -> TextTable:
+    """Returns each optimizer's places, ratios and misses."""
+    return TextTable.of(
+        {
+            "optimizer": row.optimizer,
+            **{f"first by {key}": f"{row.first[key]}/{tasks}" for key in MEASURES},
+            **{f"{key} ÷ best other": number_text(row.ratio[key], 2) for key in MEASURES},
+            "tasks missed": f"{row.missed_tasks}/{tasks}",
+            "seeds missed": f"{row.missed}/{row.runs}",
+        }
+        for row in rows
+    )
+
+
+def tasks_table(middle: pl.DataFrame, measure: str) -> TextTable:
+    """Returns the medians of a measure: a row a task, a column an optimizer."""
+    digits = 1 if measure == "seconds" else 0
+    wide = middle.pivot("optimizer", index="task", values=measure, maintain_order=True)
+    rows = wide.iter_rows(named=True)
+    return TextTable.of(
+        {
+            f"task, {measure}": row.pop("task"),
+            "target": find_workload(task).metric.goal(target_of(task)),
+            **{name: number_text(value, digits) for name, value in row.items()},
+        }
+        for row in rows
+        for task in [row["task"]]
+    )
+
+
+def pairs_table(both: Sequence[Pair]) -> TextTable:
+    """Returns the share of races that a row's optimizer wins against a column's."""
+    names = list(dict.fromkeys([both[0].one, *(pair.other for pair in both)]))
+    cells = {}
+    for pair in both:
+        star = "*" if pair.chance < SIGNIFICANT else ""
+        cells[pair.one, pair.other] = f"{100 * pair.ahead:.0f} %{star}"
+        cells[pair.other, pair.one] = f"{100 * (1 - pair.ahead):.0f} %{star}"
+    return TextTable.of(
+        {"ahead of": row, **{name: cells.get((row, name), "–") for name in names}} for row in names
+    )
+
+
+def settings_table(result: LeagueResult) -> TextTable:
+    """Returns what each optimizer was built from on all tasks, and the factor of its rates."""
+    configs = {run.config.optimizer: run.config for run in result.runs}
+    return TextTable.of(
+        {
+            "optimizer": name,
+            "factor": f"{factor:g}",
+            "settings": ", ".join(f"{k}={value}" for k, value in configs[name].settings.items()),
+        }
+        for name, factor in result.factors.items()
+    )
+
+
+def _profile(middle: pl.DataFrame, measure: str, directory: Path, name: str) -> FigureFile:
+    chosen = middle.select("optimizer", workload="task", seconds=pl.col(measure))
+    draw = partial(
+        draw_profile,
+        times=slowdowns(chosen),
+        workloads=middle["task"].n_unique(),
+        measure=measure,
+    )
+    return write_figure(directory, f"{name}-{measure}", f"Performance profile, {measure}", draw)

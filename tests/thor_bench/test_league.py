@@ -1,0 +1,199 @@
+"""The league: one setting for all tasks, targets set before, places and pairs in numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Never
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from thor_bench.cli.commands import app
+from thor_bench.errors import BenchError, RunInterruptedError
+from thor_bench.league import targets
+from thor_bench.league.plan import SEARCH_SEED, League, factors, target_of
+from thor_bench.league.running import LeagueRunner
+from thor_bench.league.standings import pairs, standings
+from thor_bench.records.config import DataSource
+from thor_bench.records.reading import find_runs
+from thor_bench.tasks import WORKLOADS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from thor_bench.records.config import RunConfig
+    from thor_bench.tasks import Workload
+    from thor_bench.training.observers import Observer
+
+
+@pytest.fixture(autouse=True)
+def two_tasks(tiny: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registers ``other``, which is ``tiny`` with a harder target."""
+    other = replace(tiny, name="other", target=100.0, epochs=1)
+    monkeypatch.setitem(WORKLOADS, "other", other)
+
+
+def asked(**changes: Any) -> League:
+    return replace(League(tasks=("tiny", "other"), optimizers=("sgd", "adamw"), seeds=2), **changes)
+
+
+def runner(league: League, folder: Path, told: list[str]) -> LeagueRunner:
+    def observe(_config: RunConfig, _folder: Path, title: str) -> Sequence[Observer]:
+        told.append(title)
+        return []
+
+    return LeagueRunner(league, folder, source=DataSource(), observe=observe, tell=told.append)
+
+
+def test_every_task_has_the_same_setting_and_schedule_but_its_own_budget() -> None:
+    one, other = (asked().config(task, "muon", seed=3, factor=2.0) for task in ("tiny", "text-gpt"))
+    assert one.settings == other.settings
+    assert (one.settings["lr"], one.settings["rest_lr"]) == (0.04, 6e-3)
+    assert (one.settings["warmup"], one.settings["schedule"]) == (0.05, "triangle")
+    assert (one.epochs, other.epochs, one.seed) == (3, 6, 3)
+    assert one.evals_per_epoch * one.epochs == 21
+    untuned = asked().config("tiny", "adamw", seed=0, factor=1.0).settings
+    assert (untuned["lr"], untuned["beta2"]) == (0.001, 0.999)
+    free = asked().config("tiny", "schedule-free", seed=0, factor=1.0).settings
+    assert free["schedule"] == "constant"
+    assert factors(5) == [1, 2, 0.5, 4, 0.25]
+
+
+def test_the_command_writes_one_page_and_repeats_nothing(tmp_path: Path) -> None:
+    words = ["league", "--tasks", "tiny,other", "--optimizers", "sgd,adamw", "--seeds", "2"]
+    words += ["--out", str(tmp_path)]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "league.html").read_text(encoding="utf-8")
+    for heading in ("League of 2 optimizers on 2 tasks", "Standings", "Pair by pair", "Settings"):
+        assert heading in page
+    assert page.count("<picture>") == 2
+    assert (
+        f"thor league --tasks tiny,other --optimizers sgd,adamw --seeds 2 --out {tmp_path}" in page
+    )
+    found = pl.read_csv(tmp_path / "league.csv")
+    assert found.select("task", "optimizer", "seed").n_unique() == len(found) == 8
+    before = {run.directory: run.started.started for run in find_runs(tmp_path)}
+    assert len(before) == 8
+    told: list[str] = []
+    runner(asked(), tmp_path, told).run()
+    assert told == []
+    assert {run.directory: run.started.started for run in find_runs(tmp_path)} == before
+
+
+def test_a_stopped_league_says_how_to_go_on_and_tells_the_time_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    again = f"go on with: {asked().command} --out {tmp_path}"
+    with monkeypatch.context() as patched:
+        patched.setattr("thor_bench.compare.train", _stops)
+        with pytest.raises(RunInterruptedError, match=again):
+            runner(asked(), tmp_path, told).run()
+    runner(asked(), tmp_path, told).run()
+    assert told[1] == "[1/8] tiny sgd-seed0, defaults"
+    assert told[-1].startswith("[8/8, 1 min left] other adamw-seed1")
+
+
+def _stops(*_: object, **__: object) -> None:
+    raise RunInterruptedError("stopped and saved")
+
+
+def test_the_search_is_one_factor_for_all_tasks_and_fresh_seeds_follow(tmp_path: Path) -> None:
+    told: list[str] = []
+    found = runner(asked(search=3, seeds=1), tmp_path, told).run()
+    runs = {str(run.directory.relative_to(tmp_path)): run.config for run in find_runs(tmp_path)}
+    assert len(runs) == 2 * 2 * (3 + 1)
+    assert runs[f"tiny/search-2/sgd-seed{SEARCH_SEED}"].settings["lr"] == 0.2
+    for name, factor in found.factors.items():
+        assert factor in (1, 2, 0.5)
+        usual = asked().config("tiny", name, seed=0, factor=1).settings["lr"]
+        assert isinstance(usual, float)
+        for task in ("tiny", "other"):
+            assert runs[f"{task}/best-of-3/{name}-seed0"].settings["lr"] == usual * factor
+        assert f"{name}: {factor:g} times its rate serves all tasks best" in told
+
+
+def test_targets_are_what_adamw_reaches_with_every_seed(tmp_path: Path) -> None:
+    told: list[str] = []
+    targets = runner(asked(tasks=("tiny",)), tmp_path, told).set_targets()
+    runs = find_runs(tmp_path)
+    best = {run.directory: max(e.test_metric for e in run.evaluations) for run in runs}
+    searched = [value for path, value in best.items() if path.name.endswith(str(SEARCH_SEED))]
+    fresh = [value for path, value in best.items() if not path.name.endswith(str(SEARCH_SEED))]
+    assert (len(searched), len(fresh)) == (6, 3)
+    assert targets["tiny"] == WORKLOADS["tiny"].metric.easier(min(fresh))
+    assert told[-1].startswith(f'    "tiny": {targets["tiny"]:g},  # at ')
+
+
+def test_runs_to_another_target_are_not_mixed_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    league = asked(tasks=("tiny",), optimizers=("sgd",), seeds=1)
+    runner(league, tmp_path, []).run()
+    monkeypatch.setitem(targets.TARGETS, "tiny", 95.0)
+    assert target_of("tiny") == 95.0
+    with pytest.raises(BenchError, match="holds runs to 90, not 95; name another --out"):
+        runner(league, tmp_path, []).run()
+
+
+def test_missing_data_are_told_before_anything_trains(
+    tiny: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(_source: DataSource) -> Never:
+        raise BenchError("no files; apt install them")
+
+    monkeypatch.setitem(WORKLOADS, "other", replace(tiny, name="other", load=missing))
+    told: list[str] = []
+    for make in (runner(asked(), tmp_path, told).run, runner(asked(), tmp_path, told).set_targets):
+        with pytest.raises(BenchError, match="apt install them"):
+            make()
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"tasks": ()}, "--tasks is empty"),
+        ({"tasks": ("tinny",)}, "--tasks 'tinny' is unknown.*did you mean 'tiny'"),
+        ({"seeds": 0}, "--seeds 0 must be at least 1"),
+        ({"search": 0}, "--search 0 must be at least 1"),
+        ({"optimizers": ("sdg",)}, "--optimizers 'sdg' is unknown"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_told(changes: dict[str, object], told: str) -> None:
+    with pytest.raises(BenchError, match=told):
+        asked(**changes)
+
+
+def found(times: dict[str, list[float]]) -> pl.DataFrame:
+    """One seed a task; steps are ten times the seconds."""
+    rows = [
+        {"task": f"t{task}", "optimizer": name, "seed": 0, "seconds": x, "steps": 10 * x}
+        for name, values in times.items()
+        for task, x in enumerate(values)
+    ]
+    return pl.DataFrame(rows)
+
+
+def test_places_are_against_the_best_other() -> None:
+    first, second, third = standings(
+        found({"a": [2.0, 9.0, math.inf], "b": [4.0, 3.0, 5.0], "c": [8.0, math.inf, math.inf]})
+    )
+    assert [row.optimizer for row in (first, second, third)] == ["b", "a", "c"]
+    assert [row.first["seconds"] for row in (first, second, third)] == [2, 1, 0]
+    assert first.ratio["seconds"] == pytest.approx(3 / 9)  # of 2, 1/3 and 0: no other arrives
+    assert second.ratio["steps"] == pytest.approx(3.0)  # of 1/2, 3 and ∞
+    assert [row.missed_tasks for row in (first, second, third)] == [0, 1, 2]
+
+
+def test_pairs_count_misses_and_ties_and_test_over_tasks() -> None:
+    tasks = 12
+    (pair,) = pairs(found({"a": [1.0] * tasks, "b": [*range(2, tasks + 1), math.inf]}))
+    assert (pair.one, pair.other, pair.ahead) == ("a", "b", 1.0)
+    assert pair.chance == pytest.approx(2 / 2**tasks)  # all signs alike
+    (tied,) = pairs(found({"a": [math.inf, 2.0], "b": [math.inf, 2.0]}))
+    assert (tied.ahead, tied.chance) == (0.5, 1.0)
