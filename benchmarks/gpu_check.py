@@ -80,7 +80,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "interval 3": lambda m: THOR(m, lr=0.02, interval=3, refresh=Refresh()),
     "interval 1": lambda m: THOR(m, lr=0.02, interval=1),
     "few rows": lambda m: THOR(m, lr=0.02, interval=3, statistics=Statistics(rows=50)),
-    "scale_free": lambda m: THOR.scale_free(m, lr=0.02, interval=3),
+    "scale_free": lambda m: THOR(m, lr=0.02, interval=3),
     "spectral": lambda m: THOR(m, lr=0.01, interval=3, norm_control="spectral"),
     "power 1": lambda m: THOR(m, lr=0.02, interval=3, power=1.0),
     "unsplit": lambda m: THOR(m, lr=0.02, interval=3, split=None),
@@ -169,7 +169,7 @@ def check_losses(report: Report, kinds: Iterable[str] = MODELS) -> None:
     types = {"float32": None, "bf16": torch.bfloat16, "fp16 scaler": torch.float16}
     chosen = {
         "default": lambda m: THOR(m, lr=0.05, interval=4),
-        "scale_free": lambda m: THOR.scale_free(m, lr=0.02, interval=4),
+        "scale_free": lambda m: THOR(m, lr=0.02, interval=4),
         "bf16 inverses": lambda m: THOR(
             m, lr=0.05, interval=4, refresh=Refresh(inverse_dtype=torch.bfloat16)
         ),
