@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from calls import Calls, calls_of
 from helpers import AT_EVERY_STEP, data, mean_half_square
-from torch_thor import EKFAC, KFAC, THOR, NormControl
+from models import resnet20
+from torch_thor import EKFAC, KFAC, THOR, Base, NormControl, TraceRule
+from torch_thor.curvature import block_batch
+from torch_thor.linalg import foreach
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,22 +27,6 @@ KINDS: dict[str, Callable[[nn.Module], Any]] = {
     "kfac": lambda model: KFAC(model, factor_interval=1, inverse_interval=1),
     "ekfac": lambda model: EKFAC(model, factor_interval=1, inverse_interval=1),
 }
-
-
-class Waits(TorchDispatchMode):
-    """Counts calls of operations that make the host wait for a device."""
-
-    def __init__(self) -> None:
-        """Starts at none."""
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.found: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self, func: Any, types: object, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> object:
-        """Counts, and runs what was called."""
-        self.found[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def after_a_backward(kind: str, layers: int) -> Any:
@@ -62,7 +48,7 @@ def test_no_list_and_no_mask_picks_layers(kind: str) -> None:
     found = []
     for layers in (1, 6):
         optimizer = after_a_backward(kind, layers)
-        with Waits() as waits:
+        with Calls() as waits:
             optimizer.step()
         found.append({name: waits.found[name] for name in WAITING})
     assert found[0] == found[1]
@@ -87,3 +73,27 @@ def test_more_layers_are_not_more_waits_for_a_card(kind: str, device: torch.devi
                 torch.cuda.set_sync_debug_mode("default")
         found.append(sum("synchroniz" in str(one.message) for one in said))
     assert found[1] - found[0] < 5, found  # not one for each of the five layers more
+
+
+@pytest.mark.cpu  # a device counts its own calls
+@pytest.mark.parametrize(("rule", "most"), [(None, 150), (TraceRule(0.0, 0.0), 175)])
+def test_a_refresh_of_all_layers_is_a_few_calls(
+    rule: TraceRule | None, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the way of a GPU, whose calls cost most: the host waits once, or not at all there."""
+    monkeypatch.setattr(foreach, "_ASYNCHRONOUS", {"cpu"})
+    monkeypatch.setitem(block_batch._CALLS, "cpu", block_batch._MOST_CALLS)
+    model = resnet20()
+    optimizer = THOR(
+        model, lr=0.1, norm_control="graft", trace_rule=rule, **AT_EVERY_STEP | {"base": Base()}
+    )
+    for _ in range(4):
+        optimizer.zero_grad()
+        inputs, targets = torch.randn(8, 3, 16, 16), torch.arange(8)
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+        with Calls() as calls:
+            optimizer.step()
+    assert len(optimizer.last_decisions) == 22
+    found = calls_of(calls)
+    assert sum(found.values()) <= most, found
+    assert found["_local_scalar_dense"] <= 1

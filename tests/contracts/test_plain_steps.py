@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from calls import Calls, calls_of
 from helpers import assert_same_weights, data, mean_half_square, mlp
-from models import Transformer, batch_for
+from models import Transformer, batch_for, resnet20
 from torch_thor import (
     THOR,
     Base,
@@ -29,17 +28,15 @@ from torch_thor import (
 from torch_thor.linalg import foreach
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Iterator
 
-VIEWS = {
-    *("alias", "as_strided", "detach", "expand", "permute", "select", "slice", "split", "squeeze"),
-    *("split_with_sizes", "t", "transpose", "unbind", "unsqueeze", "view", "_unsafe_view"),
-}
 # What makes the host wait, or sends it something: numbers, counts, tensors made of lists.
 WAITING = {
     *("_local_scalar_dense", "index", "index_put_", "lift_fresh", "masked_select", "nonzero"),
     *("equal", "is_nonzero", "item"),
 }
+GRAFT: dict[str, Any] = {"norm_control": "graft"}
 MOST = 40
 CONTROLS = {"graft": MOST, "rms": MOST, None: MOST, NormControl("rms", row_decay=0.95): 52}
 BASES = {"sgd": Base(), "adamw": Base("adamw", lr_scale=0.1)}
@@ -52,70 +49,22 @@ ORDERS = [
 ]
 
 
-class Calls(TorchDispatchMode):
-    """Counts operations."""
-
-    def __init__(self) -> None:
-        """Starts at none."""
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.found: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self, func: Any, types: object, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> object:
-        """Counts, and runs what was called."""
-        self.found[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.fixture
 def runs_behind(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
     """The device of the tests counts as one that the host runs ahead of."""
     monkeypatch.setattr(foreach, "_ASYNCHRONOUS", {device.type})
 
 
-class Residual(nn.Module):
-    """Two convolutions and a way around them."""
-
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
-        """As in CIFAR's ResNets, with a convolution around where shapes differ."""
-        super().__init__()
-        self.first = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
-        self.second = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(outside) for _ in range(2))
-        around = nn.Conv2d(inside, outside, 1, stride, bias=False)
-        self.around: nn.Module = nn.Identity() if inside == outside else around
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Adds both ways."""
-        inner = torch.relu(self.norms[0](self.first(x)))
-        return torch.relu(self.norms[1](self.second(inner)) + self.around(x))
-
-
-def resnet20() -> nn.Sequential:
-    """22 layers with curvature."""
-    shapes = [(16, 16, 1)] * 3 + [(16, 32, 2)] + [(32, 32, 1)] * 2 + [(32, 64, 2)]
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, 1, 1, bias=False),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        *(Residual(*shape) for shape in [*shapes, (64, 64, 1), (64, 64, 1)]),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(64, 10),
-    )
-
-
 def plain_calls(model: nn.Module, loss: Any, **options: Any) -> Counter[str]:
     """Operations of the third step, the second after a refresh, that are no views."""
-    thor = THOR(model, lr=0.01, interval=1000, refresh=Refresh(stagger=False), **options)
+    thor = THOR(model, lr=0.01, interval=1000, refresh=Refresh(stagger=False), **GRAFT | options)
     for turn in range(3):
         thor.zero_grad()
         loss(model).backward()
         with Calls() as calls:
             thor.step()
         assert bool(thor.last_decisions) == (turn == 0)
-    return Counter({name: n for name, n in calls.found.items() if name not in VIEWS})
+    return calls_of(calls)
 
 
 def loss_of_images(model: nn.Module) -> Tensor:
@@ -179,7 +128,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing(
 ) -> None:
     model = nn.Sequential(mlp(), nn.LayerNorm(3))
     options: dict[str, Any] = {"base": BASES[base], "update": order, "norm_control": control}
-    thor = THOR(model, lr=0.05, interval=1000, **options)
+    thor = THOR(model, lr=0.05, interval=1000, **GRAFT | options)
     step(model, thor)
     step(model, thor)
     before = state_of(model, thor)
@@ -204,7 +153,7 @@ def test_both_ways_take_the_same_steps(
         monkeypatch.setattr(foreach, "_ASYNCHRONOUS", {"cpu"} if behind else set())
         model = Transformer().double()  # in float32 "spectral" makes rounding as long as the rest
         options: dict[str, Any] = {"norm_control": norm_control, "update": order, "split": 4}
-        thor = THOR(model, lr=0.01, interval=1000, base="adamw", **options)
+        thor = THOR(model, lr=0.01, interval=1000, base="adamw", **GRAFT | options)
         for _ in range(4):
             inputs, targets = batch_for(model)
             thor.zero_grad()
@@ -217,7 +166,7 @@ def test_both_ways_take_the_same_steps(
 @pytest.mark.usefixtures("runs_behind")
 def test_the_third_in_a_row_is_one_warning_that_comes_later() -> None:
     model = mlp()
-    thor = THOR(model, lr=0.1, interval=1000)
+    thor = THOR(model, **GRAFT, lr=0.1, interval=1000)
     said = []
     for scale in [1.0, 1.0, torch.nan, 1.0, *[torch.nan] * 20]:
         with warnings.catch_warnings(record=True) as caught:
@@ -228,7 +177,7 @@ def test_the_third_in_a_row_is_one_warning_that_comes_later() -> None:
     assert number == 7  # 4, 5 and 6 were skipped, and it is told in the next
     assert "The last 3 steps were skipped (after 3 that were taken)" in text
     assert thor.skipped_steps == 21
-    heir = THOR(mlp(), lr=0.1, interval=1000)
+    heir = THOR(mlp(), **GRAFT, lr=0.1, interval=1000)
     heir.load_state_dict(thor.state_dict())
     assert heir.skipped_steps == 21
 
@@ -236,7 +185,7 @@ def test_the_third_in_a_row_is_one_warning_that_comes_later() -> None:
 @pytest.mark.usefixtures("runs_behind")
 def test_an_error_waits_for_what_it_says() -> None:
     model = mlp()
-    thor = THOR(model, lr=0.1, interval=1000, refresh=Refresh(on_nonfinite="raise"))
+    thor = THOR(model, **GRAFT, lr=0.1, interval=1000, refresh=Refresh(on_nonfinite="raise"))
     step(model, thor)
     with pytest.raises(NonFiniteGradientError, match=r"At step 1 the gradient of '0\.weight'"):
         step(model, thor, torch.nan)
@@ -245,7 +194,7 @@ def test_an_error_waits_for_what_it_says() -> None:
 @pytest.mark.usefixtures("runs_behind")
 def test_a_step_that_refreshes_looks_before_it_takes_statistics_in() -> None:
     model = mlp()
-    thor = THOR(model, lr=0.1, interval=2)
+    thor = THOR(model, **GRAFT, lr=0.1, interval=2)
     step(model, thor)
     step(model, thor)
     before = state_of(model, thor)
@@ -260,7 +209,7 @@ def test_a_rate_that_is_a_tensor_is_never_read(base: str) -> None:
     for lr in (0.05, torch.tensor(0.05)):
         torch.manual_seed(0)
         model = nn.Sequential(mlp(), nn.LayerNorm(3))
-        thor = THOR(model, lr=0.05, interval=1000, base=BASES[base])
+        thor = THOR(model, **GRAFT, lr=0.05, interval=1000, base=BASES[base])
         step(model, thor)
         thor.param_groups[0]["lr"] = lr
         with Calls() as calls:
@@ -275,7 +224,7 @@ def test_a_rate_that_is_a_tensor_is_never_read(base: str) -> None:
 def test_addresses_stay() -> None:
     """A graph that is captured once reads and writes where it did then."""
     model = mlp()
-    thor = THOR(model, lr=0.1, interval=1000)
+    thor = THOR(model, **GRAFT, lr=0.1, interval=1000)
     found = []
     for _ in range(4):
         step(model, thor)
@@ -286,7 +235,13 @@ def test_addresses_stay() -> None:
 @pytest.mark.usefixtures("runs_behind")
 def test_steps_that_a_graph_replays_count_for_intervals_and_schedules() -> None:
     model = mlp()
-    thor = THOR(model, lr=lambda step: 0.1 / (1 + step), interval=4, refresh=Refresh(stagger=False))
+    thor = THOR(
+        model,
+        norm_control="graft",
+        lr=lambda step: 0.1 / (1 + step),
+        interval=4,
+        refresh=Refresh(stagger=False),
+    )
     step(model, thor)
     for taken in (1, 2, 3):
         assert not thor.wants_statistics
@@ -310,7 +265,7 @@ def test_a_compiled_step_is_few_graphs_and_the_same_step(
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model = mlp()
-    thor = THOR(model, lr=0.1, interval=3, refresh=Refresh(stagger=False))
+    thor = THOR(model, **GRAFT, lr=0.1, interval=3, refresh=Refresh(stagger=False))
     twin, theirs = copy.deepcopy((model, thor))
     compiled = torch.compile(thor.step, backend="eager")
     graphs = []
@@ -342,7 +297,7 @@ def addresses(thor: THOR) -> Iterator[int]:
 def test_roots_beside_tiles_are_those_of_the_last_refresh() -> None:
     """A checkpoint's too, which is loaded into a plan that has stepped."""
     model = mlp()
-    thor = THOR(model, lr=0.1, interval=1)
+    thor = THOR(model, **GRAFT, lr=0.1, interval=1)
     step(model, thor)
     state, weights = copy.deepcopy(thor.state_dict()), copy.deepcopy(model.state_dict())
     batches = [data(8) for _ in range(2)]

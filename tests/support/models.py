@@ -72,3 +72,35 @@ def batch_for(model: nn.Module, samples: int = 8) -> tuple[Tensor, Tensor]:
     else:
         inputs = torch.randn(samples, 2, 6, 6)
     return inputs, torch.randn(samples, 3)
+
+
+class Residual(nn.Module):
+    """Two convolutions and a way around them."""
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        """As in CIFAR's ResNets, with a convolution around where shapes differ."""
+        super().__init__()
+        self.first = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
+        self.second = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(outside) for _ in range(2))
+        around = nn.Conv2d(inside, outside, 1, stride, bias=False)
+        self.around: nn.Module = nn.Identity() if inside == outside else around
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Adds both ways."""
+        inner = torch.relu(self.norms[0](self.first(x)))
+        return torch.relu(self.norms[1](self.second(inner)) + self.around(x))
+
+
+def resnet20() -> nn.Sequential:
+    """22 layers with curvature."""
+    shapes = [(16, 16, 1)] * 3 + [(16, 32, 2)] + [(32, 32, 1)] * 2 + [(32, 64, 2)]
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        *(Residual(*shape) for shape in [*shapes, (64, 64, 1), (64, 64, 1)]),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    )
