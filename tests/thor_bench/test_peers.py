@@ -91,7 +91,7 @@ def model() -> nn.Module:
 @pytest.mark.parametrize("kind", [KFAC, EKFAC])
 def test_the_usual_settings_are_the_optimizers_own(kind: type[KFAC]) -> None:
     (built,) = thor.build(Training(model(), 1), thor.THORSettings())
-    assert as_built(built) == as_built(THOR(model()))
+    assert as_built(built) == as_built(THOR(model(), norm_control="graft"))  # recipes' start
     settings = kfac.KFACSettings(norm_control="graft")  # the bench has kl_clip
     (built,) = kfac.build(kind, Training(model(), 1), settings)
     assert as_built(built) == as_built(kind(model()))
@@ -110,7 +110,8 @@ def test_every_setting_reaches_its_option() -> None:
         "interval=7 growth=1.5 update_above=0.3 freeze_below=0.1 damped_trace=product "
         "rule_compares=distance norm_control=rms row_decay=0.7 decay=0.6 rows=5 fisher=mc "
         "nesterov=no momentum_first=no decoupled_decay=yes base=adamw base_lr_scale=0.5 "
-        "base_weight_decay=0.2 stagger=no inverse_dtype=float32 exclude_head=yes"
+        "base_weight_decay=0.2 base_outputs=yes base_biases=yes base_matrices=muon stagger=no "
+        "inverse_dtype=float32 exclude_head=yes"
     )
     settings = override(thor.THORSettings(), changes.split())
     usual = to_values(thor.THORSettings())
@@ -129,6 +130,7 @@ def test_every_setting_reaches_its_option() -> None:
         "Statistics(decay=0.6, rows=5, fisher='mc',", "exclude=('2',)",
         "Update(nesterov=False, momentum_first=False, decoupled_decay=True)",
         "Base(rule='adamw', lr_scale=0.5, weight_decay=0.2,",
+        "outputs=True, biases=True, matrices='muon')",
         "Refresh(stagger=False, inverse_dtype=torch.float32,",
     ):  # fmt: skip
         assert option in told
