@@ -8,7 +8,18 @@ from typing import Any
 from torch.utils._python_dispatch import TorchDispatchMode
 
 VIEWS = {
-    *("alias", "as_strided", "detach", "diagonal", "expand", "permute", "select", "slice", "split", "squeeze"),
+    *(
+        "alias",
+        "as_strided",
+        "detach",
+        "diagonal",
+        "expand",
+        "permute",
+        "select",
+        "slice",
+        "split",
+        "squeeze",
+    ),
     *("split_with_sizes", "t", "transpose", "unbind", "unsqueeze", "view", "_unsafe_view"),
 }
 

@@ -61,7 +61,7 @@ _KFAC: dict[str, Any] = {
 _RULE = TraceRule(0.05, 0.001)
 CASES: dict[str, Case] = {
     "thor": Case(options=_thor()),
-    "thor in float32": Case(options=_thor(), dtype=torch.float32),
+    "thor in float32": Case(options=_thor(norm_control="graft"), dtype=torch.float32),
     "trace rule": Case(convnet, options=_thor(trace_rule=_RULE)),
     "transformer": Case(
         Transformer, options=_thor(include=included(Transformer()), power=1.0, norm_control="graft")
@@ -85,7 +85,9 @@ CASES: dict[str, Case] = {
         distributed=Distributed(inversion="owners"),
     ),
     "bfloat16 on the wire": Case(
-        options=_thor(), dtype=torch.float32, distributed=Distributed(wire=torch.bfloat16)
+        options=_thor(norm_control="graft"),
+        dtype=torch.float32,
+        distributed=Distributed(wire=torch.bfloat16),
     ),
 }
 

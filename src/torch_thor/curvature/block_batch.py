@@ -169,9 +169,11 @@ class BlockBatch:
         return linalg.padding_of(tuple(shapes), self.size, self._like.device)
 
     def grams(self) -> Tensor:
-        """Σ rowsᵀ rows of every batch; of those that have other statistics nothing."""
-        count = sum(self._counts)
-        result = self._like.new_empty(count, self.size, self.size)
+        """Σ rowsᵀ rows of every batch; zeros, or nothing, of those that have other statistics."""
+        shape = (sum(self._counts), self.size, self.size)
+        others = any(one.rows is None for one in self.members)
+        zeros = others and self.is_padded
+        result = self._like.new_zeros(shape) if zeros else self._like.new_empty(shape)
         first = dict(zip(self.members, [0, *accumulate(self._counts)], strict=False))
         views = dict(zip(self.members, self.views(result), strict=True))
         for together in self._tables():

@@ -44,6 +44,13 @@ class DueLayer(Place):
         """K."""
         return self.stack.geometry.matrices
 
+    @property
+    def moves(self) -> bool:
+        """Whether its statistics' gradient is anything but zero; waits for the device."""
+        geometry = self.stack.geometry
+        a, g = (batch.rows for batch in self.statistics.batch)
+        return any(geometry.structure.moves(geometry, *pair) for pair in zip(a, g, strict=True))
+
     def report(self, step: int) -> LayerDecision:
         """Returns the entry of ``optimizer.last_decisions``."""
         return LayerDecision(self.layer.name, step, self.decision, self.change)
@@ -88,8 +95,9 @@ class DueMatrices:
 
     Attributes:
         starts: The number of each layer's first matrix, in A.
-        counts: Whether a layer's statistics are finite and its gradient was not zeroed, ``[l]``;
-            the averages of others stay as they are.
+        finite: Whether a layer's statistics are, ``[l]``.
+        counts: Whether they are and its gradient is not all zeros, ``[l]``; the averages of others
+            stay as they are.
     """
 
     def __init__(self, due: Sequence[DueLayer], *, fresh: bool = True, looks: bool = False) -> None:
@@ -103,9 +111,9 @@ class DueMatrices:
         self._traces = torch.cat(self._kept)
         new = torch.cat([c.statistics.traces[side] for side in (0, 1) for c in due])
         new_a, new_g = new.chunk(2)
-        self.counts = self._of_layers(new_a + new_g) < math.inf
+        self.finite = self.counts = self._of_layers(new_a + new_g) < math.inf
         if looks:
-            self.counts &= self._are_alive() | (self._of_layers(new_g) == 0)
+            self.counts = self.finite & (self._are_alive() | (self._of_layers(new_g) == 0))
         if fresh:
             share = self._both(lambda c: [1.0 - c.stack.keep(c.slot)] * 2)
             own = self.counts.index_select(0, linalg.owners(self._sizes, self._device))

@@ -39,6 +39,7 @@ class Renewal:
         due: The layers, l of them, whose statistics enter their averages.
         ranks: The other ranks.
         product: How the trace of eq. 8 is read, see ``TraceRule``.
+        looks: Whether a gradient of zeros says that it was zeroed after its backward.
 
     Attributes:
         due: The layers.
@@ -48,10 +49,12 @@ class Renewal:
             keeps its last inverse.
     """
 
-    def __init__(self, due: list[DueLayer], ranks: Communicator, *, product: bool) -> None:
-        self.due, self._ranks = due, ranks
-        # Of several ranks each has looked at its own gradients.
-        self._matrices = DueMatrices(due, looks=ranks.size == 1)
+    def __init__(
+        self, due: list[DueLayer], ranks: Communicator, *, product: bool, looks: bool
+    ) -> None:
+        self.due, self._ranks, self._product = due, ranks, product
+        self._weights = [c.record.weight for c in due]
+        self._matrices = DueMatrices(due, looks=looks)
         self.counts = self._matrices.counts
         self.trace = self._matrices.damped_traces(product=product)
         self._members = [one for number, c in enumerate(due) for one in _members(c, number)]
@@ -71,6 +74,20 @@ class Renewal:
         """The running averages of some factors."""
         found = batches(members, padded=self._padded)
         return found, [batch.load([one.blocks for one in batch.members]) for batch in found]
+
+    def outcome(self) -> Tensor:
+        """Of each layer: trace, whether statistics are finite and count, success: ``[4, l]``."""
+        flags = (self._matrices.finite, self.counts, self.succeeded)
+        return torch.stack((self.trace, *flags)).to(torch.float64)
+
+    def undo(self, number: int) -> None:
+        """Notes that a layer's statistics did not count."""
+        self.due[number].record.weight = self._weights[number]
+
+    def of_zeros(self, numbers: Sequence[int]) -> Renewal:
+        """Renews layers whose gradient is zero for another reason than that it was zeroed."""
+        own = [self.due[number] for number in numbers]
+        return Renewal(own, self._ranks, product=self._product, looks=False)
 
     @property
     def can_repair(self) -> bool:

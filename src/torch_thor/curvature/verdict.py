@@ -29,10 +29,13 @@ def renew(
     if rule is not None:
         decide(due, rule, ranks)
     product = rule is not None and rule.damped_trace == "product"
-    chosen = lots([one for one in due if one.fold])
-    weights = [one.record.weight for lot in chosen for one in lot]
-    renewals = [Renewal(lot, ranks, product=product) for lot in chosen]
-    return Verdict(due, renewals, weights, step)
+    # Of several ranks each has looked at its own gradients.
+    alone = ranks.size == 1
+    renewals = [
+        Renewal(lot, ranks, product=product, looks=alone)
+        for lot in lots([one for one in due if one.fold])
+    ]
+    return Verdict(due, renewals, step)
 
 
 class Verdict:
@@ -44,19 +47,12 @@ class Verdict:
     Args:
         due: All layers that were due.
         renewals: Those of them that were folded or refreshed.
-        weights: What each renewed layer's averages weighed before.
         step: Number of the step.
     """
 
-    def __init__(
-        self,
-        due: Sequence[DueLayer],
-        renewals: Sequence[Renewal],
-        weights: Sequence[float],
-        step: int,
-    ) -> None:
-        self.due, self._renewals, self._weights, self._step = due, renewals, weights, step
-        found = [torch.stack((r.trace, r.counts, r.succeeded)).to(torch.float64) for r in renewals]
+    def __init__(self, due: Sequence[DueLayer], renewals: Sequence[Renewal], step: int) -> None:
+        self.due, self._renewals, self._step = due, renewals, step
+        found = [renewal.outcome() for renewal in renewals]
         self._found = [one.to("cpu", non_blocking=True) for one in found]
         devices = {one.device for one in found if one.device.type == "cuda"}
         self._events = [torch.cuda.current_stream(device).record_event() for device in devices]
@@ -80,34 +76,48 @@ class Verdict:
         """
         for event in self._events:
             event.synchronize()
-        weights = iter(self._weights)
         renewed: list[DueLayer] = []
         failed: list[DueLayer] = []
-        for renewal, values in zip(self._renewals, self._found, strict=True):
-            traces, counts, succeeded = values.tolist()
-            missed = {
-                n for n, c in enumerate(renewal.due) if c.refresh and counts[n] > succeeded[n]
-            }
-            if missed and renewal.can_repair:
-                renewal.repair(missed)
-                succeeded = renewal.succeeded.tolist()
-            for number, c in enumerate(renewal.due):
-                before = next(weights)
-                if not counts[number]:
-                    c.fold, c.decision, c.record.weight = False, Decision.KEEP, before
-                    continue
-                if not c.refresh:
-                    continue
-                if math.isinf(c.change) and c.record.trace is not None:
-                    c.change = relative_change(traces[number], c.record.trace)
-                if not succeeded[number]:
-                    failed.append(c)
-                    continue
-                c.record.trace, c.record.failures, c.record.ready = traces[number], 0, True
-                renewed.append(c)
+        waiting = list(zip(self._renewals, self._found, strict=True))
+        for renewal, values in waiting:  # which may grow
+            again = self._take(renewal, values.tolist(), renewed, failed)
+            if again:
+                more = renewal.of_zeros(again)
+                waiting.append((more, more.outcome()))
         for c in failed:
             _fail(c, tolerated)
         return renewed
+
+    def _take(
+        self,
+        renewal: Renewal,
+        values: list[list[float]],
+        renewed: list[DueLayer],
+        failed: list[DueLayer],
+    ) -> list[int]:
+        """Sorts the layers of a renewal; returns those that were left out and should not be."""
+        traces, finite, counts, succeeded = values
+        numbers = range(len(renewal.due))
+        missed = {n for n in numbers if renewal.due[n].refresh and counts[n] > succeeded[n]}
+        if missed and renewal.can_repair:
+            renewal.repair(missed)
+            succeeded = renewal.succeeded.tolist()
+        again = []
+        for number, c in enumerate(renewal.due):
+            if not counts[number]:
+                renewal.undo(number)
+                if finite[number] and not c.moves:
+                    again.append(number)
+                else:
+                    c.fold, c.decision = False, Decision.KEEP
+            elif c.refresh:
+                record = c.record
+                if math.isinf(c.change) and record.trace is not None:
+                    c.change = relative_change(traces[number], record.trace)
+                if succeeded[number]:
+                    record.trace, record.failures, record.ready = traces[number], 0, True
+                (renewed if succeeded[number] else failed).append(c)
+        return again
 
     def reports(self) -> tuple[LayerDecision, ...]:
         """The decisions that were due, once the verdict was read."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # Multiplications that take about as long as two calls.
 CALLS_ON_CPU, CALLS = 1 << 19, 1 << 23
 _MOST_COPIES = 4  # of blocks, in entries ÷ those of the matrices
+_FEW = 1 << 14  # entries that any cut may copy
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,8 @@ class Cut:
     def is_cheap(self) -> bool:
         """Whether tiles with blocks of their own take little more memory than the matrices."""
         rows, columns = self.g.block, self.a.block
-        own = self.g.count * rows**2 + self.a.count * columns**2
         copied = self.g.count * self.a.count * (rows**2 + columns**2)
-        return copied - own <= _MOST_COPIES * self.g.padded * self.a.padded
+        return copied <= max(_MOST_COPIES * self.g.padded * self.a.padded, _FEW)
 
 
 @dataclass(frozen=True)
