@@ -56,6 +56,10 @@ def _thor(model: nn.Module, task: Task, interval: int | None) -> list[Optimizer]
     return [THOR(model, lr=_LR, interval=own, exclude=task.exclude, norm_control="graft")]
 
 
+def _default(model: nn.Module, _task: Task, interval: int | None) -> list[Optimizer]:
+    return [THOR(model, lr=_LR, interval=interval)]
+
+
 def _full(kind: type[KFAC | EKFAC]) -> Build:
     def build(model: nn.Module, task: Task, interval: int | None) -> list[Optimizer]:
         every = interval or 20
@@ -111,6 +115,7 @@ OPTIMIZERS: dict[str, Build] = {
     "adamw": _adamw,
     "muon": _muon,
     "thor": _thor,
+    "thor-default": _default,
     "kfac": _full(KFAC),
     "ekfac": _full(EKFAC),
     "soap": _soap,
