@@ -50,8 +50,9 @@ class THOR(CurvatureOptimizer):
     | ``lr`` | 0.02 | 0.1 |
     | ``weight_decay`` | 0.05, decoupled | 5e-4, added to the direction |
     | ``damping`` | 0.01 | 3e-4 |
-    | ``interval`` | 5 | from 20 on, growing by 1.2 |
+    | ``interval`` | 10 | from 20 on, growing by 1.2 |
     | ``statistics`` | 256 rows | 1024 rows |
+    | ``refresh`` | all layers at once | layers in turn |
     | ``base`` | AdamW at 0.15 of the rate, without decay; Muon's rule for matrices | SGD |
 
     ``base`` then takes output layers, and with ``"spectral"`` biases, too.
@@ -107,7 +108,7 @@ class THOR(CurvatureOptimizer):
         norm_control: NormControl | NormControlKind | None = "spectral",
         update: Update | None = None,
         statistics: Statistics | None = None,
-        refresh: Refresh = Refresh(inverse_dtype="auto"),
+        refresh: Refresh | None = None,
         base: Base | BaseRule | None = None,
         exclude: Selector | Iterable[Selector] = (),
         include: Selector | Iterable[Selector] = (),
@@ -122,6 +123,7 @@ class THOR(CurvatureOptimizer):
             interval=interval,
             update=update,
             statistics=statistics,
+            refresh=refresh,
             base=base,
         )
         options = CurvatureOptions(
@@ -131,7 +133,7 @@ class THOR(CurvatureOptimizer):
             intervals=as_intervals(it.interval),
             trace_rule=trace_rule,
             statistics=it.statistics,
-            refresh=refresh,
+            refresh=it.refresh,
             exclude=as_selectors("exclude", exclude),
             include=as_selectors("include", include),
             eigenvalue_correction=False,

@@ -76,7 +76,7 @@ def test_what_is_not_said_fits_the_norm_control() -> None:
         for control in ("spectral", "rms", "graft", None)
     )
     assert _settings(THOR(_mixed())) == spectral
-    assert spectral == (0.02, 0.05, 0.01, 5, 256, replace(base, biases=True))
+    assert spectral == (0.02, 0.05, 0.01, 10, 256, replace(base, biases=True))
     assert rms == (*spectral[:-1], base)
     assert graft == none == (0.1, 5e-4, 3e-4, GrowingInterval(20, 1.2), 1024, Base())
 

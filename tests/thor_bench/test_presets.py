@@ -14,7 +14,7 @@ from thor_bench.optimizers.registry import OPTIMIZERS
 from thor_bench.optimizers.rule import TrainingRule, build_rule
 from thor_bench.optimizers.settings import from_values
 from thor_bench.tasks import find_workload
-from torch_thor import THOR, GrowingInterval, Intervals
+from torch_thor import THOR, GrowingInterval
 
 STEPS = 10  # per epoch, so that a step is a tenth of an epoch
 
@@ -122,7 +122,7 @@ def test_defaults_are_nobodys_tuned_settings() -> None:
     assert config.epochs == workload.epochs
     model = workload.build_model()
     built = build_rule(model, config, 17).optimizers[0]
-    every = Intervals(GrowingInterval(5, 1.0), GrowingInterval(5, 1.0))
+    every = GrowingInterval(10, 1.0)
     untuned = THOR(workload.build_model(), interval=every)
     assert isinstance(built, THOR)
     # What it is built from: groups (the schedule has moved lr), norm control, order, base.

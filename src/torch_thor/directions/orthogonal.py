@@ -29,6 +29,8 @@ _TOPS = (1.99974, 1.99890, 1.99531, 1.98023, 1.91923, 1.70763)  # of the interva
 # Rounding above an interval would grow, so what enters a polynomial is made this much shorter.
 _SAFETY = 1.01
 _SAFE = tuple((a / _SAFETY, b / _SAFETY**3, c / _SAFETY**5) for a, b, c in _QUINTICS)
+# Rows below which a CPU's products in bfloat16 cost more to set up than they save.
+_FEW_ROWS = 192
 # Squares of small singular values drown in rounding, which more steps would make large.
 _STEPS_OF_GRAM = 4
 
@@ -37,8 +39,8 @@ def orthogonalize(matrices: Tensor, iterations: int, tile: int | None = None) ->
     """Makes the nonzero singular values of ``[l, k, out, columns]`` about alike, by products alone.
 
     Newton–Schulz iteration X ← aX + (bXXᵀ + c(XXᵀ)²)X from X / ‖X‖, in bfloat16 where the
-    hardware multiplies it. In wider types, matrices that are much longer than wide are multiplied
-    twice alone: the polynomials of up to four steps are those of XXᵀ, which is small.
+    hardware multiplies it and that pays. In wider types, matrices that are much longer than wide
+    are multiplied twice alone: polynomials of up to four steps are those of XXᵀ, which is small.
 
     Args:
         matrices: The matrices.
@@ -61,7 +63,8 @@ def _orthogonal(matrices: Tensor, iterations: int) -> Tensor:
     lengths = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
     least = torch.finfo(matrices.dtype).tiny
     x: Tensor = matrices * (_TOPS[first] / lengths.clamp_min(least))
-    if x.dtype == torch.float32 and multiplies_bfloat16(x.device):
+    small = x.device.type == "cpu" and x.shape[1] < _FEW_ROWS
+    if x.dtype == torch.float32 and not small and multiplies_bfloat16(x.device):
         x = x.to(torch.bfloat16)
     # By products: a step takes 2m²n + m³, and a step of XXᵀ four of m³.
     long = x.dtype != torch.bfloat16 and 2 * x.shape[2] > 3 * x.shape[1]

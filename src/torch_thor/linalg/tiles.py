@@ -131,7 +131,12 @@ class Tiles:
         """What a cut takes of a ``Workspace`` for results of a type."""
         kind, cut = self._kind(number), self.cuts[number]
         own = cut.entries * (self.dtype.itemsize + dtype.itemsize)
-        return own + 2 * cut.tiles * kind.g * kind.a * self.dtype.itemsize
+        # What is between the products is as large as the most tiles of a kind.
+        times = 3 if kind is max(self.kinds, key=self._tile_entries) else 2
+        return own + times * cut.tiles * kind.g * kind.a * self.dtype.itemsize
+
+    def _tile_entries(self, kind: Kind) -> int:
+        return self.count(kind) * kind.g * kind.a
 
     def _kind(self, number: int) -> Kind:
         (kind,) = (kind for kind in self.kinds if number in kind.cuts)
@@ -183,12 +188,15 @@ class Workspace:
         kinds, entries = tiles.kinds, sum(cut.entries for cut in tiles.cuts)
         sizes = [tiles.count(kind) * kind.g * kind.a for kind in kinds]
         make = torch.zeros if tiles.is_padded else torch.empty
-        own = make(entries + 2 * sum(sizes), dtype=tiles.dtype, device=tiles.device)
+        most = max(sizes)
+        own = make(entries + 2 * sum(sizes) + most, dtype=tiles.dtype, device=tiles.device)
         self.memory = (own, torch.empty(entries, dtype=dtype, device=tiles.device))
-        before, *in_tiles = own.split([entries, *sizes, *sizes])
+        before, *in_tiles, between = own.split([entries, *sizes, *sizes, most])
         shapes = [(-1, kind.g, kind.a) for kind in kinds] * 2
         shaped = [flat.view(shape) for flat, shape in zip(in_tiles, shapes, strict=True)]
         self._in, self._out = shaped[: len(kinds)], shaped[len(kinds) :]
+        # New memory for what is between the products would cost more than they do.
+        self._between = [between[: one.numel()].view(one.shape) for one in self._in]
         self.inputs, self.outputs = (_matrices(one, tiles.cuts) for one in (before, self.memory[1]))
         self._copies_in = (self._inside(self._in), self._as_tiles(self.inputs))
         self._copies_out = (self._as_tiles(self.outputs), self._inside(self._out))
@@ -209,8 +217,10 @@ class Workspace:
         """Sets outputs to diag(G) inputs diag(A)."""
         torch._foreach_copy_(*self._copies_in)
         tiles = self._tiles
-        for g, a, before, after in zip(tiles.g, tiles.a, self._in, self._out, strict=True):
-            torch.bmm(torch.bmm(g, before), a, out=after)
+        rooms = zip(self._in, self._between, self._out, strict=True)
+        for g, a, (before, between, after) in zip(tiles.g, tiles.a, rooms, strict=True):
+            torch.bmm(g, before, out=between)
+            torch.bmm(between, a, out=after)
         torch._foreach_copy_(*self._copies_out)
 
 

@@ -20,6 +20,7 @@ class Defaults:
     interval: ScheduledFloat | Intervals
     update: Update
     statistics: Statistics
+    refresh: Refresh
     base: Base | BaseRule
 
     def with_said(self, **said: Any) -> Self:
@@ -31,9 +32,11 @@ _OWN_RATE = Defaults(
     lr=0.02,
     weight_decay=0.05,
     damping=0.01,
-    interval=5,
+    interval=10,
     update=Update(decoupled_decay=True),
     statistics=Statistics(rows=256),
+    # Ten small refreshes cost more than one of all layers, which is no long step.
+    refresh=Refresh(stagger=False, inverse_dtype="auto"),
     base=Base("adamw", lr_scale=0.15, weight_decay=0.0, outputs=True, biases=True, matrices="muon"),
 )
 _BIASES_AS_COLUMNS = replace(
@@ -47,6 +50,7 @@ _RATE_OF_SGD = Defaults(
     interval=GrowingInterval(20, 1.2),
     update=Update(),
     statistics=Statistics(),
+    refresh=Refresh(inverse_dtype="auto"),
     base=Base(),
 )
 
@@ -73,5 +77,6 @@ SCALE_FREE: dict[str, Any] = {
     "norm_control": "rms",
     "interval": GrowingInterval(10, 1.2),
     "statistics": Statistics(),
+    "refresh": Refresh(inverse_dtype="auto"),
     "base": Base("adamw", lr_scale=0.15, weight_decay=0.0),
 }

@@ -20,6 +20,7 @@ from torch_thor import (
     ExponentialDamping,
     GrowingInterval,
     NormControl,
+    Refresh,
     Statistics,
     TraceRule,
     Update,
@@ -53,7 +54,7 @@ _GROUPS = {
         base_biases="biases",
         base_matrices="matrices",
     ),
-    "refresh": Options(_DEFAULTS["refresh"], "stagger", "inverse_dtype"),
+    "refresh": Options(Refresh(inverse_dtype="auto"), "stagger", "inverse_dtype"),
 }
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.GroupNorm)
 
@@ -115,8 +116,8 @@ _SCALE_FREE = (
     "base_weight_decay=0"
 )
 _UNTUNED = (
-    f"{_SCALE_FREE} norm_control=spectral interval=5 growth=1 rows=256 base_outputs=yes "
-    "base_biases=yes base_matrices=muon"
+    f"{_SCALE_FREE} norm_control=spectral growth=1 rows=256 stagger=no "
+    "base_outputs=yes base_biases=yes base_matrices=muon"
 )
 _DIGITS = (
     f"{_RMS} lr=0.0355 weight_decay=0.05 warmup=0.25 damping=0.42 split=128 power=1 interval=8 "
