@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from digits import train_on_digits
-from torch_thor import EKFAC, KFAC, THOR, Damping, NormControl, Statistics, TraceRule, Update
+from torch_thor import (
+    EKFAC,
+    KFAC,
+    THOR,
+    Damping,
+    NormControl,
+    Refresh,
+    Statistics,
+    TraceRule,
+    Update,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +50,7 @@ RECIPES: dict[str, Callable[[nn.Module], optim.Optimizer]] = {
         norm_control=NormControl("rms"),
         update=Update(nesterov=True, momentum_first=True, decoupled_decay=True),
         statistics=Statistics(decay=0.8, rows=None),
+        refresh=Refresh(),
         base="sgd",
     ),
     "paper's power, graft, trace rule": lambda model: THOR(

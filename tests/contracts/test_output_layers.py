@@ -254,3 +254,18 @@ def test_memory_is_allocated_before_a_step_once_a_backward_has_shown_them() -> N
     mean_half_square(model(inputs), targets).backward()
     optimizer.allocate()
     assert [one.name for one in optimizer.memory().layers] == ["0"]
+
+
+def test_a_backbone_that_thaws_hides_no_head() -> None:
+    """While the head trains alone, it keeps its curvature."""
+    model = mlp()
+    for parameter in model[0].parameters():
+        parameter.requires_grad_(False)
+    optimizer = THOR(model, lr=0.01, base=LEFT, interval=1)
+    train(model, optimizer, [data(8)] * 2)
+    assert found(optimizer) == set()
+    for parameter in model[0].parameters():
+        parameter.requires_grad_(True)
+    train(model, optimizer, [data(8)] * 2)
+    assert found(optimizer) == {"2"}
+    assert set(optimizer.factor_norms()) == {"0"}

@@ -54,7 +54,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "norm_control": (3, True, Base()),
     "update": ("nesterov", True, 1),
     "statistics": ("mc", True, 1024),
-    "refresh": (dict, True, None, "auto"),
+    "refresh": (dict, True, "auto"),
     "base": (True, torch.optim.SGD),
     "distributed": ("nccl", True, None),
 }

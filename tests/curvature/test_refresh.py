@@ -186,3 +186,35 @@ def test_a_gradient_that_was_zeroed_through_data_counts_for_nothing() -> None:
     after = preconditioner.factor_norms()
     assert before["0"] == after["0"]
     assert before["2"] != after["2"]
+
+
+def test_rows_of_unlike_numbers_do_not_share_a_large_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeros beside the fewer rows would take more than all rows do."""
+    monkeypatch.setitem(block_batch._TABLE_BYTES, "cpu", 1 << 16)
+    made: list[int] = []
+    original = block_batch._fill
+
+    def noting(members: list[block_batch.Member], table: Tensor) -> None:
+        made.append(table.nbytes)
+        original(members, table)
+
+    monkeypatch.setattr(block_batch, "_fill", noting)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 64, 8), nn.Linear(8, 3))
+    preconditioner = refreshing(model, split=12)
+    model(torch.randn(16, 1, 10, 10)).square().mean().backward()
+    preconditioner.step()
+    assert made
+    assert max(made) <= 1 << 16
+
+
+def test_a_model_that_becomes_float64_goes_on() -> None:
+    model = three_layers()
+    optimizer = THOR(model, lr=0.01, norm_control="graft", **AT_EVERY_STEP)
+    backward(model)
+    optimizer.step()
+    model.double()
+    optimizer.zero_grad()
+    inputs, targets = data()
+    mean_half_square(model(inputs.double()), targets.double()).backward()
+    optimizer.step()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())

@@ -125,7 +125,8 @@ def test_each_matrix_steps_with_singular_values_alike(momentum: float) -> None:
         assert torch.allclose(
             values.square().sum(1), torch.full((shape[0],), shape[1] * 1.0), rtol=1e-4
         )
-        assert (values.amax(1) < 2 * values.median(1).values).all()  # about alike
+        alike = values > 0.45 * values.amax(1, keepdim=True)
+        assert (2 * alike.sum(1) >= values.shape[1]).all()  # but for those of almost nothing
 
 
 def test_a_direction_of_zeros_and_frozen_parameters_stay() -> None:
@@ -173,3 +174,61 @@ def test_memory_counts_what_the_steps_take() -> None:
     fresh = THOR(mlp(), base=Base("adamw", matrices="muon"))
     fresh.allocate()
     assert fresh.memory().state > 0
+
+
+class Lookup(nn.Embedding):
+    """A table by another name."""
+
+
+class Gains(nn.LayerNorm):
+    """A norm over two dimensions."""
+
+
+class Heads(nn.Module):
+    """Gains of heads, which are called a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm_weight = nn.Parameter(torch.ones(2, 4))
+
+
+def test_tables_and_gains_are_no_matrices() -> None:
+    net = nn.Sequential(Lookup(7, 4), Gains((3, 4)), Heads())
+    optimizer = THOR(net, base=MUON)
+    assert not optimizer.engine.followed.matrices
+
+
+def test_output_layers_without_curvature_are_known_after_a_resume() -> None:
+    class Map(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 6) / 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.weight.T
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(5, 6), Map()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.lstm(x)[0])
+
+    def stepped(net: nn.Module, optimizer: THOR, turns: range) -> None:
+        for turn in turns:
+            torch.manual_seed(turn)
+            optimizer.zero_grad()
+            net(torch.randn(4, 5)).square().mean().backward()
+            optimizer.step()
+
+    net = Own()
+    optimizer = THOR(net)
+    stepped(net, optimizer, range(3))
+    assert optimizer.engine.state_dict()["outputs"] == {"head": True}
+    twin = copy.deepcopy(net)
+    heir = THOR(twin)
+    heir.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    stepped(net, optimizer, range(3, 6))
+    stepped(twin, heir, range(3, 6))
+    assert_same_weights(net, twin)

@@ -55,6 +55,7 @@ class FollowedModel:
         self.asleep: list[TrackedLayer] = []
         self.outputs: frozenset[Identity] | None = None
         self.probe: OutputProbe | None = None
+        self._seen: set[Identity] = set()
         self.find()
 
     def find(self) -> None:
@@ -71,8 +72,10 @@ class FollowedModel:
         self._snapshot = Snapshot(self.model)
         if self._base.outputs and (self.candidates or self._loose):
             modules = modules_with_weights(self.model)
-            if self.probe is None or self.probe.modules != modules:
+            here = {layer.identity for layer in self.candidates}
+            if self.probe is None or self.probe.modules != modules or not here <= self._seen:
                 self.probe = OutputProbe(modules)  # the last one may not be the last any more
+            self._seen |= here
         self._leave_outputs()
 
     def _leave_outputs(self) -> None:

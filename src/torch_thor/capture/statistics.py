@@ -93,7 +93,7 @@ def traces_of(batches: Sequence[FactorBatch], types: Sequence[torch.dtype]) -> l
             for b, n in zip(own, counts, strict=True)
             for _ in range(n)
         ]
-        squares = torch.stack(norms).square_()
+        squares = norms.square_().to(dtype)
         squares.mul_(linalg.vector(scales, dtype, squares.device))
         for number, trace in zip(numbers, squares.split(counts), strict=True):
             found[number] = trace

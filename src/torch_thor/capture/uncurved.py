@@ -16,9 +16,16 @@ if TYPE_CHECKING:
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# Whose weights are tables or gains, whatever a subclass of them is called.
+_NO_MAPS = (
+    *(nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU),
+    nn.modules.batchnorm._NormBase,  # noqa: SLF001 (there is no public name)
+)
 # Of modules of the user's own. Tables are added or looked up, and multiply nothing.
 _WEIGHT = re.compile(r"weight|kernel|proj|expert|(^|_)w(_|\d|$)|^w[a-z]$")
-_TABLE = re.compile(r"pos|emb|token|table|codebook|prompt|quer|latent")
+_TABLE = re.compile(
+    r"pos|emb|token|table|codebook|prompt|quer|latent|norm|scale|gain|prelu|layer_weight"
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,8 @@ def matrices_of(owner: nn.Module, name: str, parameter: nn.Parameter) -> Matrice
 def _shape_of(
     owner: nn.Module, last: str, leaf: str, parameter: nn.Parameter
 ) -> tuple[int, int, int] | None:
+    if isinstance(owner, _NO_MAPS):
+        return None
     first, entries = len(parameter), parameter[0].numel()
     kind = unsharded_type(owner)
     if isinstance(owner, _RECURRENT):

@@ -190,22 +190,22 @@ class BlockBatch:
         return result
 
     def _tables(self) -> Iterator[list[Member]]:
-        """Neighbours whose rows are of one number, as many as go into a table."""
+        """Neighbours of about as many rows, as many as go into a table."""
         limit = _TABLE_BYTES.get(self._like.device.type, _MOST_TABLE_BYTES)
+        limit //= self.size * self._like.element_size()
         table: list[Member] = []
-        room = 0
+        blocks = most = 0
         for one in self.members:
-            if one.rows is None:
-                if table:
-                    yield table
-                table = []
-                continue
-            own = one.count * self.size * _rows(one) * self._like.element_size()
-            if table and (not _alike(table[0], one, self.size) or room + own > limit):
+            rows = _rows(one)
+            higher, more = max(most, rows), blocks + one.count
+            zeros = more * higher - blocks * most - one.count * rows
+            costs = zeros * self.size**2 > _saved_by_joining(one)
+            if table and (rows < 0 or costs or more * higher > limit):
                 yield table
-                table = []
-            room = room + own if table else own
-            table.append(one)
+                table, higher, more = [], rows, one.count
+            if rows >= 0:
+                table.append(one)
+                blocks, most = more, higher
         if table:
             yield table
 
@@ -256,11 +256,6 @@ def batches(members: Sequence[Member], *, padded: bool) -> list[BlockBatch]:
         BlockBatch(sorted(own, key=lambda one: (stacks[one.due.stack], one.side)), size)
         for (_, size), own in by_size.items()
     ]
-
-
-def _alike(few: Member, many: Member, size: int) -> bool:
-    """Whether rows of zeros beside the fewer ones cost less than another series of calls."""
-    return few.count * (_rows(many) - _rows(few)) * size**2 <= _saved_by_joining(few)
 
 
 def _saved_by_joining(member: Member) -> float:

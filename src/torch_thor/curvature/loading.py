@@ -79,9 +79,9 @@ class Loading:
         saved = self._saved
         following = calendar.at(saved.began, saved.clocks if self._damps_as else ())
         restored = Restored(saved.steps, following)
-        if not (saved.layers or saved.resting):
-            return restored
         outputs = self._left_to_the_base_rule()
+        if not (saved.layers or saved.resting):
+            return restored if saved.outputs is None else replace(restored, outputs=outputs)
         layers = [one for one in self._followed.candidates if one.name not in outputs]
         return self._made(replace(restored, outputs=outputs), layers, frozenset())
 
@@ -99,7 +99,7 @@ class Loading:
         """The checkpoint's output layers, by their names here, where this optimizer leaves them."""
         if self._followed.probe is None:
             return frozenset()
-        names = unwrapped(self._saved.outputs, places_of(self._followed.model))
+        names = unwrapped(self._saved.outputs or {}, places_of(self._followed.model))
         return frozenset(names.values())
 
     def _made(

@@ -60,9 +60,12 @@ def _orthogonal(matrices: Tensor, iterations: int) -> Tensor:
     """The same of ``[b, m, n]``, n not less than m."""
     first = max(len(_SAFE) - iterations, 0)
     quintics = _SAFE[:1] * (iterations - len(_SAFE)) + _SAFE[first:]
-    lengths = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
+    # Squares of what momentum has decayed to would be zero, those of what has grown infinite.
     least = torch.finfo(matrices.dtype).tiny
-    x: Tensor = matrices * (_TOPS[first] / lengths.clamp_min(least))
+    largest = matrices.abs().amax((1, 2), keepdim=True)
+    x: Tensor = matrices / largest.clamp_min(least)
+    lengths = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+    x = x * (_TOPS[first] / lengths.clamp_min(least))
     small = x.device.type == "cpu" and x.shape[1] < _FEW_ROWS
     if x.dtype == torch.float32 and not small and multiplies_bfloat16(x.device):
         x = x.to(torch.bfloat16)

@@ -7,6 +7,7 @@ device: success is returned as a mask.
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
@@ -108,9 +109,10 @@ def sum_of_squares(rows: Tensor) -> Tensor:
     return torch.stack([torch.dot(row, row) for row in flat.unbind(0)])
 
 
-def norms(tensors: Sequence[Tensor], dtype: torch.dtype, order: float = 2.0) -> list[Tensor]:
-    """Norms of tensors of any shapes on one device, in one call: Euclidean, or of another order."""
-    return list(torch._foreach_norm(list(tensors), order, dtype=dtype))
+def norms(tensors: Sequence[Tensor], dtype: torch.dtype, order: float = 2.0) -> Tensor:
+    """Norms ``[n]`` of tensors of any shapes on one device: Euclidean, or of another order."""
+    wide = reduce(torch.promote_types, {tensor.dtype for tensor in tensors}, dtype)
+    return torch.stack(torch._foreach_norm(list(tensors), order, dtype=wide))
 
 
 def largest_eigenvalue(rows: Tensor, iterations: int = 64) -> Tensor:
