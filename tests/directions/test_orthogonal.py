@@ -123,12 +123,11 @@ def test_bfloat16_keeps_to_the_same_band(
     assert float(after[before > 0.02 * matrices.norm()].min()) > 0.65
 
 
-@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("scale", [1e-36, 1e-30, 1.0, 1e30])
 def test_no_scale_is_too_small_or_too_large(scale: float) -> None:
     """Momentum of a matrix without a gradient decays to such numbers."""
     matrices = torch.randn(1, 2, 6, 9)
     found = orthogonalize(matrices * scale, 4)
     assert found.isfinite().all()
-    error = 0.1 if scale < 1e-38 else 1e-3
-    torch.testing.assert_close(found, orthogonalize(matrices, 4), rtol=error, atol=error)
+    torch.testing.assert_close(found, orthogonalize(matrices, 4), rtol=1e-3, atol=1e-3)
     assert not orthogonalize(torch.zeros(1, 1, 3, 4), 4).any()

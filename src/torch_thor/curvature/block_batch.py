@@ -203,9 +203,11 @@ class BlockBatch:
             if table and (rows < 0 or costs or more * higher > limit):
                 yield table
                 table, higher, more = [], rows, one.count
-            if rows >= 0:
-                table.append(one)
-                blocks, most = more, higher
+            if rows < 0:
+                blocks = most = 0
+                continue
+            table.append(one)
+            blocks, most = more, higher
         if table:
             yield table
 

@@ -41,7 +41,7 @@ class DueLayer(Place):
 
     @property
     def matrices(self) -> int:
-        """K."""
+        """How many the layer has, k."""
         return self.stack.geometry.matrices
 
     @property
