@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from thor_bench.cli.commands import app
 from thor_bench.records.reading import read_run
-from thor_bench.tasks import ACCURACY, WORKLOADS, Workload
+from thor_bench.tasks import ACCURACY, WORKLOADS, Task
 from thor_bench.tasks.data import TensorSplit, TrainTest
 from thor_bench.training.checkpoint import CHECKPOINT_FILE
 
@@ -40,7 +40,7 @@ def _clouds() -> TrainTest[TensorSplit]:
 @pytest.fixture(autouse=True)
 def clouds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A workload whose whole run takes a moment."""
-    workload = Workload(
+    workload = Task(
         name="clouds",
         description="two clouds",
         input_summary="64 + 32 points",

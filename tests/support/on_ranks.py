@@ -16,7 +16,7 @@ from thor_bench.cli.commands import app
 from thor_bench.errors import RunInterruptedError
 from thor_bench.optimizers.recipes import RunOptions, plan_run
 from thor_bench.records.config import DataSource
-from thor_bench.tasks import ACCURACY, WORKLOADS, Workload, find_workload
+from thor_bench.tasks import ACCURACY, WORKLOADS, Task, find_task
 from thor_bench.tasks.data import TensorSplit, TrainTest
 from thor_bench.tasks.models import small_resnet
 from thor_bench.training import precision
@@ -45,10 +45,10 @@ def without_batch_norm() -> nn.Module:
     return model
 
 
-def published(name: str, dtype: torch.dtype | None) -> Workload:
+def published(name: str, dtype: torch.dtype | None) -> Task:
     """A published pipeline with a small network."""
     build = small_model if dtype else without_batch_norm
-    return replace(find_workload(name), autocast=dtype, build_model=build)
+    return replace(find_task(name), autocast=dtype, build_model=build)
 
 
 def train_published(data: Path, out: Path, ranks: Ranks) -> None:
@@ -79,7 +79,7 @@ def _clouds() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.1), nn.Linear(8, 2))
 
 
-WORKLOADS["clouds"] = Workload(
+WORKLOADS["clouds"] = Task(
     name="clouds",
     description="two clouds; masks of dropout and averages of BatchNorm differ between ranks",
     input_summary="64 + 32 points",
@@ -94,7 +94,7 @@ WORKLOADS["clouds"] = Workload(
 
 
 def plan_clouds() -> RunConfig:
-    config = plan_run(find_workload("clouds"), "thor", seed=0, changes=["interval=2"])
+    config = plan_run(find_task("clouds"), "thor", seed=0, changes=["interval=2"])
     return replace(config, record_every=1)
 
 

@@ -28,7 +28,7 @@ from thor_bench.records.config import DataSource, RunConfig
 from thor_bench.report.page import write_report
 from thor_bench.report.tables import optimizers_table, workloads_table
 from thor_bench.scaling.command import scale
-from thor_bench.tasks import find_workload
+from thor_bench.tasks import find_task
 from thor_bench.training.claim import claimed
 from thor_bench.training.observers import Observer
 from torch_thor import __version__
@@ -70,9 +70,9 @@ def workloads() -> None:
 
 
 @app.command()
-def optimizers(workload: options.WorkloadName = "digits") -> None:
+def optimizers(workload: options.TaskName = "digits") -> None:
     """List the optimizers with their tuned settings for a workload."""
-    console.print(optimizers_table(find_workload(workload)))
+    console.print(optimizers_table(find_task(workload)))
 
 
 app.command(epilog=RECIPES_ARE_TUNED)(train)
@@ -80,7 +80,7 @@ app.command(epilog=RECIPES_ARE_TUNED)(train)
 
 @app.command(epilog=RECIPES_ARE_TUNED)
 def compare(
-    workload: options.WorkloadName = "digits",
+    workload: options.TaskName = "digits",
     *,
     optimizers: options.Optimizers = "thor,sgd,adamw",
     seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 3,
@@ -97,12 +97,15 @@ def compare(
     download: options.Download = False,
     preset: options.Preset = None,
     workers: options.Workers = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Make all runs anew, as after a change of the file.")
+    ] = False,
 ) -> None:
     """Train several optimizers and seeds, and compare their time to a target.
 
     Runs that are on disk already are not repeated: a stopped comparison goes on where it was.
     """
-    task = find_workload(workload)
+    task = find_task(workload)
     run = RunOptions(epochs=epochs, batch_size=batch_size, evals_per_epoch=evals_per_epoch)
     comparison = plan_comparison(
         task,
@@ -116,7 +119,8 @@ def compare(
             run=replace(run, device=device, preset=preset),
         ),
     )
-    directory = out or Path("runs") / f"compare-{workload}"
+    directory = out or Path("runs") / f"compare-{task.label}"
+    options.tell_untuned(task)
 
     def observe(config: RunConfig, folder: Path, number: int) -> list[Observer]:
         title = f"[{number}/{len(comparison.runs)}] {config.name}"
@@ -124,7 +128,9 @@ def compare(
 
     source = DataSource(data_dir, download, workers)
     with claimed(directory):
-        run_comparison(comparison, directory, source=source, observe=observe)
+        run_comparison(
+            comparison, directory, source=source, observe=observe, overwrite=overwrite
+        )
         report(directory)
 
 
@@ -134,7 +140,7 @@ app.command()(league)
 
 @app.command()
 def split(
-    workload: options.WorkloadName = "digits",
+    workload: options.TaskName = "digits",
     *,
     out: Annotated[Path | None, typer.Option(help="Folder of tables and figure.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and order.")] = 0,
@@ -146,8 +152,8 @@ def split(
 
     Inversion times go to the cache that split=auto reads.
     """
-    task = find_workload(workload)
-    directory = out or Path("runs") / f"split-{workload}"
+    task = find_task(workload)
+    directory = out or Path("runs") / f"split-{task.label}"
     with claimed(directory):
         found = measure(task, DataSource(data_dir, download), device=device, seed=seed)
         written = report_split(found, f"{workload} on {device}", directory)
@@ -159,7 +165,7 @@ def split(
 
 @app.command()
 def paper(
-    workload: options.WorkloadName = "digits",
+    workload: options.TaskName = "digits",
     *,
     seeds: Annotated[int, typer.Option(help="Seeds of each optimizer.")] = 3,
     target: options.Target = None,
@@ -178,11 +184,13 @@ def paper(
 
     Runs that are on disk already are not repeated: a stopped command goes on where it was.
     """
-    usual = find_workload(workload)
+    usual = find_task(workload)
     task = replace(usual, target=checked_target(usual, target))
+    if task.target is None:
+        raise BenchError(f"{task.name} has no target; give --target")
     run = RunOptions(epochs=epochs, evals_per_epoch=evals_per_epoch, device=device)
     plan = plan_paper(task, seeds=seeds, options=run, target=target)
-    directory = out or Path("runs") / f"paper-{workload}"
+    directory = out or Path("runs") / f"paper-{task.label}"
     source = DataSource(data_dir, download, workers)
 
     def observe(job: Job, told: str) -> list[Observer]:

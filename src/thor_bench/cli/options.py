@@ -6,8 +6,9 @@ from typing import Annotated
 from rich.console import Console
 from typer import Argument, Option
 
-from thor_bench.tasks import Workload
+from thor_bench.tasks import Task
 from thor_bench.training.observers import Observer, TensorBoardObserver, TerminalObserver
+from thor_bench.training.ranks import speaks
 
 console = Console()
 
@@ -15,10 +16,16 @@ console = Console()
 RECIPES_ARE_TUNED = (
     "A name such as thor stands for a recipe that was tuned for the built-in workload: settings, "
     "horizon and batch. It is not what THOR does by default on a task of yours; that is what "
-    "--preset defaults trains, each optimizer by its own defaults."
+    "--preset defaults trains, each optimizer by its own defaults, and what a task file trains."
 )
 
-WorkloadName = Annotated[str, Argument(help="Name of the workload (thor workloads).")]
+TaskName = Annotated[
+    str,
+    Argument(
+        metavar="TASK",
+        help="A workload (thor workloads), or a file with a task of your own (thor new my_task.py).",
+    ),
+]
 Set = Annotated[
     list[str] | None,
     Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated."),
@@ -61,12 +68,19 @@ Preset = Annotated[
 ]
 
 
+def tell_untuned(task: Task) -> None:
+    """Says once that nothing is tuned for a task of a user's file."""
+    if task.origin is not None and speaks():
+        told = "nothing is tuned for it: each optimizer trains with its own defaults, but for --set"
+        console.print(f"{task.name}: {told}", highlight=False, soft_wrap=True, style="dim")
+
+
 def names_in(words: str) -> list[str]:
     """Returns names that are separated by commas."""
     return [name.strip() for name in words.split(",") if name.strip()]
 
 
-def observers_of(task: Workload, directory: Path, title: str) -> list[Observer]:
+def observers_of(task: Task, directory: Path, title: str) -> list[Observer]:
     """Returns who listens to a run on the command line."""
     return [
         TerminalObserver(console, title=title, metric=task.metric),

@@ -22,7 +22,7 @@ from thor_bench.report.page import Section, render, run_list
 from thor_bench.report.style import Theme
 from thor_bench.report.summary import Summary, summarize
 from thor_bench.report.tables import comparison_csv, comparison_table
-from thor_bench.tasks import Workload, find_workload
+from thor_bench.tasks import Task, find_task
 from torch_thor import SplitMeasurement
 
 PAGE = "paper.html"
@@ -44,7 +44,7 @@ class PaperWriter:
 
     def __init__(
         self,
-        workload: Workload,
+        workload: Task,
         plan: PaperRuns,
         runs: Mapping[Path, Run],
         split: SplitMeasurement,
@@ -165,7 +165,7 @@ class PaperWriter:
     def _schedules(self) -> Section:
         job = next(job for job in self._plan.compared if job.label == "paper-thor")
         published_setups = {
-            preset: find_recipe(find_workload("imagenet-resnet50"), "paper-thor", preset)
+            preset: find_recipe(find_task("imagenet-resnet50"), "paper-thor", preset)
             for preset in _IMAGENET_PRESETS
         }
         there = {preset: setup.settings for preset, setup in published_setups.items()}

@@ -1,6 +1,8 @@
-"""The registry of workloads. A new one is a module and a line here."""
+"""Tasks: the built-in ones, called workloads, and those of users' files."""
 
 from thor_bench.errors import unknown_choice
+from thor_bench.records.records import RunStarted
+from thor_bench.records.task_card import TaskCard
 from thor_bench.tasks.autoencoder import FASHION_AUTOENCODER
 from thor_bench.tasks.cifar10 import CIFAR10_RESNET18
 from thor_bench.tasks.depthwise import DEPTHWISE
@@ -16,11 +18,13 @@ from thor_bench.tasks.text import TEXT_GPT
 from thor_bench.tasks.unet import UNET
 from thor_bench.tasks.vae import VAE_MLP
 from thor_bench.tasks.vit import VIT
-from thor_bench.tasks.workload import ACCURACY, Likelihood, Metric, Workload
+from thor_bench.tasks.pairs import ACCURACY
+from thor_bench.tasks.task import Likelihood, Metric, Task
+from thor_bench.tasks.taskfile import is_file, load_task
 
-__all__ = ["ACCURACY", "WORKLOADS", "Likelihood", "Metric", "Workload", "find_workload"]
+__all__ = ["ACCURACY", "WORKLOADS", "Likelihood", "Metric", "Task", "card_of", "find_task"]
 
-WORKLOADS: dict[str, Workload] = {
+WORKLOADS: dict[str, Task] = {
     workload.name: workload
     for workload in (
         DIGITS,
@@ -42,12 +46,25 @@ WORKLOADS: dict[str, Workload] = {
 }
 
 
-def find_workload(name: str, *, argument: str = "WORKLOAD") -> Workload:
-    """Returns a workload by the name that a user gave for an argument.
+def find_task(name: str, *, argument: str = "WORKLOAD") -> Task:
+    """Returns a task by what a user gave for an argument: a workload's name, or a file.
+
+    A file is read once: it is, until the process ends, as it was then.
+
+    Args:
+        name: ``digits``, ``my_task.py``, or ``my_task.py:name`` for a function that is not ``task``.
+        argument: How the user spells the argument.
 
     Raises:
-        BenchError: There is none of that name.
+        BenchError: There is none of that name, or the file makes no task.
     """
+    if is_file(name):
+        return load_task(name)
     if name not in WORKLOADS:
         raise unknown_choice(argument, name, WORKLOADS)
     return WORKLOADS[name]
+
+
+def card_of(started: RunStarted) -> TaskCard:
+    """Returns what the records of a run say of its task; older records name it alone."""
+    return started.task or find_task(started.config.workload).card

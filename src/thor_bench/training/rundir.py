@@ -76,6 +76,9 @@ def refuse_other(directory: Path, config: RunConfig, stored: RunConfig) -> None:
     Raises:
         BenchError: They differ; the message says in what.
     """
+    if config.content != stored.content and config.workload == stored.workload:
+        message = f"--out {directory} holds a run of {config.workload} as it was before a change"
+        raise BenchError(f"{message}; begin anew with --overwrite, or name another --out")
     if differences := config.differences(stored):
         message = f"--out {directory} holds another run ({'; '.join(differences)})"
         raise BenchError(f"{message}; ask for the same, or name another --out")

@@ -15,14 +15,14 @@ from torch import nn
 from formats import write_fashion, write_idx
 from thor_bench.errors import BenchError
 from thor_bench.records.config import DataSource
-from thor_bench.tasks import ACCURACY, WORKLOADS, find_workload
+from thor_bench.tasks import ACCURACY, WORKLOADS, find_task
 from thor_bench.tasks import fashion as fashion_module
 from thor_bench.tasks import text as text_module
 from thor_bench.tasks.data import TensorSplit, TrainTest
 from thor_bench.tasks.gpt import GPT
 
 if TYPE_CHECKING:
-    from thor_bench.tasks import Workload
+    from thor_bench.tasks import Task
 
 
 @pytest.mark.parametrize("ending", [".gz", ""])
@@ -98,7 +98,7 @@ def test_images_and_labels_that_do_not_belong_together_are_refused(tmp_path: Pat
 
 
 def in_memory(name: str, source: DataSource) -> TrainTest[TensorSplit]:
-    data = find_workload(name).load(source)
+    data = find_task(name).load(source)
     assert isinstance(data.train, TensorSplit)
     assert isinstance(data.test, TensorSplit)
     return TrainTest(data.train, data.test)
@@ -121,13 +121,13 @@ def test_digits_are_divided_alike_every_time_and_by_class() -> None:
     [("digits", (2, 1, 8, 8)), ("fashion", (2, 1, 28, 28)), ("tabular", (2, 64))],
 )
 def test_models_map_samples_to_ten_classes(name: str, shape: tuple[int, ...]) -> None:
-    model = find_workload(name).build_model()
+    model = find_task(name).build_model()
     assert model(torch.randn(shape)).shape == (2, 10)
 
 
 def test_the_autoencoder_is_asked_for_its_input(tmp_path: Path) -> None:
     write_fashion(tmp_path)
-    workload = find_workload("fashion-autoencoder")
+    workload = find_task("fashion-autoencoder")
     data = in_memory(workload.name, DataSource(tmp_path))
     assert torch.equal(data.train.inputs, data.train.targets)
     assert torch.allclose(data.train.inputs[0, :256], torch.arange(256) / 255)
@@ -140,7 +140,7 @@ def test_the_autoencoder_is_asked_for_its_input(tmp_path: Path) -> None:
 
 
 def test_the_autoencoder_is_judged_by_the_error_of_whole_images() -> None:
-    workload = find_workload("fashion-autoencoder")
+    workload = find_task("fashion-autoencoder")
     logits = torch.logit(torch.tensor([[0.5, 0.25], [0.2, 0.9]]))
     pixels = torch.tensor([[1.0, 0.25], [0.0, 0.5]])
     errors = workload.metric.score(logits, pixels)
@@ -180,7 +180,7 @@ def test_the_gpt_sees_nothing_that_comes_later() -> None:
 
 
 def test_text_is_judged_by_its_mean_over_positions() -> None:
-    workload = find_workload("text-gpt")
+    workload = find_task("text-gpt")
     outputs, targets = torch.randn(3, 5, 7), torch.randint(7, (3, 5))
     chances = torch.softmax(outputs, dim=-1)
     by_hand = [sum(-math.log(chances[n, t, targets[n, t]]) for t in range(5)) / 5 for n in range(3)]
@@ -213,6 +213,6 @@ def test_accuracy_is_a_percentage() -> None:
     assert (ACCURACY.format(75.0), ACCURACY.goal(91.5)) == ("75.00 %", "91.5 %")
 
 
-def test_an_unknown_workload_is_refused(tiny: Workload) -> None:
+def test_an_unknown_workload_is_refused(tiny: Task) -> None:
     with pytest.raises(BenchError, match=r"allowed: .*digits, fashion, .*, tiny"):
-        find_workload(tiny.name.upper())
+        find_task(tiny.name.upper())
