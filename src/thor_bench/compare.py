@@ -174,7 +174,6 @@ def run_comparison(
     *,
     source: DataSource,
     observe: Callable[[RunConfig, Path, int], Sequence[Observer]],
-    overwrite: bool = False,
 ) -> list[Run]:
     """Makes every run that is not on disk yet and reads them all.
 
@@ -186,7 +185,6 @@ def run_comparison(
         directory: Folder of the comparison; each run has a folder in it.
         source: Where data may be found.
         observe: ``(run, its folder, its number) -> observers`` for each run that is trained.
-        overwrite: Make all anew, in the place of those on disk.
 
     Returns:
         The runs, in the order of the comparison.
@@ -195,33 +193,21 @@ def run_comparison(
         BenchError: A folder holds another run, or a run cannot be made.
     """
     runs = comparison.runs
-    pending = {
-        config.name for config in runs if overwrite or is_pending(config, directory / config.name)
-    }
+    pending = {config.name for config in runs if is_pending(config, directory / config.name)}
     absent = _absent(comparison)
     make_directory(directory)
     keep(comparison, directory / COMPARISON_FILE)
-    metric = find_task(comparison.workload).metric
-    stop = None
-    if comparison.to_target and comparison.target is not None:
-        stop = EarlyStop(metric, comparison.target)
+    stop = _early_stop(comparison)
     made = []
     for number, config in enumerate(runs, start=1):
         folder = directory / config.name
         if config.name in pending:
             if config.optimizer in absent:
                 continue
-            watching = observe(config, folder, number)
-            begun = has_run(folder) and not overwrite
+            watching, begun = observe(config, folder, number), has_run(folder)
             try:
                 train(
-                    config,
-                    folder,
-                    source=source,
-                    observers=watching,
-                    early_stop=stop,
-                    resume=begun,
-                    overwrite=overwrite,
+                    config, folder, source=source, observers=watching, early_stop=stop, resume=begun
                 )
             except RunDivergedError:
                 pass  # on record as failed; the table counts the miss
@@ -231,6 +217,12 @@ def run_comparison(
                 raise RunInterruptedError(f"{message}; go on with: {again}") from stopped
         made.append(read_run(folder))
     return made
+
+
+def _early_stop(comparison: Comparison) -> EarlyStop | None:
+    if comparison.target is None or not comparison.to_target:
+        return None
+    return EarlyStop(find_task(comparison.workload).metric, comparison.target)
 
 
 def _absent(comparison: Comparison) -> dict[str, str]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from thor_bench.cli.commands import app
 from thor_bench.errors import RunInterruptedError
@@ -19,6 +18,7 @@ from thor_bench.records.config import DataSource
 from thor_bench.tasks import ACCURACY, WORKLOADS, Task, find_task
 from thor_bench.tasks.data import TensorSplit, TrainTest
 from thor_bench.tasks.models import small_resnet
+from thor_bench.tasks.pairs import CLASSES
 from thor_bench.training import precision
 from thor_bench.training.ranks import Ranks, open_ranks
 from thor_bench.training.train import train
@@ -48,7 +48,7 @@ def without_batch_norm() -> nn.Module:
 def published(name: str, dtype: torch.dtype | None) -> Task:
     """A published pipeline with a small network."""
     build = small_model if dtype else without_batch_norm
-    return replace(find_task(name), autocast=dtype, build_model=build)
+    return replace(find_task(name), autocast=dtype, model=build)
 
 
 def train_published(data: Path, out: Path, ranks: Ranks) -> None:
@@ -84,8 +84,8 @@ WORKLOADS["clouds"] = Task(
     description="two clouds; masks of dropout and averages of BatchNorm differ between ranks",
     input_summary="64 + 32 points",
     load=_load,
-    build_model=_clouds,
-    loss=functional.cross_entropy,
+    model=_clouds,
+    loss=CLASSES.loss,
     metric=ACCURACY,
     target=90.0,
     epochs=3,

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional
 
 from thor_bench.tasks import ACCURACY, WORKLOADS, Task
 from thor_bench.tasks.data import TensorSplit, TrainTest
+from thor_bench.tasks.pairs import CLASSES
 
 if TYPE_CHECKING:
     from thor_bench.records.config import DataSource
@@ -33,8 +33,8 @@ TINY = Task(
     description="two clouds",
     input_summary="64 + 32 points",
     load=_load,
-    build_model=_model,
-    loss=functional.cross_entropy,
+    model=_model,
+    loss=CLASSES.loss,
     metric=ACCURACY,
     target=90.0,
     epochs=3,

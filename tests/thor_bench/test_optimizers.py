@@ -40,11 +40,11 @@ def test_every_parameter_moves(name: str) -> None:
         pytest.skip(told)
     workload = find_task("digits")
     config = plan_run(workload, name, seed=0)
-    model = workload.build_model()
+    model = workload.build()
     before = {key: value.clone() for key, value in model.named_parameters()}
     rule = build_rule(model, config, steps_per_epoch=2)
     for _ in range(2):  # SOAP takes its basis from the first step and moves nothing in it
-        loss = workload.loss(model(torch.randn(16, 1, 8, 8)), torch.arange(16) % 10)
+        loss = workload.loss_of(model, (torch.randn(16, 1, 8, 8), torch.arange(16) % 10))
         rule.zero_grad()
         loss.backward()
         rule.step()
@@ -56,7 +56,7 @@ def test_every_parameter_moves(name: str) -> None:
 def test_curvature_learns_what_the_loss_is_a_mean_over(name: str) -> None:
     for workload, reduction in (("digits", "mean"), ("text-gpt", "positions_mean")):
         task = find_task(workload)
-        rule = build_rule(task.build_model(), plan_run(task, name, seed=0), steps_per_epoch=2)
+        rule = build_rule(task.build(), plan_run(task, name, seed=0), steps_per_epoch=2)
         (optimizer,) = rule.optimizers
         assert isinstance(optimizer, CurvatureOptimizer)
         assert optimizer.engine.options.statistics.loss_reduction == reduction

@@ -120,10 +120,10 @@ def test_defaults_are_nobodys_tuned_settings() -> None:
     workload = find_task("digits")
     config = plan_run(workload, "thor", seed=0, options=RunOptions(preset="defaults"))
     assert config.epochs == workload.epochs
-    model = workload.build_model()
+    model = workload.build()
     built = build_rule(model, config, 17).optimizers[0]
     every = GrowingInterval(10, 1.0)
-    untuned = THOR(workload.build_model(), interval=every)
+    untuned = THOR(workload.build(), interval=every)
     assert isinstance(built, THOR)
     # What it is built from: groups (the schedule has moved lr), norm control, order, base.
     for one in (built, untuned):
@@ -137,6 +137,6 @@ def test_defaults_are_nobodys_tuned_settings() -> None:
     assert built.engine.options == untuned.engine.options
     assert config.settings["lr"] == 0.02
     torchs = plan_run(workload, "adamw", seed=0, options=RunOptions(preset="defaults")).settings
-    adamw = torch.optim.AdamW(workload.build_model().parameters()).defaults
+    adamw = torch.optim.AdamW(workload.build().parameters()).defaults
     assert (torchs["lr"], torchs["weight_decay"]) == (adamw["lr"], adamw["weight_decay"])
     assert (torchs["beta1"], torchs["beta2"], torchs["eps"]) == (*adamw["betas"], adamw["eps"])

@@ -315,9 +315,7 @@ def test_settled_trials_end_early_and_it_changes_no_winner(tiny: Task, tmp_path:
             assert len(times) == 4 * one.run.config.epochs
 
 
-def test_finalists_run_again_and_the_best_over_all_seeds_wins(
-    tiny: Task, tmp_path: Path
-) -> None:
+def test_finalists_run_again_and_the_best_over_all_seeds_wins(tiny: Task, tmp_path: Path) -> None:
     run = RunOptions(evals_per_epoch=4)
     study = ask(tiny, ["thor", "sgd"], trials=4, finalists=2, seeds=1, target=80.0, run=run)
     clock = Clock()

@@ -31,6 +31,7 @@ from thor_bench.scaling.command import scale
 from thor_bench.tasks import find_task
 from thor_bench.training.claim import claimed
 from thor_bench.training.observers import Observer
+from thor_bench.training.rundir import forget_runs
 from torch_thor import __version__
 
 app = typer.Typer(
@@ -97,9 +98,7 @@ def compare(
     download: options.Download = False,
     preset: options.Preset = None,
     workers: options.Workers = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Make all runs anew, as after a change of the file.")
-    ] = False,
+    overwrite: options.OverwriteAll = False,
 ) -> None:
     """Train several optimizers and seeds, and compare their time to a target.
 
@@ -128,9 +127,9 @@ def compare(
 
     source = DataSource(data_dir, download, workers)
     with claimed(directory):
-        run_comparison(
-            comparison, directory, source=source, observe=observe, overwrite=overwrite
-        )
+        if overwrite:
+            forget_runs(directory)
+        run_comparison(comparison, directory, source=source, observe=observe)
         report(directory)
 
 
@@ -186,8 +185,6 @@ def paper(
     """
     usual = find_task(workload)
     task = replace(usual, target=checked_target(usual, target))
-    if task.target is None:
-        raise BenchError(f"{task.name} has no target; give --target")
     run = RunOptions(epochs=epochs, evals_per_epoch=evals_per_epoch, device=device)
     plan = plan_paper(task, seeds=seeds, options=run, target=target)
     directory = out or Path("runs") / f"paper-{task.label}"

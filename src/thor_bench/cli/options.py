@@ -23,7 +23,7 @@ TaskName = Annotated[
     str,
     Argument(
         metavar="TASK",
-        help="A workload (thor workloads), or a file with a task of your own (thor new my_task.py).",
+        help="A workload (thor workloads), or a file with your own task (thor new my_task.py).",
     ),
 ]
 Set = Annotated[
@@ -39,6 +39,9 @@ Resume = Annotated[
     Option("--resume", help="Go on with the stopped run in --out; what is left out is as it was."),
 ]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace the run in the folder.")]
+OverwriteAll = Annotated[
+    bool, Option("--overwrite", help="Make all runs anew, as after a change of the file.")
+]
 Target = Annotated[float | None, Option(help="Value of the metric to time, such as 91.5.")]
 ToTarget = Annotated[bool, Option("--to-target", help="End each run at the target.")]
 Epochs = Annotated[

@@ -20,9 +20,9 @@ from thor_bench.league.standings import (
     results,
     standings,
 )
+from thor_bench.records.task_card import number_text
 from thor_bench.report.figures import FigureFile, write_figure
 from thor_bench.report.page import Section, render, run_list
-from thor_bench.records.task_card import number_text
 from thor_bench.report.tables import TextTable
 from thor_bench.tasks import find_task
 from thor_bench.tune.study_report import draw_profile, slowdowns

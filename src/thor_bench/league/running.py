@@ -1,6 +1,5 @@
 """Making a league: the search where one is asked for, then every task with fresh seeds."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -16,7 +16,7 @@ from thor_bench.optimizers.registry import find_optimizer
 from thor_bench.optimizers.settings import from_values
 from thor_bench.records.config import RunConfig
 from thor_bench.records.records import DecisionRecord
-from thor_bench.tasks import Likelihood, Task
+from thor_bench.tasks import Likelihood, find_task
 from torch_thor import KFAC, THOR
 
 
@@ -100,14 +100,10 @@ class TrainingRule:
 
 
 def _samples_fisher(optimizer: Optimizer) -> bool:
-    return (
-        isinstance(optimizer, THOR) and optimizer.engine.options.statistics.fisher == "mc"
-    )
+    return isinstance(optimizer, THOR) and optimizer.engine.options.statistics.fisher == "mc"
 
 
-def build_rule(
-    model: nn.Module, task: Task, config: RunConfig, steps_per_epoch: int
-) -> TrainingRule:
+def build_rule(model: nn.Module, config: RunConfig, steps_per_epoch: int) -> TrainingRule:
     """Builds the optimizer of a run, with its schedule, over every parameter of a model.
 
     Raises:
@@ -115,6 +111,7 @@ def build_rule(
     """
     peer = find_optimizer(config.optimizer)
     settings = from_values(type(peer.settings), config.settings)
+    task = find_task(config.workload)
     training = Training(model, steps_per_epoch, task.loss_reduction, task.exclude)
     try:
         optimizers = tuple(peer.build(training, settings))

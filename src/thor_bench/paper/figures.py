@@ -12,8 +12,8 @@ from torch.nn import functional
 from thor_bench.optimizers.learning_rates import factor
 from thor_bench.records.config import DataSource
 from thor_bench.records.reading import Run
-from thor_bench.report.style import Theme, legend, new_figure
 from thor_bench.records.task_card import Measure
+from thor_bench.report.style import Theme, legend, new_figure
 from thor_bench.tasks.digits import load
 from torch_thor import GrowingInterval
 

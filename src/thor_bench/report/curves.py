@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from thor_bench.records.reading import Run
-from thor_bench.report.style import Theme, colours, legend, new_figure
 from thor_bench.records.task_card import Measure
+from thor_bench.report.style import Theme, colours, legend, new_figure
 
 _ACROSS = {"epoch": "epoch", "seconds": "training time, s"}
 

@@ -44,7 +44,13 @@ class Trainer:
     """
 
     def __init__(
-        self, task: ScaledModel, name: str, intervals: Intervals, device: torch.device, *, many: bool
+        self,
+        task: ScaledModel,
+        name: str,
+        intervals: Intervals,
+        device: torch.device,
+        *,
+        many: bool,
     ) -> None:
         torch.manual_seed(0)
         self._task, self._device = task, device

@@ -39,7 +39,9 @@ class ScaledModel:
     memory_format: torch.memory_format = torch.contiguous_format
 
 
-def build_optimizer(name: str, model: nn.Module, task: ScaledModel, intervals: Intervals) -> Optimizer:
+def build_optimizer(
+    name: str, model: nn.Module, task: ScaledModel, intervals: Intervals
+) -> Optimizer:
     """Builds one of ``RULES``: K-FAC with whole factors and all rows, THOR with SGD's lengths.
 
     Layers refresh together, so that a step either refreshes all of them or none.
@@ -136,9 +138,13 @@ _GPT2_SMALL = ScaledModel(
 MODELS: dict[str, ScaledModel] = {
     task.name: task
     for task in (
-        _images("cifar10-resnet18", functional.cross_entropy, side=32, classes=10, batch=128, split=72),
+        _images(
+            "cifar10-resnet18", functional.cross_entropy, side=32, classes=10, batch=128, split=72
+        ),
         # 32 images a device in each of the paper's rows: 256 on 8, 4096 on 128, 8192 on 256
-        _images("imagenet-resnet50", imagenet.CRITERION, side=224, classes=1000, batch=32, split=128),
+        _images(
+            "imagenet-resnet50", imagenet.CRITERION, side=224, classes=1000, batch=32, split=128
+        ),
         _GPT2_SMALL,
     )
 }

@@ -12,15 +12,15 @@ from thor_bench.tasks.image_fit import IMAGE_FIT
 from thor_bench.tasks.imagenet import IMAGENET_RESNET50
 from thor_bench.tasks.lstm import LSTM_TEXT
 from thor_bench.tasks.metamath import METAMATH
+from thor_bench.tasks.pairs import ACCURACY
 from thor_bench.tasks.pinn import PINN
 from thor_bench.tasks.tabular import TABULAR
+from thor_bench.tasks.task import Likelihood, Metric, Task
+from thor_bench.tasks.taskfile import is_file, load_task
 from thor_bench.tasks.text import TEXT_GPT
 from thor_bench.tasks.unet import UNET
 from thor_bench.tasks.vae import VAE_MLP
 from thor_bench.tasks.vit import VIT
-from thor_bench.tasks.pairs import ACCURACY
-from thor_bench.tasks.task import Likelihood, Metric, Task
-from thor_bench.tasks.taskfile import is_file, load_task
 
 __all__ = ["ACCURACY", "WORKLOADS", "Likelihood", "Metric", "Task", "card_of", "find_task"]
 
@@ -52,7 +52,7 @@ def find_task(name: str, *, argument: str = "WORKLOAD") -> Task:
     A file is read once: it is, until the process ends, as it was then.
 
     Args:
-        name: ``digits``, ``my_task.py``, or ``my_task.py:name`` for a function that is not ``task``.
+        name: ``digits``, ``my_task.py``, or ``my_task.py:name`` for another function than ``task``.
         argument: How the user spells the argument.
 
     Raises:

@@ -114,7 +114,7 @@ class Streamed:
         """
         del pin  # a loader knows for itself
         number = 0
-        for number, batch in enumerate(self._stream.read(self._seed, epoch), start=1):  # noqa: B007
+        for number, batch in enumerate(self._stream.read(self._seed, epoch), start=1):
             if number > first:
                 whole = self._share.ranks == 1
                 yield batch if whole else rows(batch, self._share.of(samples(batch), "a batch"))
@@ -159,7 +159,7 @@ class Data:
         steps_per_epoch: int | None = None,
         device: torch.device | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
-        share: Share = Share(),  # noqa: B008 - it is frozen
+        share: Share = Share(),
         telling: Telling = lambda _doing: nullcontext(),
     ) -> None:
         self._device = device or torch.device("cpu")

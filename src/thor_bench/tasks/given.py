@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,8 +63,11 @@ class TreeSplit:
         """Yields batches, see ``Split``."""
         del seed, pin
         for pick in picks.values():
-            index = pick[part]
-            yield mapped(self.tree, lambda one, index=index: one[index.to(one.device)])
+            yield mapped(self.tree, partial(_taken, index=pick[part]))
+
+
+def _taken(tensor: Tensor, index: Tensor) -> Tensor:
+    return tensor[index.to(tensor.device)]
 
 
 def _in_memory(data: Any) -> bool:

@@ -37,7 +37,9 @@ def checked_loss(loss: Any) -> Tensor:
         raise TypeError(f"loss returned {named(loss)}; it must be one number: take its mean")
     if torch.is_grad_enabled() and not loss.requires_grad:
         message = "loss returned a number without a gradient"
-        raise ValueError(f"{message}; compute it from the model's outputs, without detach or no_grad")
+        raise ValueError(
+            f"{message}; compute it from the model's outputs, without detach or no_grad"
+        )
     return loss
 
 

@@ -23,7 +23,8 @@ Likelihood = Literal["categorical", "bernoulli"]
 class Metric(Measure):
     """What the test data are judged by.
 
-    ``name``, ``higher_is_better``, ``unit``, ``low``, ``high`` and ``digits`` say how it is written.
+    ``name``, ``higher_is_better``, ``unit``, ``low``, ``high`` and ``digits`` say how
+    it is written.
 
     Attributes:
         score: ``(model, batch) -> number``: the mean over the samples of a batch of test data, as a
@@ -71,16 +72,16 @@ class Task:
         loss: ``(model, batch) -> scalar``, ready for backward, a mean over the samples.
         train: Training data: a tensor, or a tuple or mapping of tensors ``[samples, ...]``; a data
             set with length and index, or a list of samples; a ``DataLoader``, any other iterable of
-            batches, or a function that returns one. Of tensors and data sets the order is drawn here, by
-            seed and epoch; loaders keep theirs, under the same seeds.
+            batches, or a function that returns one. Of tensors and data sets the order is drawn
+            here, by seed and epoch; loaders keep theirs, under the same seeds.
         test: Test data, likewise, which are read in their order.
         load: In the place of both: ``(source) -> TrainTest``, called when a run begins.
         metric: What the test data are judged by. Default: the loss on them, the lower the better.
         target: Value of the metric that a comparison times; None: what the best of the other
             optimizers reaches with every seed.
         epochs: Horizon; fractions count.
-        batch_size: Samples per step, of tensors and data sets (default 32); loaders have their own.
-        steps_per_epoch: Batches that make an epoch, where the data have no length or too much of it.
+        batch_size: Samples per step, of tensors and data sets (default 32); loaders have theirs.
+        steps_per_epoch: Batches that make an epoch, where data have no length, or too much of it.
         collate: ``[sample, ...] -> batch`` of a data set; None: torch's.
         exclude: Modules, by name or type, whose parameters THOR leaves to its base rule and Muon to
             AdamW. Output layers are found by themselves.
@@ -105,7 +106,7 @@ class Task:
     train: Any = None
     test: Any = None
     load: Callable[[DataSource], TrainTest[Any]] | None = None
-    metric: Metric = Metric(name="loss", higher_is_better=False)  # noqa: RUF009 - it is frozen
+    metric: Metric = Metric(name="loss", higher_is_better=False)
     target: float | None = None
     epochs: float = 10
     batch_size: int | None = None
@@ -159,10 +160,12 @@ class Task:
     def build(self) -> nn.Module:
         """Returns a fresh model."""
         with self.telling("building the model", self.model):
-            model = self.model()
+            model: Any = self.model()
             if not isinstance(model, nn.Module):
-                raise TypeError(f"model() returned {named(model)}; it must return a torch.nn.Module")
-            return model
+                message = f"model() returned {named(model)}"
+                raise TypeError(f"{message}; it must return a torch.nn.Module")
+            built: nn.Module = model
+            return built
 
     def loss_of(self, model: nn.Module, batch: Any) -> Tensor:
         """Returns the loss of a batch, ready for backward."""
@@ -187,28 +190,35 @@ class Task:
             return float(self.metric.of_mean(mean))
 
 
-def check(task: Task) -> None:
+def check(task: Any) -> None:
     """Checks what a task is made of.
 
     Raises:
         TypeError: A field has another type.
         ValueError: A number is out of range.
     """
-    for name, value in (("model", task.model), ("loss", task.loss)):
-        if not callable(value):
-            raise TypeError(f"{name} is {named(value)}; it must be a function")
     if not isinstance(task.metric, Metric):
         message = f"metric is {named(task.metric)}; it must be a Metric"
         raise TypeError(f"{message}, such as Metric(name=…, score=…, higher_is_better=True)")
-    if task.metric.score is not None and not callable(task.metric.score):
-        raise TypeError(f"the metric's score is {named(task.metric.score)}; it must be a function")
-    for name, data in (("train", task.train), ("test", task.test)):
+    score = task.metric.score or task.loss
+    for name, value in {
+        "model": task.model,
+        "loss": task.loss,
+        "the metric's score": score,
+    }.items():
+        if not callable(value):
+            raise TypeError(f"{name} is {named(value)}; it must be a function")
+    for name, data in {"train": task.train, "test": task.test}.items():
         if task.load is None and data is None:
             raise TypeError(f"{name} is missing; give tensors, a data set or a DataLoader")
-    for name, count in (("batch_size", task.batch_size), ("steps_per_epoch", task.steps_per_epoch)):
-        if count is not None and not (isinstance(count, int) and count >= 1):
-            raise ValueError(f"{name}={count!r} must be a whole number above 0, or left out")
-    if not isinstance(task.epochs, int | float) or not 0 < task.epochs < math.inf:
-        raise ValueError(f"epochs={task.epochs!r} must be a number above 0")
-    if task.target is not None and not isinstance(task.target, int | float):
-        raise TypeError(f"target is {named(task.target)}; it must be a number, or left out")
+    for name in ("batch_size", "steps_per_epoch", "epochs", "target"):
+        _check_number(name, getattr(task, name), whole="_" in name)
+
+
+def _check_number(name: str, value: Any, *, whole: bool) -> None:
+    if value is None and name != "epochs":
+        return
+    if not isinstance(value, int if whole else int | float) or not math.isfinite(value):
+        raise TypeError(f"{name} is {value!r}; it must be a {'whole ' if whole else ''}number")
+    if value <= 0 and name != "target":
+        raise ValueError(f"{name}={value} must be above 0")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -26,7 +26,8 @@ FUNCTION = "task"
 _NEW = "see how one looks with: thor new my_task.py"
 _ENDING = ".py"
 _OURS = tuple(
-    str(path) + os.sep for path in (Path(__file__).parents[1], Path(str(torch_thor.__file__)).parent)
+    str(path) + os.sep
+    for path in (Path(__file__).parents[1], Path(str(torch_thor.__file__)).parent)
 )
 _INSTALLED = ("site-packages", "dist-packages")
 _STANDARD = sysconfig.get_path("stdlib") + os.sep
@@ -93,7 +94,9 @@ class TaskFile:
             return task
 
     def _told(self, error: BaseException, doing: str, where: object) -> str:
-        frames = [(f.f_code.co_filename, line) for f, line in traceback.walk_tb(error.__traceback__)]
+        frames = [
+            (f.f_code.co_filename, line) for f, line in traceback.walk_tb(error.__traceback__)
+        ]
         places = [one for one in frames if self._is_own(one[0])]
         text = reason(error)
         kind = type(error).__name__
@@ -157,10 +160,9 @@ def load_task(name: str) -> Task:
         if not callable(make):
             raise BenchError(_without(path, function, module))
         task = file.make(make)
-    model = task.model
-    if isinstance(model, nn.Module):
-        model = partial(_again, file, make)
-    return replace(task, name=name, origin=file, model=model)
+    if isinstance(task.model, nn.Module):
+        task = replace(task, model=partial(_again, file, make))
+    return replace(task, name=name, origin=file)
 
 
 def _parts(name: str) -> tuple[Path, str]:
@@ -192,6 +194,7 @@ def _without(path: Path, function: str, module: ModuleType) -> str:
     return f"{message}; write def {function}() that returns a Task ({_NEW})"
 
 
-def _again(file: TaskFile, make: Callable[[], Any]) -> object:
+def _again(file: TaskFile, make: Callable[[], Any]) -> nn.Module:
     """Returns the model of another call, whose weights are fresh."""
-    return file.make(make).model
+    model: Any = file.make(make).model
+    return cast("nn.Module", model)

@@ -70,6 +70,13 @@ def begin(directory: Path) -> None:
         events.unlink()
 
 
+def forget_runs(directory: Path) -> None:
+    """Removes the records and checkpoints of all runs in a folder and below it."""
+    for name in (RECORDS_FILE, CHECKPOINT_FILE):
+        for path in directory.rglob(name):
+            begin(path.parent)
+
+
 def refuse_other(directory: Path, config: RunConfig, stored: RunConfig) -> None:
     """Refuses a folder whose run is not the one that is asked for.
 
@@ -78,7 +85,9 @@ def refuse_other(directory: Path, config: RunConfig, stored: RunConfig) -> None:
     """
     if config.content != stored.content and config.workload == stored.workload:
         message = f"--out {directory} holds a run of {config.workload} as it was before a change"
-        raise BenchError(f"{message}; begin anew with --overwrite, or name another --out")
+        raise BenchError(
+            f"{message}; begin anew with --overwrite (thor train, compare), or name another --out"
+        )
     if differences := config.differences(stored):
         message = f"--out {directory} holds another run ({'; '.join(differences)})"
         raise BenchError(f"{message}; ask for the same, or name another --out")

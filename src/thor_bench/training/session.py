@@ -51,7 +51,7 @@ class Session:
         self.model = task.build().to(self.device)
         self.model.to(memory_format=task.memory_format)
         self._trained = ranks.wrap(self.model)
-        self.rule = build_rule(self.model, task, config, self.data.steps_per_epoch)
+        self.rule = build_rule(self.model, config, self.data.steps_per_epoch)
         self._outputs = _Outputs(self.model) if self.rule.samples_fisher else None
         self._began = False
         ranks.draw_apart(config.seed)
@@ -59,18 +59,19 @@ class Session:
     def _load(self) -> Data:
         splits = self.task.data(self.source)
         try:
-            return Data(
-                splits,
-                batch_size=self.config.batch_size,
-                steps_per_epoch=self.task.steps_per_epoch,
-                seed=self.config.seed,
-                device=self.device,
-                memory_format=self.task.memory_format,
-                share=Share(self.ranks.rank, self.ranks.size),
-                telling=self.task.telling,
-            )
+            with self.task.telling("the training data"):
+                return Data(
+                    splits,
+                    batch_size=self.config.batch_size,
+                    steps_per_epoch=self.task.steps_per_epoch,
+                    seed=self.config.seed,
+                    device=self.device,
+                    memory_format=self.task.memory_format,
+                    share=Share(self.ranks.rank, self.ranks.size),
+                    telling=self.task.telling,
+                )
         except ValueError as error:
-            raise BenchError(f"{self.task.name}: {reason(error)}") from error
+            raise BenchError(f"--batch-size: {reason(error)}; choose one in that range") from error
 
     @property
     def parameters(self) -> int:
@@ -159,8 +160,9 @@ class _Outputs:
         self._last: Any = None
         model.register_forward_hook(self._keep)
 
-    def _keep(self, _model: nn.Module, _inputs: object, outputs: Any) -> None:
-        self._last = getattr(outputs, "logits", outputs)
+    def _keep(self, model: nn.Module, _inputs: object, outputs: Any) -> None:
+        if model.training:
+            self._last = getattr(outputs, "logits", outputs)
 
     def take(self) -> torch.Tensor:
         """Returns it, and lets it go."""

@@ -13,12 +13,12 @@ from thor_bench.compare import read_comparison
 from thor_bench.errors import BenchError, reason
 from thor_bench.records.config import RunConfig
 from thor_bench.records.reading import find_runs
+from thor_bench.records.task_card import Measure, number_text
 from thor_bench.report.figures import FigureFile, write_figure
 from thor_bench.report.page import how_it_ended, write_report
 from thor_bench.report.style import Theme, colours, legend, new_figure
 from thor_bench.report.summary import measured
 from thor_bench.report.tables import TextTable
-from thor_bench.records.task_card import Measure, number_text
 from thor_bench.tasks import find_task
 from thor_bench.tune.search import searched
 from thor_bench.tune.tuned import Tuned, tuned

@@ -34,18 +34,14 @@ def shown(tiny: Task, directory: Path, *, terminal: bool) -> str:
     return file.getvalue()
 
 
-def test_a_log_has_a_line_per_evaluation_and_no_control_codes(
-    tiny: Task, tmp_path: Path
-) -> None:
+def test_a_log_has_a_line_per_evaluation_and_no_control_codes(tiny: Task, tmp_path: Path) -> None:
     lines = shown(tiny, tmp_path, terminal=False).splitlines()
     assert len(lines) == 3
     assert all(line.startswith("[1/2] thor-seed0") for line in lines)
     assert "\x1b" not in "".join(lines)
 
 
-def test_a_terminal_shows_loss_accuracy_decisions_and_time_left(
-    tiny: Task, tmp_path: Path
-) -> None:
+def test_a_terminal_shows_loss_accuracy_decisions_and_time_left(tiny: Task, tmp_path: Path) -> None:
     text = shown(tiny, tmp_path, terminal=True)
     assert all(part in text for part in ("loss", "accuracy", "update", "left", "/8"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def workloads_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def losses(run: Run) -> list[float]:
     train = [record.loss for record in run.steps]
-    return train + [record.test_loss for record in run.evaluations]
+    return train + [record.test_loss or math.nan for record in run.evaluations]
 
 
 def trajectory(run: Run) -> list[object]:
