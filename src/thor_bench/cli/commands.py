@@ -105,7 +105,7 @@ def compare(
     Runs that are on disk already are not repeated: a stopped comparison goes on where it was.
     """
     task = find_task(workload)
-    run = RunOptions(epochs=epochs, batch_size=batch_size, evals_per_epoch=evals_per_epoch)
+    run = RunOptions(epochs=epochs, batch_size=batch_size, device=device, preset=preset)
     comparison = plan_comparison(
         task,
         options.names_in(optimizers),
@@ -115,11 +115,10 @@ def compare(
             to_target=to_target,
             horizons=parse_horizons(horizon),
             changes=changes or (),
-            run=replace(run, device=device, preset=preset),
+            run=replace(run, evals_per_epoch=evals_per_epoch),
         ),
     )
-    directory = out or Path("runs") / f"compare-{task.label}"
-    options.tell_untuned(task)
+    directory = out or Path("runs") / f"compare-{options.told(task).label}"
 
     def observe(config: RunConfig, folder: Path, number: int) -> list[Observer]:
         title = f"[{number}/{len(comparison.runs)}] {config.name}"

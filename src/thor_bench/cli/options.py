@@ -71,11 +71,12 @@ Preset = Annotated[
 ]
 
 
-def tell_untuned(task: Task) -> None:
-    """Says once that nothing is tuned for a task of a user's file."""
+def told(task: Task) -> Task:
+    """Says that nothing is tuned for a task of a user's file, and returns it."""
     if task.origin is not None and speaks():
-        told = "nothing is tuned for it: each optimizer trains with its own defaults, but for --set"
-        console.print(f"{task.name}: {told}", highlight=False, soft_wrap=True, style="dim")
+        what = "nothing is tuned for it: each optimizer trains with its own defaults, but for --set"
+        console.print(f"{task.name}: {what}", highlight=False, soft_wrap=True, style="dim")
+    return task
 
 
 def names_in(words: str) -> list[str]:

@@ -58,7 +58,7 @@ def train(
     else:
         config = _resumed(stored, _said(context), changes or (), preset)
         config = replace(config, content=task.origin.content if task.origin else None)
-    options.tell_untuned(task)
+    options.told(task)
     source = DataSource(data_dir, download, workers)
     _run(config, directory, source, resume=resume, overwrite=overwrite)
 

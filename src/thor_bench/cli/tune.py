@@ -61,9 +61,8 @@ def tune(
     def observe(_config: RunConfig, folder: Path, title: str) -> list[Observer]:
         return options.observers_of(task, folder, title)
 
-    options.tell_untuned(task)
     source = DataSource(data_dir, download, workers)
-    directory = out / task.label
+    directory = out / options.told(task).label
     runner = StudyRunner(study, directory, source=source, observe=observe, tell=typer.echo)
     with claimed(directory):
         written = write_study(runner.run())

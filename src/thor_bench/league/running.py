@@ -149,7 +149,9 @@ class LeagueRunner:
         directory = self._directory / find_task(comparison.workload).label / stage
         former = read_comparison(directory)
         if former is not None and former.target != comparison.target:
-            message = f"{directory} holds runs to {former.target}, not {comparison.target}"
+            message = (
+                f"{directory} holds runs to {former.target or 0:g}, not {comparison.target or 0:g}"
+            )
             raise BenchError(f"{message}; name another --out")
         before = self._counted
         self._counted += len(comparison.runs)

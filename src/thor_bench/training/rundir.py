@@ -85,9 +85,8 @@ def refuse_other(directory: Path, config: RunConfig, stored: RunConfig) -> None:
     """
     if config.content != stored.content and config.workload == stored.workload:
         message = f"--out {directory} holds a run of {config.workload} as it was before a change"
-        raise BenchError(
-            f"{message}; begin anew with --overwrite (thor train, compare), or name another --out"
-        )
+        remedy = "begin anew with --overwrite (thor train, compare), or name another --out"
+        raise BenchError(f"{message}; {remedy}")
     if differences := config.differences(stored):
         message = f"--out {directory} holds another run ({'; '.join(differences)})"
         raise BenchError(f"{message}; ask for the same, or name another --out")
