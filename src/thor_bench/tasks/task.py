@@ -154,7 +154,7 @@ class Task:
         Raises:
             BenchError: They are missing, or of a kind that is not known.
         """
-        with self.telling("reading the data", self.load):
+        with self.telling("data", self.load):
             return read_given(self, source) if self.load is None else self.load(source)
 
     def build(self) -> nn.Module:

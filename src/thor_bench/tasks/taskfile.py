@@ -48,11 +48,13 @@ class TaskFile:
         path: Its file, as the user wrote it.
         function: The function that returns it.
         content: Digest of the file.
+        line: Where the function begins; 0: not known.
     """
 
     path: Path
     function: str
     content: str
+    line: int = 0
 
     @property
     def label(self) -> str:
@@ -107,9 +109,10 @@ class TaskFile:
             text = str(error).strip().splitlines()[-1].removeprefix(f"{kind}: ")
         elif not places and (code := _code(where)) and self._is_own(code.co_filename):
             places = [(code.co_filename, code.co_firstlineno)]
-        checked_here = frames[-1][0].startswith(_OURS)
+        checked_here = frames[-1][0].startswith(_OURS) and not isinstance(error, SyntaxError)
         text = text[:_LONGEST] if checked_here else f"{kind}: {text[:_LONGEST]}"
-        return f"{self._place(*places[-1]) if places else self.path}: {doing}: {text}"
+        place = f"{self.path}:{self.line}" if self.line else str(self.path)
+        return f"{self._place(*places[-1]) if places else place}: {doing}: {text}"
 
     def _is_own(self, file: str) -> bool:
         """Whether a source file is the user's: in the folder of the task, and not installed."""
@@ -117,7 +120,8 @@ class TaskFile:
         installed = any(part in Path(path).parts for part in _INSTALLED)
         others = (*_OURS, _STANDARD)
         folder = os.path.realpath(self.path.parent) + os.sep
-        return path.startswith(folder) and not installed and not path.startswith(others)
+        source = not file.startswith("<") and path.startswith(folder)
+        return source and not installed and not path.startswith(others)
 
     def _place(self, file: str, line: int) -> str:
         path = self.path
@@ -159,6 +163,8 @@ def load_task(name: str) -> Task:
         make = getattr(module, function, None)
         if not callable(make):
             raise BenchError(_without(path, function, module))
+        code = _code(make)
+        file = replace(file, line=code.co_firstlineno if code else 0)
         task = file.make(make)
     if isinstance(task.model, nn.Module):
         task = replace(task, model=partial(_again, file, make))

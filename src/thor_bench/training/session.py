@@ -59,7 +59,7 @@ class Session:
     def _load(self) -> Data:
         splits = self.task.data(self.source)
         try:
-            with self.task.telling("the training data"):
+            with self.task.telling("data"):
                 return Data(
                     splits,
                     batch_size=self.config.batch_size,
@@ -105,7 +105,7 @@ class Session:
         """Returns mean loss, None where it is not known, and metric over the whole test set.
 
         Raises:
-            BenchError: There is no test batch.
+            BenchError: There is no test batch, or a task's own code fails.
         """
         self.ranks.align(self.model)
         self.model.eval()
@@ -121,8 +121,9 @@ class Session:
         self.rule.training()
         self.model.train()
         loss, score, samples, unknown = self.ranks.total([loss, score, samples, unknown])
-        if not samples:
-            raise BenchError(f"{self.task.name}: the test data have no batch; give some")
+        with self.task.telling("data"):
+            if not samples:
+                raise ValueError("the test data have no batch; give some")
         return None if unknown else loss / samples, self.task.metric_of(score / samples)
 
     def snapshot(self, progress: Progress, records_bytes: int) -> Checkpoint:
