@@ -9,6 +9,7 @@ import typer
 
 from thor_bench.cli import options
 from thor_bench.cli.league import league
+from thor_bench.cli.new import new
 from thor_bench.cli.one_line import OneLineErrors
 from thor_bench.cli.options import RECIPES_ARE_TUNED, console
 from thor_bench.cli.train import train
@@ -76,6 +77,7 @@ def optimizers(workload: options.TaskName = "digits") -> None:
     console.print(optimizers_table(find_task(workload)))
 
 
+app.command()(new)
 app.command(epilog=RECIPES_ARE_TUNED)(train)
 
 

@@ -22,7 +22,16 @@ from thor_bench.tasks.unet import UNET
 from thor_bench.tasks.vae import VAE_MLP
 from thor_bench.tasks.vit import VIT
 
-__all__ = ["ACCURACY", "WORKLOADS", "Likelihood", "Metric", "Task", "card_of", "find_task"]
+__all__ = [
+    "ACCURACY",
+    "WORKLOADS",
+    "Likelihood",
+    "Metric",
+    "Task",
+    "card_of",
+    "find_task",
+    "is_file",
+]
 
 WORKLOADS: dict[str, Task] = {
     workload.name: workload

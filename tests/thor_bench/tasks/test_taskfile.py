@@ -138,7 +138,6 @@ def test_it_trains(folder: Path) -> None:
 )
 def test_a_mistake_is_told_by_line(old: str, new: str, line: int, told: str, folder: Path) -> None:
     text = mistake(written(folder, (old, new)))
-    print(text)
     assert f"my_task.py:{line}: " in text
     assert told in text
 
@@ -168,9 +167,8 @@ def test_a_worker_of_a_loader_is_told_of_by_line(folder: Path) -> None:
     )
     line = mistake(file)
     assert "my_task.py:20: reading the training data: ZeroDivisionError: division by zero" in line
-    file = written(
-        folder, ("def task", data + "def task"), ("# HERE", "train = Data()"), name="b.py"
-    )
+    changes = ("def task", data + "def task"), ("# HERE", "train = Data()")
+    file = written(folder, *changes, name="b.py")
     assert "b.py:20: reading the training data: ZeroDivisionError" in mistake(file, "--workers", 1)
 
 
