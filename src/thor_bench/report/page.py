@@ -63,17 +63,12 @@ def _load(directory: Path) -> tuple[list[Run], Comparison | None]:
         message = f"DIR {directory} holds runs of several workloads ({', '.join(workloads)})"
         raise BenchError(f"{message}; name the folder of one")
     if len({run.config.content for run in runs}) > 1:
-        changed = sorted(run.config.name for run in runs if run.config.content != _newest(runs))
-        message = f"DIR {directory} holds runs of {workloads[0]} before a change of the file"
-        raise BenchError(f"{message} ({', '.join(changed)}); remove them, or make them again")
+        message = f"DIR {directory} holds runs of {workloads[0]} before and after it was changed"
+        raise BenchError(f"{message}; make them again with --overwrite, or remove the older ones")
     if comparison is not None:
         order = {name: number for number, name in enumerate(comparison.optimizers)}
         runs.sort(key=lambda r: (order.get(r.config.optimizer, len(order)), r.config.seed))
     return runs, comparison
-
-
-def _newest(runs: Sequence[Run]) -> str | None:
-    return max(runs, key=lambda run: run.started.started).config.content
 
 
 def _configurations(runs: Sequence[Run]) -> TextTable:

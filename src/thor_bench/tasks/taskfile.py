@@ -120,7 +120,7 @@ class TaskFile:
         installed = any(part in Path(path).parts for part in _INSTALLED)
         others = (*_OURS, _STANDARD)
         folder = os.path.realpath(self.path.parent) + os.sep
-        source = not file.startswith("<") and path.startswith(folder)
+        source = Path(path).is_file() and path.startswith(folder)
         return source and not installed and not path.startswith(others)
 
     def _place(self, file: str, line: int) -> str:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from thor_bench.cli.commands import app
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 FILE = """\
@@ -44,12 +45,13 @@ def task():
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder to work in; what a file leaves in Python is taken back."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
-    return tmp_path
+    yield tmp_path
+    for name in [one for one in sys.modules if one.startswith(("thor_task_", "net_beside"))]:
+        del sys.modules[name]
 
 
 def run(*words: object) -> Any:
