@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from thor_bench.records.config import RunConfig
     from thor_bench.records.records import Record
 
+OWN = Path(__file__).parents[2] / "examples" / "tasks" / "tensors.py"
 PUBLISHED = (("cifar10-resnet18", "paper"), ("imagenet-resnet50", "paper-256"))
 STEPS_BEFORE_THE_SIGNAL = 6
 
@@ -66,6 +67,12 @@ def train_published(data: Path, out: Path, ranks: Ranks) -> None:
             source = DataSource(data / name, workers=0)
             folder = out / f"{name}-{'bf16' if dtype else 'fp32'}"
             train(config, folder, source=source, ranks=ranks)
+
+
+def train_own(out: Path, ranks: Ranks) -> None:
+    """Trains a task file."""
+    config = plan_run(find_task(str(OWN)), "thor", seed=0, options=RunOptions(epochs=0.25))
+    train(replace(config, record_every=1), out / "own", ranks=ranks)
 
 
 def _load(_source: DataSource) -> TrainTest[TensorSplit]:
@@ -135,6 +142,7 @@ def main(job: str, folder: Path) -> None:
         observers = []
         if not ranks.restarted:
             train_published(folder / "data", folder / "two", ranks)
+            train_own(folder / "two", ranks)
             train_stopped(folder, ranks)
             observers.append(SignalAt(signal.SIGKILL))
         train(plan_clouds(), folder / "killed", observers=observers, ranks=ranks)

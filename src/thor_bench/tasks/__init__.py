@@ -1,5 +1,7 @@
 """Tasks: the built-in ones, called workloads, and those of users' files."""
 
+from pathlib import Path
+
 from thor_bench.errors import unknown_choice
 from thor_bench.records.records import RunStarted
 from thor_bench.records.task_card import TaskCard
@@ -70,7 +72,8 @@ def find_task(name: str, *, argument: str = "WORKLOAD") -> Task:
     if is_file(name):
         return load_task(name)
     if name not in WORKLOADS:
-        raise unknown_choice(argument, name, WORKLOADS)
+        beside = [f"{name}.py"] if Path(f"{name}.py").is_file() else []
+        raise unknown_choice(argument, name, [*WORKLOADS, *beside])
     return WORKLOADS[name]
 
 
