@@ -60,7 +60,11 @@ DataDir = Annotated[
 ]
 Download = Annotated[bool, Option("--download", help="Fetch missing data files.")]
 Workers = Annotated[
-    int | None, Option(min=0, help="Processes that read image files; one per core.")
+    int | None,
+    Option(
+        min=0,
+        help="Processes that read ahead; without it one per core, and none for a task file.",
+    ),
 ]
 Preset = Annotated[
     str | None,

@@ -1,5 +1,6 @@
 """Curves of a comparison: training loss and test metric against epochs and seconds."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,7 +38,7 @@ class Curve:
 
 def curves(metric: Measure, target: float) -> list[Curve]:
     """Returns training loss and test metric, each against epochs and against seconds."""
-    name = metric.name.replace(" ", "-")
+    name = re.sub(r"[^\w-]+", "-", metric.name)  # of files
     loss = partial(Curve, y="train_loss", y_label="training loss", shape=_shape_loss)
     test = partial(
         Curve,
