@@ -1,4 +1,4 @@
-"""The rule of momentum and decay by torch's fused kernels: one pass, and steps skipped on the device.
+"""The rule of momentum and decay by torch's fused kernels: one pass, skipped on the device.
 
 ``found_inf`` is one where a gradient was not finite, as torch.amp has it: then all stays as it is,
 to the bit, and the host need not know. A learning rate may be a tensor beside the weights.
