@@ -1,30 +1,31 @@
-"""The exact Gauss–Newton step, through a matrix as small as residuals or parameters are few."""
+"""The exact Gauss–Newton step, through the kernel of the residuals."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from torch_thor.capture.followed import FollowedModel
 from torch_thor.capture.hooks import ModelHooks
-from torch_thor.least_squares.jacobian import CallRecorder, Coordinates, rows_of
+from torch_thor.least_squares.calls import CallRecorder
+from torch_thor.least_squares.kernel import kernel_of
 from torch_thor.least_squares.products import JacobianProducts
 from torch_thor.least_squares.quadratic import Direction, Proposal
+from torch_thor.least_squares.residuals import Terms
 from torch_thor.options.errors import InvalidOptionError
 from torch_thor.options.update import Base
-
-if TYPE_CHECKING:
-    from torch_thor.least_squares.residuals import Terms
 
 _MOST_OTHERS = 256  # entries without a layer, each a backward of its own
 _AGREEMENT = 1e-3
 
 
 class ExactCurvature:
-    """(JᵀJ + λ)⁻¹ Jᵀr by a Cholesky factorization of J Jᵀ or of JᵀJ, whichever is smaller.
+    """(JᵀJ + λ)⁻¹ Jᵀr = Jᵀ (J Jᵀ + λ)⁻¹ r, by a Cholesky factorization of the kernel J Jᵀ.
+
+    J is never there as a whole: layers give the kernel, and a backward the product with Jᵀ.
 
     Args:
         model: The model.
@@ -41,28 +42,26 @@ class ExactCurvature:
         self._recorder = CallRecorder()
         self._hooks = ModelHooks(self._recorder)
         self._followed = FollowedModel(model, (), (), Base(), stagger=False)
+        self._followed.serve(self._parameters)
         self._follow()
 
     def _follow(self) -> None:
-        self._followed.serve(self._parameters)
+        """Takes in what is in the model and trains."""
         self._followed.find()
-        layers = self._followed.layers
+        layers, inside = self._followed.layers, self._followed.layer_of
         for layer in layers:
             layer.armed = True
         self._hooks.attach(layers)
-        inside = self._followed.layer_of
-        trained = [p for p in self._parameters if p.requires_grad]
-        others = [p for p in trained if p not in inside]
-        entries = sum(p.numel() for p in others)
+        self._others = [p for p in self._parameters if p.requires_grad and p not in inside]
+        entries = sum(p.numel() for p in self._others)
         if entries > _MOST_OTHERS:
-            names = [n for n, p in self._model.named_parameters() if any(p is o for o in others)]
+            names = [n for n, p in self._model.named_parameters() if any(p is o for o in self._others)]
             raise InvalidOptionError(
                 "curvature",
                 "exact",
                 f"'kronecker' for this model: {entries} entries ({', '.join(names[:3])}) belong "
                 f"to no linear or convolutional layer, and more than {_MOST_OTHERS} cost too much",
             )
-        self._where = Coordinates(layers, others)
         self._is_checked = False
 
     def begin(self) -> None:
@@ -72,92 +71,95 @@ class ExactCurvature:
         self._recorder.start()
 
     def observe(self, terms: Terms) -> None:
-        """Takes the Jacobian at the weights as they are."""
-        self._recorder.is_on = False
-        residuals = terms.flat
-        matrix = rows_of(terms, self._recorder.calls, self._where)
-        self._recorder.calls = []
-        if self._where.others:
-            self._add_others(matrix, residuals)
+        """Forms the kernel at the weights as they are."""
+        calls = self._recorder.stop()
+        self._residuals = terms.flat
+        kernel = kernel_of(terms, calls)
+        if self._others:
+            columns = self._columns_of_others()
+            kernel.addmm_(columns.mT, columns)
+        self._kernel = kernel
         if not self._is_checked:
-            self._check(matrix, residuals)
-        self._matrix, self._residuals = matrix, residuals.detach()
-        rows, columns = matrix.shape
-        self._gram = matrix @ matrix.mT if rows <= columns else matrix.mT @ matrix
+            self._check()
 
-    def _add_others(self, matrix: Tensor, residuals: Tensor) -> None:
-        """Columns of parameters of no layer, an entry at a time."""
-        products = JacobianProducts(residuals, self._where.others)
-        column = self._where.in_layers
-        units = [torch.zeros_like(p) for p in self._where.others]
+    def _columns_of_others(self) -> Tensor:
+        """J for parameters of no layer, an entry at a time: ``[entries, n]``."""
+        products = JacobianProducts(self._residuals, self._others)
+        units = [torch.zeros_like(p) for p in self._others]
+        columns = []
         for unit in units:
             for entry in unit.view(-1):
                 entry.fill_(1.0)
-                matrix[:, column] = products(units)
+                columns.append(products(units))
                 entry.zero_()
-                column += 1
+        return torch.stack(columns)
 
-    def _check(self, matrix: Tensor, residuals: Tensor) -> None:
-        """The gradient by rows must be autograd's."""
-        wanted = [p for p in self._parameters if p.requires_grad]
-        gradients = torch.autograd.grad(
-            residuals, wanted, residuals.detach(), retain_graph=True, allow_unused=True
+    def _pull(self, cotangent: Tensor) -> list[Tensor]:
+        """Jᵀ times a vector; a tensor for each parameter."""
+        trained = [p for p in self._parameters if p.requires_grad]
+        found = torch.autograd.grad(
+            self._residuals, trained, cotangent, retain_graph=True, allow_unused=True
         )
-        found = self._where.split(matrix.mT @ residuals.detach())
-        zero = residuals.new_zeros(())
-        errors = [
-            (zero if g is None else g) - found.get(p, zero)
-            for p, g in zip(wanted, gradients, strict=True)
+        known = dict(zip(trained, found, strict=True))
+        pulled = [known.get(p) for p in self._parameters]
+        return [
+            torch.zeros_like(p) if g is None else g
+            for p, g in zip(self._parameters, pulled, strict=True)
         ]
-        error = torch.stack([one.square().sum() for one in errors]).sum().sqrt()
-        size = torch.stack([g.square().sum() for g in gradients if g is not None]).sum().sqrt()
-        rounding = 100 * torch.finfo(matrix.dtype).eps * matrix.norm() * residuals.norm()
-        if bool(error > _AGREEMENT * size + rounding):
+
+    def _check(self) -> None:
+        """The kernel by rows of calls must be autograd's."""
+        residuals = self._residuals.detach()
+        # Of both signs and no size, so that no sum is right by chance.
+        probe = torch.cos(torch.arange(len(residuals), device=residuals.device) * 1.7).to(residuals)
+        trained = [p for p in self._parameters if p.requires_grad]
+        pulled = [g for p, g in zip(self._parameters, self._pull(probe), strict=True) if p.requires_grad]
+        wanted = JacobianProducts(self._residuals, trained)(pulled)
+        found = self._kernel @ probe
+        if bool((found - wanted).norm() > _AGREEMENT * self._kernel.norm() * probe.norm()):
             raise ValueError(
-                "The rows of the residuals do not give their gradient. With curvature='exact' row "
-                "i must depend on row i of the network's inputs alone (no batch norm), and "
-                "derivatives must come from torch_thor.derivatives, not from torch.autograd.grad. "
-                "Otherwise say curvature='kronecker'."
+                "The rows of the residuals are not those of the network's calls. With "
+                "curvature='exact' row i must depend on row i of the inputs alone (no batch norm), "
+                "and derivatives must come from torch_thor.derivatives, not from "
+                "torch.autograd.grad. Otherwise say curvature='kronecker'."
             )
         self._is_checked = True
 
     @property
-    def scale(self) -> Tensor:
-        """The mean eigenvalue of the smaller matrix, by which a first λ is measured."""
-        return self._gram.diagonal().mean()
+    def scale(self) -> float:
+        """The mean eigenvalue of the kernel, by which a first λ is measured."""
+        return float(self._kernel.diagonal().mean())
 
     def propose(self, damping: float, previous: Direction | None) -> Proposal | None:  # noqa: ARG002
-        """The minimum of the damped model, which no other direction betters; ``None``: λ too small.
+        """The minimum of the damped model, which no other direction betters.
 
         Args:
             damping: λ.
             previous: The previous step.
+
+        Returns:
+            The step, or ``None`` where λ is too small for the kernel's rounding.
         """
-        matrix, residuals, gram = self._matrix, self._residuals, self._gram.clone()
-        gram.diagonal().add_(damping)
-        factor, failed = torch.linalg.cholesky_ex(gram)
+        residuals, kernel = self._residuals.detach(), self._kernel.clone()
+        kernel.diagonal().add_(damping)
+        factor, failed = torch.linalg.cholesky_ex(kernel)
         if bool(failed):
             return None
-        by_rows = len(gram) == len(matrix)
-        target = residuals if by_rows else matrix.mT @ residuals
-        solution = torch.cholesky_solve(target.unsqueeze(1), factor).squeeze(1)
-        step = -(matrix.mT @ solution) if by_rows else -solution
-        moved = matrix @ step
-        found = self._where.split(step)
-        whole = [found.get(p, torch.zeros_like(p)) for p in self._parameters]
-        one = moved.new_ones(1)
-        return Proposal(whole, moved @ residuals, moved @ moved, one)
+        solution = torch.cholesky_solve(residuals.unsqueeze(1), factor).squeeze(1)
+        moved = damping * solution - residuals  # J d, as (J Jᵀ + λ) times the solution is r
+        step = [-part for part in self._pull(solution)]
+        return Proposal(step, moved @ residuals, moved @ moved, moved.new_ones(1))
 
     def end(self) -> None:
-        """Lets go of the matrix."""
-        del self._matrix, self._gram, self._residuals
+        """Lets go of the kernel and the graph."""
+        del self._kernel, self._residuals
 
     def remove(self) -> None:
         """Takes every hook off the model."""
         self._hooks.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing outlives a step."""
+        """Nothing: no curvature outlives a step."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

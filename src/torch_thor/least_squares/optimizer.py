@@ -240,9 +240,10 @@ class GaussNewton(torch.optim.Optimizer):
     @torch.no_grad()
     def _move(self, before: list[Tensor], step: Direction | None, length: float) -> None:
         for number, (parameter, old) in enumerate(zip(self._parameters, before, strict=True)):
-            parameter.copy_(old)
+            # Past autograd's version: the graph at the weights of before is used again there.
+            parameter.data.copy_(old)
             if step is not None:
-                parameter.add_(step[number], alpha=length)
+                parameter.data.add_(step[number], alpha=length)
 
     def _previous(self) -> Direction | None:
         found = [self.state[p].get("step") for p in self._parameters if p in self.state]
