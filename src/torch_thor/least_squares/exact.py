@@ -38,11 +38,11 @@ class ExactCurvature:
     redamps = True
 
     def __init__(self, model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
-        self._model, self._parameters = model, list(parameters)
+        self._model, self._trained = model, list(parameters)
         self._recorder = CallRecorder()
         self._hooks = ModelHooks(self._recorder)
         self._followed = FollowedModel(model, (), (), Base(), stagger=False)
-        self._followed.serve(self._parameters)
+        self._followed.serve(self._trained)
         self._follow()
 
     def _follow(self) -> None:
@@ -52,10 +52,11 @@ class ExactCurvature:
         for layer in layers:
             layer.armed = True
         self._hooks.attach(layers)
-        self._others = [p for p in self._parameters if p.requires_grad and p not in inside]
+        self._others = [p for p in self._trained if p.requires_grad and p not in inside]
         entries = sum(p.numel() for p in self._others)
         if entries > _MOST_OTHERS:
-            names = [n for n, p in self._model.named_parameters() if any(p is o for o in self._others)]
+            others = set(self._others)
+            names = [name for name, p in self._model.named_parameters() if p in others]
             raise InvalidOptionError(
                 "curvature",
                 "exact",
@@ -64,8 +65,9 @@ class ExactCurvature:
             )
         self._is_checked = False
 
-    def begin(self) -> None:
-        """Gets ready for the closure's forward."""
+    def begin(self, trained: Sequence[nn.Parameter]) -> None:
+        """Gets ready for the closure's forward, and for steps of these parameters."""
+        self._trained = list(trained)
         if not self._followed.is_current():
             self._follow()
         self._recorder.start()
@@ -96,25 +98,18 @@ class ExactCurvature:
 
     def _pull(self, cotangent: Tensor) -> list[Tensor]:
         """Jᵀ times a vector; a tensor for each parameter."""
-        trained = [p for p in self._parameters if p.requires_grad]
         found = torch.autograd.grad(
-            self._residuals, trained, cotangent, retain_graph=True, allow_unused=True
+            self._residuals, self._trained, cotangent, retain_graph=True, allow_unused=True
         )
-        known = dict(zip(trained, found, strict=True))
-        pulled = [known.get(p) for p in self._parameters]
-        return [
-            torch.zeros_like(p) if g is None else g
-            for p, g in zip(self._parameters, pulled, strict=True)
-        ]
+        pairs = zip(self._trained, found, strict=True)
+        return [torch.zeros_like(p) if g is None else g for p, g in pairs]
 
     def _check(self) -> None:
         """The kernel by rows of calls must be autograd's."""
         residuals = self._residuals.detach()
         # Of both signs and no size, so that no sum is right by chance.
         probe = torch.cos(torch.arange(len(residuals), device=residuals.device) * 1.7).to(residuals)
-        trained = [p for p in self._parameters if p.requires_grad]
-        pulled = [g for p, g in zip(self._parameters, self._pull(probe), strict=True) if p.requires_grad]
-        wanted = JacobianProducts(self._residuals, trained)(pulled)
+        wanted = JacobianProducts(self._residuals, self._trained)(self._pull(probe))
         found = self._kernel @ probe
         if bool((found - wanted).norm() > _AGREEMENT * self._kernel.norm() * probe.norm()):
             raise ValueError(

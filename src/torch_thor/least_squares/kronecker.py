@@ -46,7 +46,7 @@ class KroneckerCurvature:
     def __init__(
         self, model: nn.Module, parameters: Sequence[nn.Parameter], *, interval: int, seed: int
     ) -> None:
-        self._parameters = list(parameters)
+        self._trained = list(parameters)
         self._engine = _Damped(
             model,
             damping=Damping(1.0, "pi"),
@@ -56,13 +56,14 @@ class KroneckerCurvature:
             statistics=Statistics(0.95, rows=None, fisher="mc", loss_reduction="sum", seed=seed),
             refresh=Refresh(stagger=False, on_nonfinite="ignore"),
         )
-        self._engine.engine.serve(self._parameters)
+        self._engine.engine.serve(self._trained)
         # On the CPU, so that every device draws alike.
         self._signs = torch.Generator("cpu").manual_seed(seed)
         self._products: JacobianProducts | None = None
 
-    def begin(self) -> None:
-        """Drops the calls of earlier forwards."""
+    def begin(self, trained: Sequence[nn.Parameter]) -> None:
+        """Drops the calls of earlier forwards; steps are of these parameters."""
+        self._trained = list(trained)
         self._engine.engine.follow()
         self._engine.engine.discard()
 
@@ -75,11 +76,11 @@ class KroneckerCurvature:
             signs = (2 * drawn - 1).to(residuals)
             # G is a sum over rows; the engine divides by the samples of the largest term.
             self._engine.fisher_backward((signs @ residuals) * math.sqrt(max(terms.rows)))
-        for parameter in self._parameters:
+        for parameter in self._trained:
             parameter.grad = None
         residuals.backward(self._residuals, retain_graph=True)
         self._gradients = [
-            torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self._parameters
+            torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self._trained
         ]
         self._terms = residuals
 
@@ -89,7 +90,7 @@ class KroneckerCurvature:
         signs = torch.randint(2, self._residuals.shape, generator=self._signs, device="cpu")
         pulled = torch.autograd.grad(
             self._terms,
-            self._parameters,
+            self._trained,
             (2 * signs - 1).to(self._residuals),
             retain_graph=True,
             allow_unused=True,
@@ -108,7 +109,7 @@ class KroneckerCurvature:
         self._engine.step()
         engine = self._engine.engine
         curved = {p for layer in engine.layers for p in layer.parameters}
-        pairs = list(zip(self._parameters, self._gradients, strict=True))
+        pairs = list(zip(self._trained, self._gradients, strict=True))
         inside = [p.grad if p in curved and p.grad is not None else torch.zeros_like(p) for p, _ in pairs]
         directions: list[Direction] = [inside]
         if any(p not in curved for p, _ in pairs):
@@ -117,14 +118,14 @@ class KroneckerCurvature:
             directions.append(previous)
         for layer in engine.layers:
             layer.armed = False  # backwards of products are no statistics
-        products = JacobianProducts(self._terms, self._parameters)
+        products = JacobianProducts(self._terms, self._trained)
         moved = [products(direction) for direction in directions]
         return best_in_span(directions, moved, self._residuals, damping)
 
     def end(self) -> None:
         """Lets go of the graph, and listens again."""
         del self._terms, self._gradients, self._residuals
-        for parameter in self._parameters:
+        for parameter in self._trained:
             parameter.grad = None
         self._engine.engine.discard()
 

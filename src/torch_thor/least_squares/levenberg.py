@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_LEAST, _MOST = 1e-30, 1e30
+_MOST = 1e30
 _FASTEST = 16.0
 
 
@@ -19,11 +19,13 @@ class LevenbergMarquardt:
         damping: λ.
         growth: What the next refusal multiplies it by.
         adaptive: Whether it follows at all.
+        floor: λ is never smaller: rounding alone moves the curvature by more.
     """
 
     damping: float
     growth: float = 2.0
     adaptive: bool = True
+    floor: float = 0.0
 
     def accept(self, ratio: float) -> None:
         """Follows a step that was taken."""
@@ -37,4 +39,4 @@ class LevenbergMarquardt:
         self.growth = min(2 * self.growth, _FASTEST)
 
     def _set(self, value: float) -> None:
-        self.damping = min(max(value, _LEAST), _MOST)
+        self.damping = min(max(value, self.floor), _MOST)

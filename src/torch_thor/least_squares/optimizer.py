@@ -123,20 +123,20 @@ class GaussNewton(torch.optim.Optimizer):
             require_type(name, value, hint)
         chosen = list(model.parameters() if params is None else params)
         # λ and its growth change from step to step, so they stand where a checkpoint saves them.
-        defaults = {"damping": None, "growth": 2.0}
+        defaults = {"damping": None, "growth": 2.0, "floor": 0.0}
         super().__init__(chosen, defaults)
         require("params", chosen, len(self.param_groups) == 1, "parameters, not groups")
         self._first, self._adaptive = damping, adaptive
         self._searches, self._limit = line_search, trust_region
         self._remembers = momentum and curvature == "kronecker"
-        self._parameters: list[nn.Parameter] = self.param_groups[0]["params"]
+        self._trained: list[nn.Parameter] = self.param_groups[0]["params"]
         self.last_step: StepReport | None = None
         self._curvature: ExactCurvature | KroneckerCurvature
         if curvature == "exact":
-            self._curvature = ExactCurvature(model, self._parameters)
+            self._curvature = ExactCurvature(model, self._trained)
         else:
             self._curvature = KroneckerCurvature(
-                model, self._parameters, interval=interval, seed=seed
+                model, self._trained, interval=interval, seed=seed
             )
 
     @property
@@ -160,17 +160,22 @@ class GaussNewton(torch.optim.Optimizer):
             ValueError: Where rows of the residuals are none of the network's (``"exact"``).
         """
         curvature = self._curvature
-        curvature.begin()
+        self._trained = [p for p in self.param_groups[0]["params"] if p.requires_grad]
+        curvature.begin(self._trained)
         terms = Terms(closure())
         curvature.observe(terms)
         loss = terms.loss.detach()
         del terms
         group = self.param_groups[0]
         if group["damping"] is None:
-            group["damping"] = self._first * float(curvature.scale)
-        rule = LevenbergMarquardt(group["damping"], group["growth"], self._adaptive)
+            scale = float(curvature.scale)
+            group["damping"] = self._first * scale
+            group["floor"] = torch.finfo(loss.dtype).eps * scale
+        rule = LevenbergMarquardt(
+            group["damping"], group["growth"], self._adaptive, group["floor"]
+        )
         with torch.no_grad():
-            before = [p.clone() for p in self._parameters]
+            before = [p.clone() for p in self._trained]
         self._search(closure, float(loss), rule, before)
         curvature.end()
         group["damping"], group["growth"] = rule.damping, rule.growth
@@ -239,20 +244,20 @@ class GaussNewton(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _move(self, before: list[Tensor], step: Direction | None, length: float) -> None:
-        for number, (parameter, old) in enumerate(zip(self._parameters, before, strict=True)):
+        for number, (parameter, old) in enumerate(zip(self._trained, before, strict=True)):
             # Past autograd's version: the graph at the weights of before is used again there.
             parameter.data.copy_(old)
             if step is not None:
                 parameter.data.add_(step[number], alpha=length)
 
     def _previous(self) -> Direction | None:
-        found = [self.state[p].get("step") for p in self._parameters if p in self.state]
-        return found if len(found) == len(self._parameters) else None
+        found = [self.state[p].get("step") for p in self._trained if p in self.state]
+        return found if len(found) == len(self._trained) else None
 
     @torch.no_grad()
     def _remember(self, step: Direction, length: float) -> None:
         if self._remembers:
-            for parameter, part in zip(self._parameters, step, strict=True):
+            for parameter, part in zip(self._trained, step, strict=True):
                 self.state[parameter]["step"] = part * length
 
     def _forget(self) -> None:
@@ -288,7 +293,6 @@ class GaussNewton(torch.optim.Optimizer):
             )
         self._curvature.load_state_dict(saved)
         super().load_state_dict(rest)
-        self._parameters = self.param_groups[0]["params"]
 
 
 def _refused(loss: float, damping: float, last: StepReport | None) -> StepReport:
