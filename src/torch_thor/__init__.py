@@ -7,7 +7,8 @@ from torch_thor.curvature.split import SplitCurves
 from torch_thor.layers import Geometry, LayerAdapter, register_adapter
 from torch_thor.layers.rows import RowPlan
 from torch_thor.least_squares.fields import Derivatives, derivatives
-from torch_thor.least_squares.optimizer import GaussNewton, StepReport
+from torch_thor.least_squares.optimizer import GaussNewton
+from torch_thor.least_squares.search import StepReport
 from torch_thor.linalg.timing import multiplies_bfloat16
 from torch_thor.optimizers import EKFAC, KFAC, THOR
 from torch_thor.options.curvature import Damping, Intervals, Refresh, Statistics

@@ -20,6 +20,8 @@ WEIGHTS = (1.0, 2.0, 0.0)  # of the second derivatives
 class Field(nn.Module):
     """All that a field may be made of: shortcuts, features, products, quotients, columns."""
 
+    frequencies: Tensor
+
     def __init__(self, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(3, 8), nn.Linear(8, 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -75,13 +76,16 @@ def fit(net: nn.Module, inputs: Tensor) -> Problem:
 def problems() -> dict[str, Callable[[], Problem]]:
     def mlp(*widths: int) -> nn.Module:
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in itertools.pairwise(widths):
             layers += [nn.Linear(inputs, outputs), nn.Tanh()]
         return nn.Sequential(*layers[:-1]).double()
 
     def conv() -> nn.Module:
         return nn.Sequential(
-            nn.Conv2d(2, 4, 3, padding=1, groups=2), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(36, 2)
+            nn.Conv2d(2, 4, 3, padding=1, groups=2),
+            nn.ReLU(inplace=True),
+            nn.Flatten(),
+            nn.Linear(36, 2),
         ).double()
 
     stream = torch.Generator().manual_seed(3)
@@ -168,7 +172,9 @@ def test_no_other_lengths_lower_the_damped_model(name: str) -> None:
     net, closure, _ = problem
     optimizer = GaussNewton(net, curvature="kronecker", damping=0.1)
     optimizer.step(closure)
-    last = torch.cat([optimizer.state[p]["step"].flatten() for p in net.parameters() if p.requires_grad])
+    last = torch.cat(
+        [optimizer.state[p]["step"].flatten() for p in net.parameters() if p.requires_grad]
+    )
     jacobian, residuals, _ = dense(problem)
     before = flat(net)
     optimizer.step(closure)

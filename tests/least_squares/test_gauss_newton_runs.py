@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,9 @@ GRID = torch.linspace(0, 1, 50).double().unsqueeze(1)
 
 def net_of(seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(1, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 1)).double()
+    return nn.Sequential(
+        nn.Linear(1, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 1)
+    ).double()
 
 
 def poisson(net: nn.Module) -> Callable[[], tuple[Tensor, Tensor]]:
@@ -37,13 +40,15 @@ def error_of(net: nn.Module) -> float:
         return float((net(GRID) - wanted).norm() / wanted.norm())
 
 
-@pytest.mark.parametrize(("curvature", "steps", "bound"), [("exact", 40, 1e-4), ("kronecker", 40, 0.1)])
+@pytest.mark.parametrize(
+    ("curvature", "steps", "bound"), [("exact", 40, 1e-4), ("kronecker", 40, 0.1)]
+)
 def test_an_equation_is_solved(curvature: Any, steps: int, bound: float) -> None:
     net = net_of()
     optimizer, closure = GaussNewton(net, curvature=curvature), poisson(net)
     losses = [float(optimizer.step(closure)) for _ in range(steps)]
     assert error_of(net) < bound
-    assert all(after <= before for before, after in zip(losses, losses[1:], strict=False))
+    assert all(after <= before for before, after in itertools.pairwise(losses))
 
 
 @pytest.mark.parametrize("factor", [0.01, 100.0])
@@ -188,7 +193,9 @@ def test_options_are_checked(options: dict[str, Any], message: str) -> None:
 
 def test_a_model_of_other_parameters_is_no_model_for_exact() -> None:
     net = nn.Sequential(nn.Linear(2, 300), nn.LayerNorm(300), nn.Linear(300, 1))
-    with pytest.raises(InvalidOptionError, match=r"'kronecker' for this model: 600 entries \(1.weight"):
+    with pytest.raises(
+        InvalidOptionError, match=r"'kronecker' for this model: 600 entries \(1.weight"
+    ):
         GaussNewton(net)
 
 
@@ -202,14 +209,15 @@ def test_hooks_go_and_nothing_is_held_between_steps() -> None:
 
 def test_a_frozen_layer_stays_and_a_thawed_one_joins() -> None:
     net = net_of()
-    net[2].requires_grad_(False)
+    first: Any = net[2]
+    first.requires_grad_(False)
     optimizer = GaussNewton(net)
-    before = net[2].weight.detach().clone()
+    before = first.weight.detach().clone()
     optimizer.step(poisson(net))
-    assert torch.equal(before, net[2].weight)
-    net[2].requires_grad_(True)
+    assert torch.equal(before, first.weight)
+    first.requires_grad_(True)
     optimizer.step(poisson(net))
-    assert not torch.equal(before, net[2].weight)
+    assert not torch.equal(before, first.weight)
 
 
 def test_other_parameters_than_the_optimizers_stay() -> None:
@@ -218,3 +226,42 @@ def test_other_parameters_than_the_optimizers_stay() -> None:
     before = [p.detach().clone() for p in net[:4].parameters()]
     optimizer.step(poisson(net))
     assert all(map(torch.equal, before, net[:4].parameters()))
+
+
+def test_an_error_in_the_closure_leaves_the_weights() -> None:
+    net = net_of()
+    optimizer, calls = GaussNewton(net), [0]
+    before = [p.detach().clone() for p in net.parameters()]
+
+    def closure() -> tuple[Tensor, ...]:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise KeyError("data")
+        return poisson(net)()
+
+    with pytest.raises(KeyError):
+        optimizer.step(closure)
+    assert all(map(torch.equal, before, net.parameters()))
+    optimizer.step(closure)
+    assert not torch.equal(before[0], next(net.parameters()))
+
+
+def test_a_damping_that_is_not_adaptive_stays() -> None:
+    net = net_of()
+    optimizer = GaussNewton(net, adaptive=False)
+    optimizer.step(poisson(net))
+    first = optimizer.damping
+    for _ in range(5):
+        optimizer.step(poisson(net))
+    assert optimizer.damping == first
+
+
+def test_without_a_line_search_every_finite_step_is_taken() -> None:
+    net = net_of()
+    optimizer = GaussNewton(net, damping=1e-12, line_search=False)
+    reports = []
+    for _ in range(6):
+        optimizer.step(poisson(net))
+        reports.append(optimizer.last_step)
+    assert all(report is not None and report.attempts == 1 for report in reports)
+    assert any(report is not None and report.actual > 0 for report in reports)

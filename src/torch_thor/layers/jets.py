@@ -125,7 +125,7 @@ class Jet:
         return _multiply(self, 1 / other)
 
     def __rtruediv__(self, other: Any) -> Jet:
-        return _multiply(torch.reciprocal(self), other)
+        return _multiply(self.mapped(_bends_of(torch.reciprocal)), other)
 
     def __pow__(self, exponent: float) -> Jet:
         power: Jet = torch.pow(self, exponent)  # type: ignore[call-overload]
@@ -136,7 +136,7 @@ class Jet:
 
     def __getattr__(self, name: str) -> Any:
         """Methods of tensors, as ``jet.sin()``."""
-        function = getattr(torch, name, None)
+        function: Any = getattr(torch, name, None)
         if function in ELEMENTWISE:
             return lambda *args, **kwargs: function(self, *args, **kwargs)
         raise AttributeError(f"A jet has no {name!r}.")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +13,13 @@ from torch_thor.least_squares.calls import CallRecorder
 from torch_thor.least_squares.kernel import kernel_of
 from torch_thor.least_squares.products import JacobianProducts
 from torch_thor.least_squares.quadratic import Direction, Proposal
-from torch_thor.least_squares.residuals import Terms
 from torch_thor.options.errors import InvalidOptionError
 from torch_thor.options.update import Base
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch_thor.least_squares.residuals import Terms
 
 _MOST_OTHERS = 256  # entries without a layer, each a backward of its own
 _AGREEMENT = 1e-3
@@ -98,7 +101,7 @@ class ExactCurvature:
 
     def _pull(self, cotangent: Tensor) -> list[Tensor]:
         """Jᵀ times a vector; a tensor for each parameter."""
-        found = torch.autograd.grad(
+        found: tuple[Tensor | None, ...] = torch.autograd.grad(
             self._residuals, self._trained, cotangent, retain_graph=True, allow_unused=True
         )
         pairs = zip(self._trained, found, strict=True)

@@ -1,13 +1,12 @@
 """The kernel J Jᵀ of residuals, layer by layer, from the rows of the layers' calls.
 
-A row of J is, for each layer, the sum of g aᵀ over a sample's positions. So the kernel's entries are
-sums of (a · a′)(g · g′), and J itself is formed only where that is less work.
+A row of J is, for each layer, the sum of g aᵀ over a sample's positions. So the kernel's entries
+are sums of (a · a′)(g · g′), and J itself is formed only where that is less work.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from torch_thor.capture.tracked import TrackedLayer
     from torch_thor.least_squares.calls import RecordedCall
     from torch_thor.least_squares.residuals import Terms
@@ -83,7 +84,9 @@ def _sides(
 ) -> dict[TrackedLayer, list[tuple[Tensor, Tensor]]]:
     """Rows of a and g of each call behind a column."""
     edges = [call.output for call in calls]
-    slopes = torch.autograd.grad(column.sum(), edges, retain_graph=True, allow_unused=True)
+    slopes: tuple[Tensor | None, ...] = torch.autograd.grad(
+        column.sum(), edges, retain_graph=True, allow_unused=True
+    )
     found: dict[TrackedLayer, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     for call, slope in zip(calls, slopes, strict=True):
         if slope is None:

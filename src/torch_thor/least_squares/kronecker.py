@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +14,8 @@ from torch_thor.options.curvature import Damping, Refresh, Statistics
 from torch_thor.preconditioner import Preconditioner
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch_thor.least_squares.residuals import Terms
 
 
@@ -88,7 +89,7 @@ class KroneckerCurvature:
     def scale(self) -> Tensor:
         """The mean square of a residual's gradient, of random signs: a first λ's measure."""
         signs = torch.randint(2, self._residuals.shape, generator=self._signs, device="cpu")
-        pulled = torch.autograd.grad(
+        pulled: tuple[Tensor | None, ...] = torch.autograd.grad(
             self._terms,
             self._trained,
             (2 * signs - 1).to(self._residuals),
@@ -110,7 +111,9 @@ class KroneckerCurvature:
         engine = self._engine.engine
         curved = {p for layer in engine.layers for p in layer.parameters}
         pairs = list(zip(self._trained, self._gradients, strict=True))
-        inside = [p.grad if p in curved and p.grad is not None else torch.zeros_like(p) for p, _ in pairs]
+        inside = [
+            p.grad if p in curved and p.grad is not None else torch.zeros_like(p) for p, _ in pairs
+        ]
         directions: list[Direction] = [inside]
         if any(p not in curved for p, _ in pairs):
             directions.append([torch.zeros_like(p) if p in curved else g for p, g in pairs])

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,43 +10,17 @@ from torch import Tensor, nn
 from torch_thor.least_squares.exact import ExactCurvature
 from torch_thor.least_squares.kronecker import KroneckerCurvature
 from torch_thor.least_squares.levenberg import LevenbergMarquardt
-from torch_thor.least_squares.quadratic import Direction, Proposal
 from torch_thor.least_squares.residuals import Residuals, Terms
+from torch_thor.least_squares.search import Search, StepReport
 from torch_thor.options.checks import DAMPING, NATURAL, POSITIVE, require_type
 from torch_thor.options.errors import InvalidOptionError, StateMismatchError, require
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from torch_thor.least_squares.quadratic import Direction
+
 Curvature: TypeAlias = Literal["exact", "kronecker"]
-
-_HALVINGS = 20
-_RAISES = 12
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What a step of ``GaussNewton`` has come to.
-
-    Attributes:
-        loss: Loss before the step.
-        predicted: Change of the loss that the quadratic model, undamped, expected.
-        actual: Change on the same residuals; NaN where it was not looked at.
-        damping: λ of the step.
-        length: What the model's step was multiplied by; 0 where none was taken.
-        coefficients: What the quadratic model multiplied each direction by.
-        attempts: Steps that were tried.
-    """
-
-    loss: float
-    predicted: float
-    actual: float
-    damping: float
-    length: float
-    coefficients: tuple[float, ...]
-    attempts: int
-
-    @property
-    def ratio(self) -> float:
-        """ρ, the actual ÷ the predicted change: 1 where the model is right."""
-        return self.actual / self.predicted if self.predicted else math.nan
 
 
 class GaussNewton(torch.optim.Optimizer):
@@ -135,9 +106,7 @@ class GaussNewton(torch.optim.Optimizer):
         if curvature == "exact":
             self._curvature = ExactCurvature(model, self._trained)
         else:
-            self._curvature = KroneckerCurvature(
-                model, self._trained, interval=interval, seed=seed
-            )
+            self._curvature = KroneckerCurvature(model, self._trained, interval=interval, seed=seed)
 
     @property
     def damping(self) -> float | None:
@@ -171,98 +140,32 @@ class GaussNewton(torch.optim.Optimizer):
             scale = float(curvature.scale)
             group["damping"] = self._first * scale
             group["floor"] = torch.finfo(loss.dtype).eps * scale
-        rule = LevenbergMarquardt(
-            group["damping"], group["growth"], self._adaptive, group["floor"]
+        rule = LevenbergMarquardt(group["damping"], group["growth"], self._adaptive, group["floor"])
+        search = Search(
+            closure, float(loss), self._trained, limit=self._limit, retries=self._searches
         )
-        with torch.no_grad():
-            before = [p.clone() for p in self._trained]
-        self._search(closure, float(loss), rule, before)
-        curvature.end()
-        group["damping"], group["growth"] = rule.damping, rule.growth
+        try:
+            self.last_step, step = search.run(curvature, rule, self._previous())
+        except BaseException:
+            search.go_back()
+            raise
+        finally:
+            curvature.end()
+        self._remember(step)
+        if self._adaptive:
+            group["damping"], group["growth"] = rule.damping, rule.growth
         return loss
-
-    def _search(
-        self,
-        closure: Callable[[], Residuals],
-        loss: float,
-        rule: LevenbergMarquardt,
-        before: list[Tensor],
-    ) -> None:
-        """Tries steps until one lowers the loss, or there are no more to try."""
-        redamps = self._curvature.redamps
-        most = 1 if not self._searches else 1 + (_RAISES if redamps else _HALVINGS)
-        proposal: Proposal | None = None
-        length, report = 1.0, None
-        for attempt in range(1, most + 1):
-            if proposal is None or redamps:
-                proposal = self._curvature.propose(rule.damping, self._previous())
-                length = 1.0 if proposal is None else self._within(proposal)
-            if proposal is None:
-                rule.refuse()
-                continue
-            report = self._try(closure, loss, rule.damping, proposal, length, before, attempt)
-            lower = report.actual < 0
-            if lower or not (self._searches or math.isnan(report.actual)):
-                rule.accept(report.ratio if lower else 0.0)
-                self._remember(proposal.step, length)
-                self.last_step = report
-                return
-            self._move(before, None, 0.0)
-            if redamps:
-                rule.refuse()
-            else:
-                length /= 2
-        if not redamps:
-            rule.refuse()
-        self._forget()
-        self.last_step = _refused(loss, rule.damping, report)
-
-    def _within(self, proposal: Proposal) -> float:
-        """The length of a step inside the trust region."""
-        if self._limit is None:
-            return 1.0
-        size = float(proposal.bend.sqrt())
-        return min(1.0, self._limit / size) if size > 0 else 1.0
-
-    def _try(
-        self,
-        closure: Callable[[], Residuals],
-        loss: float,
-        damping: float,
-        proposal: Proposal,
-        length: float,
-        before: list[Tensor],
-        attempt: int,
-    ) -> StepReport:
-        """Moves the weights and looks at the loss there."""
-        self._move(before, proposal.step, length)
-        after = Terms(closure()).loss.detach()
-        found = torch.stack([after.double(), proposal.change(length).double()]).tolist()
-        actual = found[0] - loss if math.isfinite(found[0]) else math.nan
-        numbers = tuple(proposal.coefficients.tolist())
-        return StepReport(loss, found[1], actual, damping, length, numbers, attempt)
-
-    @torch.no_grad()
-    def _move(self, before: list[Tensor], step: Direction | None, length: float) -> None:
-        for number, (parameter, old) in enumerate(zip(self._trained, before, strict=True)):
-            # Past autograd's version: the graph at the weights of before is used again there.
-            parameter.data.copy_(old)
-            if step is not None:
-                parameter.data.add_(step[number], alpha=length)
 
     def _previous(self) -> Direction | None:
         found = [self.state[p].get("step") for p in self._trained if p in self.state]
         return found if len(found) == len(self._trained) else None
 
-    @torch.no_grad()
-    def _remember(self, step: Direction, length: float) -> None:
-        if self._remembers:
-            for parameter, part in zip(self._trained, step, strict=True):
-                self.state[parameter]["step"] = part * length
-
-    def _forget(self) -> None:
-        """A direction that led nowhere is no help."""
+    def _remember(self, step: Direction | None) -> None:
+        """Keeps a step as a direction; one that led nowhere is none."""
         self.state.clear()
+        if self._remembers and step is not None:
+            for parameter, part in zip(self._trained, step, strict=True):
+                self.state[parameter]["step"] = part
 
     def remove(self) -> None:
         """Takes every hook off the model."""
@@ -293,10 +196,3 @@ class GaussNewton(torch.optim.Optimizer):
             )
         self._curvature.load_state_dict(saved)
         super().load_state_dict(rest)
-
-
-def _refused(loss: float, damping: float, last: StepReport | None) -> StepReport:
-    """The report of a step that was not taken."""
-    attempts = last.attempts if last else 0
-    numbers = last.coefficients if last else ()
-    return StepReport(loss, 0.0, 0.0, damping, 0.0, numbers, attempts)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class JacobianProducts:
@@ -21,7 +24,7 @@ class JacobianProducts:
 
     def __init__(self, residuals: Tensor, parameters: Sequence[nn.Parameter]) -> None:
         self._cotangent = torch.zeros_like(residuals, requires_grad=True)
-        self._pulled = torch.autograd.grad(
+        self._pulled: tuple[Tensor | None, ...] = torch.autograd.grad(
             residuals, parameters, self._cotangent, create_graph=True, allow_unused=True
         )
 

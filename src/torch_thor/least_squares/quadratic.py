@@ -45,10 +45,7 @@ def best_in_span(
     """
     moved = torch.stack(list(products)).double()
     lengths = torch.stack(
-        [
-            torch.stack([_dot(one, other) for other in directions])
-            for one in directions
-        ]
+        [torch.stack([_dot(one, other) for other in directions]) for one in directions]
     )
     slopes, bends = moved @ residuals.double(), moved @ moved.mT
     curved = bends + damping * lengths
