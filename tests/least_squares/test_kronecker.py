@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.func import hessian, jacrev, vmap
+from torch.func import jacrev, vmap
 
 from torch_thor import Preconditioner, Statistics, derivatives
 
@@ -26,7 +26,7 @@ def test_each_derivative_is_a_position_that_the_bias_does_not_reach() -> None:
         return torch.tanh(net[0].weight @ point + net[0].bias)
 
     value, slopes = vmap(hidden)(points), vmap(jacrev(hidden))(points)
-    bends = vmap(hessian(hidden))(points).diagonal(dim1=2, dim2=3).sum(2)
+    bends = vmap(jacrev(jacrev(hidden)))(points).diagonal(dim1=2, dim2=3).sum(2)
     streams = torch.stack([value, *slopes.unbind(2), bends], dim=1).detach()
     ones = torch.tensor([1.0, 0, 0, 0]).double().expand(6, 4).unsqueeze(2)
     rows = torch.cat([streams, ones], dim=2).flatten(0, 1)
