@@ -96,20 +96,20 @@ def _poisson(
     )
 
 
-def _grid(count: int) -> Tensor:
+def grid_of(count: int) -> Tensor:
     ticks = torch.linspace(0, 1, count, dtype=torch.float64)
     return torch.cartesian_prod(ticks, ticks)
 
 
-def _sines(points: Tensor) -> Tensor:
+def sines(points: Tensor) -> Tensor:
     return torch.sin(math.pi * points).prod(1, keepdim=True)
 
 
-def _cosines(points: Tensor) -> Tensor:
+def cosines(points: Tensor) -> Tensor:
     return torch.cos(math.pi * points).sum(1, keepdim=True)
 
 
-def _warmth(points: Tensor) -> Tensor:
+def warmth(points: Tensor) -> Tensor:
     time, place = points.split(1, dim=1)
     return torch.exp(-_CONDUCTIVITY * math.pi**2 * time) * torch.sin(math.pi * place)
 
@@ -131,13 +131,13 @@ def _heat() -> Problem:
     def residuals(net: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
         inside, known = batch
         u = derivatives(net, inside, second=(0, _CONDUCTIVITY))
-        return u.gradient[:, 0] - u.laplacian, 10 * (net(known) - _warmth(known))
+        return u.gradient[:, 0] - u.laplacian, 10 * (net(known) - warmth(known))
 
     return Problem(
         lambda: mlp(2, 64, 64, 64, 1),
         draw,
         residuals,
-        _relative(_warmth, _grid(50)),
+        _relative(warmth, grid_of(50)),
         (1e-2, 1e-3, 1e-4),
         (128, 256, 900),
     )
@@ -165,7 +165,7 @@ def _image(name: str, side: int = 128) -> Problem:
 
     image = torch.tensor(load_sample_image(name)).permute(2, 0, 1).unsqueeze(0).double() / 255
     small = functional.interpolate(image, size=(side, side), mode="area")
-    colours, places = small[0].permute(1, 2, 0).reshape(-1, 3), _grid(side)
+    colours, places = small[0].permute(1, 2, 0).reshape(-1, 3), grid_of(side)
 
     def draw(count: int, stream: torch.Generator) -> Batch:
         chosen = torch.randint(len(places), (count,), generator=stream)
@@ -189,8 +189,8 @@ def problems() -> dict[str, Callable[[], Problem]]:
     stream = torch.Generator().manual_seed(0)
     cube = torch.rand(4000, 5, generator=stream, dtype=torch.float64)
     return {
-        "poisson-2d": lambda: _poisson(2, _sines, -2 * math.pi**2, _grid(50), (128, 256, 900)),
-        "poisson-5d": lambda: _poisson(5, _cosines, -(math.pi**2), cube, (128, 256, 1000)),
+        "poisson-2d": lambda: _poisson(2, sines, -2 * math.pi**2, grid_of(50), (128, 256, 900)),
+        "poisson-5d": lambda: _poisson(5, cosines, -(math.pi**2), cube, (128, 256, 1000)),
         "heat": _heat,
         "image-flower": lambda: _image("flower.jpg"),
         "image-china": lambda: _image("china.jpg"),
