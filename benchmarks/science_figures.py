@@ -1,4 +1,4 @@
-"""``python benchmarks/science_figures.py``: the solutions that Gauss-Newton finds, and their errors.
+"""``python benchmarks/science_figures.py``: what Gauss-Newton finds, and its error.
 
 Writes a figure of each equation to docs/results/science.
 """
