@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torch_thor.least_squares.products import JacobianProducts
 from torch_thor.least_squares.quadratic import Direction, Proposal, best_in_span
-from torch_thor.options.curvature import Damping, Refresh, Statistics
+from torch_thor.options.curvature import Refresh, Statistics, balanced_damping
 from torch_thor.preconditioner import Preconditioner
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class KroneckerCurvature:
         self._trained = list(parameters)
         self._engine = _Damped(
             model,
-            damping=Damping(1.0, "pi"),
+            damping=balanced_damping(1.0),
             split=None,
             power=1.0,
             factor_interval=interval,
