@@ -190,7 +190,7 @@ def problems() -> dict[str, Callable[[], Problem]]:
     cube = torch.rand(4000, 5, generator=stream, dtype=torch.float64)
     return {
         "poisson-2d": lambda: _poisson(2, sines, -2 * math.pi**2, grid_of(50), (128, 256, 900)),
-        "poisson-5d": lambda: _poisson(5, cosines, -(math.pi**2), cube, (128, 256, 1000)),
+        "poisson-5d": lambda: _poisson(5, cosines, -(math.pi**2), cube, (128, 512, 1000)),
         "heat": _heat,
         "image-flower": lambda: _image("flower.jpg"),
         "image-china": lambda: _image("china.jpg"),
