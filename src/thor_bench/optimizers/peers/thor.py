@@ -102,7 +102,7 @@ def build(training: Training, settings: Any) -> Sequence[Optimizer]:
     return [
         THOR(
             training.model,
-            exclude=[name for name, module in modules if module is head],
+            exclude=[*(name for name, module in modules if module is head), *training.exclude],
             include=[name for name, module in modules if isinstance(module, norms)],
             **arguments,
         )
@@ -116,7 +116,7 @@ _SCALE_FREE = (
     "base_weight_decay=0"
 )
 _UNTUNED = (
-    f"{_SCALE_FREE} norm_control=spectral lr=0.04 overshoot=0.85 growth=1 rows=256 stagger=no "
+    f"{_SCALE_FREE} norm_control=spectral lr=0.03 overshoot=0.85 growth=1 rows=256 stagger=no "
     "base_outputs=yes base_biases=yes base_matrices=muon"
 )
 _DIGITS = (
@@ -145,6 +145,7 @@ PEERS = (
         "THOR as tuned here",
         THORSettings(),
         build,
+        ours=True,
         untuned=_UNTUNED,
         recipes={
             "digits": Recipe(_DIGITS, 2),
