@@ -265,3 +265,8 @@ def test_without_a_line_search_every_finite_step_is_taken() -> None:
         reports.append(optimizer.last_step)
     assert all(report is not None and report.attempts == 1 for report in reports)
     assert any(report is not None and report.actual > 0 for report in reports)
+
+
+def test_a_copy_is_refused_with_what_to_do() -> None:
+    with pytest.raises(TypeError, match="Build one on the copied model"):
+        copy.deepcopy(GaussNewton(net_of()))

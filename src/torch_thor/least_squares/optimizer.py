@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -176,6 +176,13 @@ class GaussNewton(torch.optim.Optimizer):
         if self.param_groups:
             raise InvalidOptionError("param_group", sorted(param_group), "left out: one group only")
         super().add_param_group(param_group)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Refuses: hooks are one model's."""
+        raise TypeError(
+            "GaussNewton can't be copied. Build one on the copied model and load this one's "
+            "state_dict()."
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that the next steps depend on."""
