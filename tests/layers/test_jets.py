@@ -125,3 +125,56 @@ def test_functional_calls_of_activations_pass() -> None:
     found = derivatives(lambda x: functional.leaky_relu(x.tanh(), 0.1), torch.rand(6, 2))
     assert found.value.shape == (6, 2)
     assert found.gradient.shape == (6, 2, 2)
+
+
+ACTIVATIONS: list[Callable[[Tensor], Tensor]] = [
+    nn.SiLU(inplace=True),
+    nn.ELU(inplace=True),
+    lambda hidden: functional.relu(hidden, inplace=True) + hidden,
+    nn.Hardtanh(),
+    nn.Tanhshrink(),
+    lambda hidden: torch.cat([hidden[:, :4], torch.ones(5, 4).double()], dim=-1),
+    lambda hidden: torch.stack([hidden[:, one] for one in range(8)], dim=-1).abs(),
+    lambda hidden: hidden.square().sum(-1, keepdim=True) * torch.ones(8).double(),
+    lambda hidden: torch.sub(hidden[:, :1].squeeze(-1).unsqueeze(1), torch.ones(8), alpha=2),
+    lambda hidden: torch.matmul(hidden, torch.ones(8, 8, dtype=hidden.dtype)) * hidden.size(1),
+]
+
+
+@pytest.mark.parametrize("number", range(len(ACTIVATIONS)))
+def test_what_networks_are_written_with_is_right(number: int) -> None:
+    torch.manual_seed(0)
+    field, points = Field(ACTIVATIONS[number]).double(), torch.rand(5, 3).double()
+    found = derivatives(field, points, WEIGHTS)
+    for one, wanted in zip(
+        (found.value, found.gradient, found.laplacian), by_autograd(field, points), strict=True
+    ):
+        torch.testing.assert_close(one, wanted)
+
+
+def test_shapes_that_would_mix_points_are_refused() -> None:
+    points, column = torch.rand(3, 3), torch.ones(3, 1)
+    for mixed in (
+        lambda x: x[:, 0] * column,
+        lambda x: x[:, 0] + column,
+        lambda x: x[:, 0] * x,
+        lambda x: column - x[:, 0],
+    ):
+        with pytest.raises(NotImplementedError, match=r"can't join shapes .*unsqueeze"):
+            derivatives(mixed, points)
+    for cut in (lambda x: x[:, 0][..., 0], lambda x: x.sum(0), lambda x: x.unsqueeze(0)):
+        with pytest.raises(NotImplementedError, match="Points stay apart"):
+            derivatives(cut, points)
+    with pytest.raises(NotImplementedError, match="needs columns"):
+        derivatives(lambda x: x[:, 0] @ torch.ones(3), points)
+
+
+def test_an_exponent_of_the_points_is_refused() -> None:
+    for power in (lambda x: torch.pow(2.0, x), lambda x: torch.exp(x) ** x):
+        with pytest.raises(NotImplementedError, match="can't pass torch's pow"):
+            derivatives(power, torch.rand(3, 2))
+
+
+def test_unknown_methods_say_what_to_do() -> None:
+    with pytest.raises(AttributeError, match=r"can't pass torch's reshape.*create_graph"):
+        derivatives(lambda x: x.reshape(-1), torch.rand(3, 2))

@@ -101,7 +101,7 @@ def test_state_of_another_curvature_is_refused() -> None:
 
 @pytest.mark.parametrize("curvature", ["exact", "kronecker"])
 def test_a_step_that_would_raise_the_loss_is_tried_again_or_left_out(curvature: Any) -> None:
-    """The closure lies at every second point but the first: no step lowers what it says."""
+    """The closure lies once it has been found to repeat: no step lowers what it says."""
     net = net_of()
     optimizer = GaussNewton(net, curvature=curvature)
     before = [p.detach().clone() for p in net.parameters()]
@@ -109,7 +109,7 @@ def test_a_step_that_would_raise_the_loss_is_tried_again_or_left_out(curvature: 
 
     def closure() -> tuple[Tensor, ...]:
         calls[0] += 1
-        return tuple(term * (1 if calls[0] == 1 else 1000) for term in honest())
+        return tuple(term * (1 if calls[0] <= 2 else 1000) for term in honest())
 
     optimizer.step(closure)
     assert all(map(torch.equal, before, net.parameters()))
@@ -235,7 +235,7 @@ def test_an_error_in_the_closure_leaves_the_weights() -> None:
 
     def closure() -> tuple[Tensor, ...]:
         calls[0] += 1
-        if calls[0] == 2:
+        if calls[0] == 3:
             raise KeyError("data")
         return poisson(net)()
 

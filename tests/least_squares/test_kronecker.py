@@ -48,3 +48,15 @@ def test_padding_of_tokens_is_no_matter_of_derivatives() -> None:
     (stack,) = (s for s in engine.engine.stacks if s.layers[0].name == "0")
     # The bias' column: one stream of four is the value.
     torch.testing.assert_close(stack.a.blocks.squeeze()[2, 2], torch.tensor(0.25))
+
+
+def test_the_bias_reaches_each_value_of_a_point() -> None:
+    """Of a value ``[N, 2, 1]`` both positions are values."""
+    net = nn.Linear(1, 1).double()
+    options = {"split": None, "factor_interval": 1}
+    engine = Preconditioner(net, statistics=Statistics(0.0, rows=None), **options)  # type: ignore[arg-type]
+    derivatives(lambda x: net(x.unsqueeze(-1)), torch.rand(6, 2).double()).value.sum().backward()
+    engine.step()
+    (stack,) = engine.engine.stacks
+    # Two positions in four streams of two: one of four is a value's.
+    torch.testing.assert_close(stack.a.blocks.squeeze()[1, 1], torch.tensor(0.25).double())

@@ -145,7 +145,7 @@ class Capture:
             output: Output of the call.
             first: The first matrix of the layer that took part in the call.
         """
-        has_derivatives = isinstance(inputs, Jet)
+        streams = inputs.streams.shape[1] if isinstance(inputs, Jet) else 1
         inputs, output = streams_of(inputs), streams_of(output)
         if is_transformed(output):
             return
@@ -155,8 +155,7 @@ class Capture:
         elif weight.requires_grad and output.requires_grad:
             with layer.obstructed():
                 require_plain(output)
-                rules = self._rules
-                rules = replace(rules, has_derivatives=True) if has_derivatives else rules
+                rules = self._rules if streams == 1 else replace(self._rules, streams=streams)
                 call = PendingCall(layer, weight, rules, as_plain(inputs), output, first)
                 self._mask_fits |= call.fits_mask
 

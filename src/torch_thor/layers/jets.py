@@ -7,19 +7,26 @@ meets the bias. Elementwise functions follow the chain rule.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-if TYPE_CHECKING:
-    from torch_thor.layers.rows import RowPlan
+from torch_thor.layers.elementwise import (
+    ELEMENTWISE,
+    bends_of,
+    bends_of_cos,
+    bends_of_sin,
+    bends_of_tanh,
+)
 
-Unary: TypeAlias = Callable[[Tensor], Tensor]
-# Of a value: the function's own, its first and its second derivative.
-Bends: TypeAlias = tuple[Tensor, Tensor, Tensor]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch_thor.layers.elementwise import Bends
+
+_CUT = "Points stay apart: a jet is cut, summed and squeezed along columns only: jet[:, columns]."
 
 
 class Jet:
@@ -43,15 +50,16 @@ class Jet:
         rule = RULES.get(func)
         if rule is not None:
             return rule(*args, **(kwargs or {}))
-        if func in ELEMENTWISE:
-            jet, *rest = args
-            return jet.mapped(_bends_of(lambda value: func(value, *rest, **(kwargs or {}))))
-        name = getattr(func, "__name__", func)
-        raise NotImplementedError(
-            f"derivatives() can't pass torch's {name}. It knows linear maps, elementwise "
-            "functions, + - * /, cat and columns; for others, differentiate by "
-            "torch.autograd.grad(..., create_graph=True)."
-        )
+        jet, *rest = args or (None,)
+        # A jet as an exponent would bend too.
+        if func in ELEMENTWISE and isinstance(jet, Jet) and Jet not in map(type, rest):
+            others = dict(kwargs or {})
+            in_place = others.pop("inplace", False)
+            found: Jet = jet.mapped(bends_of(lambda value: func(value, *rest, **others)))
+            if in_place:
+                jet.streams = found.streams
+            return found
+        raise NotImplementedError(_unknown(getattr(func, "__name__", func)))
 
     @property
     def value(self) -> Tensor:
@@ -63,9 +71,46 @@ class Jet:
         """The shape of the value."""
         return torch.Size((len(self.streams), *self.streams.shape[2:]))
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.streams.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its type."""
+        return self.streams.dtype
+
+    def __len__(self) -> int:
+        return len(self.streams)
+
+    def size(self, dim: int | None = None) -> Any:
+        """The shape of the value, or its length along a dimension."""
+        return self.shape if dim is None else self.shape[dim]
+
     def dim(self) -> int:
         """Dimensions of the value."""
         return self.streams.dim() - 1
+
+    def unsqueeze(self, dim: int) -> Jet:
+        """A dimension more, which is not the first."""
+        return Jet(self.streams.unsqueeze(self._column(dim, self.dim() + 1)), self.weights)
+
+    def squeeze(self, dim: int) -> Jet:
+        """A dimension less, which is not the first."""
+        return Jet(self.streams.squeeze(self._column(dim, self.dim())), self.weights)
+
+    def sum(self, dim: int, keepdim: bool = False) -> Jet:  # noqa: FBT001, FBT002 (torch's own)
+        """The sum along a dimension, which is not the first."""
+        return Jet(self.streams.sum(self._column(dim, self.dim()), keepdim), self.weights)
+
+    @staticmethod
+    def _column(dim: int, dims: int) -> int:
+        """The dimension of the streams that is one of the value's."""
+        place = dim + dims if dim < 0 else dim
+        if not 0 < place < dims:
+            raise NotImplementedError(_CUT)
+        return place + 1
 
     def mapped(self, bends: Callable[[Tensor], Bends]) -> Jet:
         """Applies an elementwise function, given with its derivatives."""
@@ -81,8 +126,9 @@ class Jet:
         return (products * self.weights.view(shape)).sum(1, keepdim=True)
 
     def with_value(self, value: Tensor) -> Jet:
-        """The same derivatives of another value."""
-        return Jet(torch.cat([value.unsqueeze(1), self.streams[:, 1:]], dim=1), self.weights)
+        """The same derivatives of another value, which may be broader."""
+        rest = self.streams[:, 1:].expand(len(value), -1, *value.shape[1:])
+        return Jet(torch.cat([value.unsqueeze(1), rest], dim=1), self.weights)
 
     def times(self, factor: Jet) -> Jet:
         """The product rule."""
@@ -96,10 +142,10 @@ class Jet:
     def __getitem__(self, key: Any) -> Jet:
         """Columns of the value, as ``jet[:, 0]`` or ``jet[..., 1:]``."""
         point, *columns = key if isinstance(key, tuple) else (key,)
-        if point is Ellipsis:
+        if point is Ellipsis and sum(one is not None for one in columns) < self.dim():
             return Jet(self.streams[(..., *columns)], self.weights)
         if point != slice(None):
-            raise NotImplementedError("A jet is cut along columns only: jet[:, columns].")
+            raise NotImplementedError(_CUT)
         return Jet(self.streams[(slice(None), slice(None), *columns)], self.weights)
 
     def __add__(self, other: Any) -> Jet:
@@ -125,13 +171,14 @@ class Jet:
         return _multiply(self, 1 / other)
 
     def __rtruediv__(self, other: Any) -> Jet:
-        return _multiply(self.mapped(_bends_of(torch.reciprocal)), other)
+        return _multiply(self.mapped(bends_of(torch.reciprocal)), other)
 
     def __pow__(self, exponent: float) -> Jet:
         power: Jet = torch.pow(self, exponent)  # type: ignore[call-overload]
         return power
 
     def __matmul__(self, matrix: Tensor) -> Jet:
+        _require_columns(self)
         return Jet(self.streams @ matrix, self.weights)
 
     def __getattr__(self, name: str) -> Any:
@@ -139,7 +186,7 @@ class Jet:
         function: Any = getattr(torch, name, None)
         if function in ELEMENTWISE:
             return lambda *args, **kwargs: function(self, *args, **kwargs)
-        raise AttributeError(f"A jet has no {name!r}.")
+        raise AttributeError(_unknown(name))
 
 
 def seeds(points: Tensor, weights: Tensor) -> Jet:
@@ -155,33 +202,55 @@ def streams_of(seen: Tensor | Jet) -> Tensor:
     return seen.streams if isinstance(seen, Jet) else seen
 
 
-def leave_bias_to_values(rows: Tensor, plan: RowPlan) -> None:
-    """Clears the bias' column, the last of rows ``[k, r, columns]``, where they are derivatives."""
-    _, positions = plan.coordinates(rows.device)
-    rows[..., -1].masked_fill_(positions > 0, 0.0)
+def _unknown(name: object) -> str:
+    return (
+        f"derivatives() can't pass torch's {name}. It knows linear maps, elementwise functions, "
+        "+ - * /, cat, stack, sum and columns; for others, differentiate by "
+        "torch.autograd.grad(..., create_graph=True)."
+    )
+
+
+def _require_columns(jet: Jet) -> None:
+    if jet.dim() < 2:
+        raise NotImplementedError(f"A linear map needs columns, not shape {tuple(jet.shape)}.")
+
+
+def _require_alike(jet: Jet, other: Any) -> None:
+    """Streams stand between points and columns, so dimensions don't line up by themselves."""
+    dims = other.dim() if isinstance(other, Jet | Tensor) else 0
+    if dims > jet.dim() or (isinstance(other, Jet) and dims != jet.dim()):
+        shapes = f"{tuple(jet.shape)} and {tuple(other.shape)}"
+        raise NotImplementedError(
+            f"derivatives() can't join shapes {shapes}. Give both the same dimensions, as by "
+            "u[:, 0] or u.unsqueeze(-1)."
+        )
 
 
 def _linear(inputs: Jet, weight: Tensor, bias: Tensor | None = None) -> Jet:
+    _require_columns(inputs)
     jet = Jet(functional.linear(inputs.streams, weight), inputs.weights)
     # Added to a slice: no second pass over the other streams.
     return jet if bias is None else jet.with_value(jet.value + bias)
 
 
-def _add(one: Any, other: Any) -> Jet:
-    if isinstance(one, Jet) and isinstance(other, Jet):
-        return Jet(one.streams + other.streams, one.weights)
-    jet, constant = (one, other) if isinstance(one, Jet) else (other, one)
-    return jet.with_value(jet.value + constant)
+def _add(one: Any, other: Any, *, alpha: float = 1) -> Jet:
+    other = other if alpha == 1 else alpha * other
+    jet, added = (one, other) if isinstance(one, Jet) else (other, one)
+    _require_alike(jet, added)
+    if isinstance(added, Jet):
+        return Jet(jet.streams + added.streams, jet.weights)
+    return jet.with_value(jet.value + added)
 
 
-def _subtract(one: Any, other: Any) -> Jet:
-    return _add(one, -other)
+def _subtract(one: Any, other: Any, *, alpha: float = 1) -> Jet:
+    return _add(one, other, alpha=-alpha)
 
 
 def _multiply(one: Any, other: Any) -> Jet:
-    if isinstance(one, Jet) and isinstance(other, Jet):
-        return one.times(other)
     jet, factor = (one, other) if isinstance(one, Jet) else (other, one)
+    _require_alike(jet, factor)
+    if isinstance(factor, Jet):
+        return jet.times(factor)
     if isinstance(factor, Tensor) and factor.dim() == jet.dim():
         factor = factor.unsqueeze(1)  # the same for each stream of a point
     return Jet(jet.streams * factor, jet.weights)
@@ -191,63 +260,39 @@ def _divide(one: Any, other: Any) -> Jet:
     return _multiply(one, 1 / other)
 
 
-def _concatenate(jets: list[Jet] | tuple[Jet, ...], dim: int = 0) -> Jet:
-    if dim not in (-1, jets[0].dim() - 1) or jets[0].dim() < 2:
+def _concatenate(parts: list[Any] | tuple[Any, ...], dim: int = 0) -> Jet:
+    like = next(part for part in parts if isinstance(part, Jet))
+    if dim not in (-1, like.dim() - 1) or like.dim() < 2:
         raise NotImplementedError("Jets are joined along their last dimension only: cat(dim=-1).")
-    return Jet(torch.cat([jet.streams for jet in jets], dim=-1), jets[0].weights)
+    streams = [
+        part.streams if isinstance(part, Jet) else _constant(part, like.streams) for part in parts
+    ]
+    return Jet(torch.cat(streams, dim=-1), like.weights)
 
 
-def _tanh(value: Tensor) -> Bends:
-    tanh = torch.tanh(value)
-    slope = 1 - tanh * tanh
-    return tanh, slope, -2 * tanh * slope
+def _constant(value: Tensor, like: Tensor) -> Tensor:
+    """The streams of what does not depend on the points."""
+    rest = value.new_zeros(len(value), like.shape[1] - 1, *value.shape[1:])
+    return torch.cat([value.unsqueeze(1), rest], dim=1)
 
 
-def _sin(value: Tensor) -> Bends:
-    sin = torch.sin(value)
-    return sin, torch.cos(value), -sin
-
-
-def _cos(value: Tensor) -> Bends:
-    cos = torch.cos(value)
-    return cos, -torch.sin(value), -cos
-
-
-def _bends_of(function: Unary) -> Callable[[Tensor], Bends]:
-    """Derivatives of any elementwise function, by autograd."""
-
-    @torch.enable_grad()
-    def bends(value: Tensor) -> Bends:
-        at = value if value.requires_grad else value.detach().requires_grad_()
-        outputs = function(at)
-        (slope,) = torch.autograd.grad(outputs.sum(), at, create_graph=True)
-        if not slope.requires_grad:  # of a function that is linear in pieces
-            return outputs, slope, torch.zeros_like(slope)
-        (bend,) = torch.autograd.grad(slope.sum(), at, create_graph=True)
-        return outputs, slope, bend
-
-    return bends
+def _stack(parts: list[Any] | tuple[Any, ...], dim: int = 0) -> Jet:
+    return _concatenate([part.unsqueeze(-1) for part in parts], dim)
 
 
 def _with(bends: Callable[[Tensor], Bends]) -> Callable[..., Jet]:
     return lambda jet, **_: jet.mapped(bends)
 
 
-ELEMENTWISE: frozenset[Any] = frozenset(
-    [
-        *(torch.exp, torch.sigmoid, torch.square, torch.sqrt, torch.log, torch.pow, torch.sinh),
-        *(torch.cosh, torch.erf, torch.reciprocal, torch.atan, torch.asinh, torch.relu),
-        *(functional.relu, functional.elu, functional.celu, functional.selu, functional.gelu),
-        *(functional.silu, functional.mish, functional.softplus, functional.leaky_relu),
-        *(functional.logsigmoid, functional.softsign, torch.tanh, torch.sin, torch.cos),
-    ]
-)
 RULES: dict[Any, Callable[..., Jet]] = {
     functional.linear: _linear,
-    torch.cat: _concatenate,
-    **dict.fromkeys([torch.tanh, Tensor.tanh], _with(_tanh)),
-    **dict.fromkeys([torch.sin, Tensor.sin], _with(_sin)),
-    **dict.fromkeys([torch.cos, Tensor.cos], _with(_cos)),
+    **dict.fromkeys([torch.cat, torch.concat], _concatenate),
+    torch.stack: _stack,
+    torch.sum: Jet.sum,
+    torch.matmul: Jet.__matmul__,
+    **dict.fromkeys([torch.tanh, Tensor.tanh], _with(bends_of_tanh)),
+    **dict.fromkeys([torch.sin, Tensor.sin], _with(bends_of_sin)),
+    **dict.fromkeys([torch.cos, Tensor.cos], _with(bends_of_cos)),
     **dict.fromkeys([torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__], _add),
     **dict.fromkeys([torch.sub, Tensor.sub, Tensor.__sub__], _subtract),
     **dict.fromkeys([torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__], _multiply),

@@ -100,3 +100,15 @@ def plan_rows(
     position = (offset + steps) % positions
     flat = torch.arange(samples, device="cpu").unsqueeze(1) * positions + position
     return RowPlan(samples, positions, flat.flatten())
+
+
+def leave_bias_to_values(rows: Tensor, plan: RowPlan, streams: int) -> None:
+    """Clears the bias' column, the last of rows ``[k, r, columns]``, where they are derivatives.
+
+    Args:
+        rows: Rows of a call.
+        plan: Which positions they are.
+        streams: Streams of each sample: a value, then its derivatives.
+    """
+    _, positions = plan.coordinates(rows.device)
+    rows[..., -1].masked_fill_(positions >= plan.positions // streams, 0.0)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from torch_thor.capture.autograd import as_plain, is_transformed
-from torch_thor.layers.jets import Jet, leave_bias_to_values, streams_of
-from torch_thor.layers.rows import RowPlan
+from torch_thor.layers.jets import Jet, streams_of
+from torch_thor.layers.rows import RowPlan, leave_bias_to_values
 
 if TYPE_CHECKING:
     from torch.autograd.graph import GradientEdge
@@ -100,6 +100,6 @@ class CallRecorder:
         plan = RowPlan(*shape, output_shape=tuple(out.shape))
         rows = adapter.input_rows(layer.module, turned, plan, bias=bias)
         if isinstance(inputs, Jet) and bias:
-            leave_bias_to_values(rows, plan)
+            leave_bias_to_values(rows, plan, inputs.streams.shape[1])
         edge = torch.autograd.graph.get_gradient_edge(streams)
         self.calls.append(RecordedCall(layer, rows, edge, plan, first))

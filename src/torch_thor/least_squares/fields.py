@@ -37,7 +37,8 @@ def derivatives(
 
     One forward pass carries them along, in the place of nested ``torch.autograd.grad``; both give
     the same numbers. ``GaussNewton`` sees all that a layer's weight does only this way. The network
-    may hold linear layers, elementwise functions, ``+ - * /``, ``cat`` and columns.
+    may hold linear layers, elementwise functions, ``+ - * /``, ``cat``, ``stack``, ``sum`` and
+    columns.
 
     Args:
         field: A network, or a function that calls some, of points ``[N, axes]``.

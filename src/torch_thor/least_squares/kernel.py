@@ -84,6 +84,8 @@ def _sides(
 ) -> dict[TrackedLayer, list[tuple[Tensor, Tensor]]]:
     """Rows of a and g of each call behind a column."""
     edges = [call.output for call in calls]
+    if not edges or not column.requires_grad:
+        return {}
     slopes: tuple[Tensor | None, ...] = torch.autograd.grad(
         column.sum(), edges, retain_graph=True, allow_unused=True
     )

@@ -127,7 +127,8 @@ class KroneckerCurvature:
 
     def end(self) -> None:
         """Lets go of the graph, and listens again."""
-        del self._terms, self._gradients, self._residuals
+        self._terms = self._residuals = torch.empty(0)
+        self._gradients = []
         for parameter in self._trained:
             parameter.grad = None
         self._engine.engine.discard()

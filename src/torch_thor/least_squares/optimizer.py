@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch_thor.least_squares.exact import ExactCurvature
 from torch_thor.least_squares.kronecker import KroneckerCurvature
 from torch_thor.least_squares.levenberg import LevenbergMarquardt
-from torch_thor.least_squares.residuals import Residuals, Terms
+from torch_thor.least_squares.residuals import NOT_FINITE, Residuals, Terms
 from torch_thor.least_squares.search import Search, StepReport
 from torch_thor.options.checks import DAMPING, NATURAL, POSITIVE, require_type
 from torch_thor.options.errors import InvalidOptionError, StateMismatchError, require
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from torch_thor.least_squares.quadratic import Direction
+
+_SAME = 1e-3  # what rounding may change of residuals, relative
 
 Curvature: TypeAlias = Literal["exact", "kronecker"]
 
@@ -101,6 +104,7 @@ class GaussNewton(torch.optim.Optimizer):
         self._searches, self._limit = line_search, trust_region
         self._remembers = momentum and curvature == "kronecker"
         self._trained: list[nn.Parameter] = self.param_groups[0]["params"]
+        self._repeats = False  # whether the closure was found to
         self.last_step: StepReport | None = None
         self._curvature: ExactCurvature | KroneckerCurvature
         if curvature == "exact":
@@ -126,35 +130,58 @@ class GaussNewton(torch.optim.Optimizer):
 
         Raises:
             InvalidOptionError: Where the closure returns no residuals.
-            ValueError: Where rows of the residuals are none of the network's (``"exact"``).
+            ValueError: Where rows of the residuals are none of the network's (``"exact"``), where
+                they or their gradients are not finite, change by themselves, or depend on nothing
+                that trains. Weights and λ stay.
         """
-        curvature = self._curvature
-        self._trained = [p for p in self.param_groups[0]["params"] if p.requires_grad]
+        curvature, group = self._curvature, self.param_groups[0]
+        self._trained = [p for p in group["params"] if p.requires_grad]
+        if not self._trained:
+            raise ValueError("No parameter trains: all have requires_grad=False.")
         curvature.begin(self._trained)
-        terms = Terms(closure())
-        curvature.observe(terms)
-        loss = terms.loss.detach()
-        del terms
-        group = self.param_groups[0]
-        if group["damping"] is None:
-            scale = float(curvature.scale)
-            group["damping"] = self._first * scale
-            group["floor"] = torch.finfo(loss.dtype).eps * scale
-        rule = LevenbergMarquardt(group["damping"], group["growth"], self._adaptive, group["floor"])
-        search = Search(
-            closure, float(loss), self._trained, limit=self._limit, retries=self._searches
-        )
         try:
-            self.last_step, step = search.run(curvature, rule, self._previous())
-        except BaseException:
-            search.go_back()
-            raise
+            terms = Terms(closure())
+            loss = terms.check()
+            curvature.observe(terms)
+            if not self._repeats:
+                self._require_repeat(closure, terms.values)
+            returned = terms.loss.detach()
+            del terms
+            rule = self._rule(returned.dtype)
+            search = Search(closure, loss, self._trained, limit=self._limit, retries=self._searches)
+            try:
+                self.last_step, step = search.run(curvature, rule, self._previous())
+            except BaseException:
+                search.go_back()
+                raise
         finally:
             curvature.end()
         self._remember(step)
         if self._adaptive:
             group["damping"], group["growth"] = rule.damping, rule.growth
-        return loss
+        return returned
+
+    def _rule(self, dtype: torch.dtype) -> LevenbergMarquardt:
+        """λ as it stands; the first is measured."""
+        group = self.param_groups[0]
+        if group["damping"] is None:
+            scale = float(self._curvature.scale)
+            if not math.isfinite(scale):
+                raise ValueError(NOT_FINITE)
+            group["damping"] = self._first * scale
+            group["floor"] = torch.finfo(dtype).eps * scale
+        return LevenbergMarquardt(group["damping"], group["growth"], self._adaptive, group["floor"])
+
+    def _require_repeat(self, closure: Callable[[], Residuals], values: Tensor) -> None:
+        """A loss that changes by itself tells nothing of a step."""
+        again = Terms(closure()).values
+        same = again.shape == values.shape
+        if not same or bool((again - values).norm() > _SAME * values.norm()):
+            raise ValueError(
+                "The closure returned other residuals when it was called again at the same "
+                "weights. Draw points between steps, not in the closure, and leave dropout out."
+            )
+        self._repeats = True
 
     def _previous(self) -> Direction | None:
         found = [self.state[p].get("step") for p in self._trained if p in self.state]

@@ -14,6 +14,10 @@ from torch_thor.options.errors import require
 Residuals: TypeAlias = Tensor | Sequence[Tensor]
 
 _ALLOWED = "a tensor of residuals [N, ...], or several in a tuple or list: not the loss"
+NOT_FINITE = (
+    "The gradients of the residuals are not finite, though residuals are: look for a root or a "
+    "norm at zero. Weights and λ are as they were."
+)
 
 
 class Terms:
@@ -35,6 +39,7 @@ class Terms:
         for term in found:
             require("residuals", term, isinstance(term, Tensor), _ALLOWED)
             require("residuals", term, term.dim() > 0 and term.numel() > 0, _ALLOWED)
+            require("residuals", term.dtype, not term.is_complex(), "real: torch.view_as_real(...)")
         self.rows = tuple(len(term) for term in found)
         self.scaled = [term.reshape(len(term), -1) / math.sqrt(len(term)) for term in found]
 
@@ -53,3 +58,25 @@ class Terms:
         """½ Σ of scaled squares."""
         flat = self.flat
         return 0.5 * (flat @ flat)
+
+    def check(self) -> float:
+        """Returns the loss as a number, of residuals that a step can begin with.
+
+        Raises:
+            ValueError: Where they are not finite, or have no gradient.
+        """
+        if not any(term.requires_grad for term in self.scaled):
+            raise ValueError(
+                "No residual depends on a parameter that trains. Compute residuals from the "
+                "model's outputs, without detach() or no_grad()."
+            )
+        loss = float(self.loss.detach())
+        if not math.isfinite(loss):
+            bad = [int((~torch.isfinite(term)).sum()) for term in self.scaled]
+            number = next((number for number, count in enumerate(bad) if count), 0)
+            raise ValueError(
+                f"The loss is {loss} before the step: term {number} of the residuals has "
+                f"{bad[number]} of {self.scaled[number].numel()} values that are not finite. "
+                "Weights and λ are as they were; look at that term's points."
+            )
+        return loss

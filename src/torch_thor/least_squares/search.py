@@ -99,6 +99,7 @@ class Search:
         Returns:
             What it has come to, and the step that was taken.
         """
+        before = rule.damping, rule.growth
         most = 1 + (_RAISES if model.redamps else _HALVINGS) * self._retries
         proposal: Proposal | None = None
         length, attempts = 1.0, 0
@@ -123,7 +124,10 @@ class Search:
             if model.redamps:
                 rule.refuse()
             length /= 2
-        if not model.redamps:
+        if model.redamps:
+            # No λ helped, so none is to blame: from one too large no step would come back.
+            rule.damping, rule.growth = before
+        else:
             rule.refuse()
         return StepReport(self._loss, 0.0, 0.0, rule.damping, 0.0, numbers, attempts), None
 
