@@ -63,7 +63,10 @@ def unknown_choice(argument: str, value: str, allowed: Iterable[str]) -> BenchEr
 
 def reason(error: BaseException) -> str:
     """Returns the message of any exception on one line."""
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # noqa: BLE001 (an exception of a user's own may fail to say what it is)
+        text = ""
     return text or type(error).__name__
 
 

@@ -170,6 +170,8 @@ class Data:
             if isinstance(splits.test, Stream)
             else Picked(splits.test, batch_size=1, seed=seed, share=share)
         )
+        if isinstance(self._test, Picked) and not len(splits.test):
+            raise ValueError("the test data have no sample; give some")
         most = self._train.steps
         self.steps_per_epoch = most if steps_per_epoch is None else min(steps_per_epoch, most)
 

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from thor_bench.records.config import DataSource
 from thor_bench.records.task_card import Measure, TaskCard
@@ -17,6 +19,13 @@ from thor_bench.tasks.judging import Judged, Score, checked_loss, judged, judged
 from thor_bench.tasks.trees import named
 
 Likelihood = Literal["categorical", "bernoulli"]
+_CHOICES = {
+    "loss_reduction": ("mean", "positions_mean"),
+    "likelihood": ("categorical", "bernoulli"),
+    "autocast": (None, torch.bfloat16, torch.float16),
+    "memory_format": (torch.contiguous_format, torch.channels_last),
+}
+_TRAINED: WeakSet[nn.Module] = WeakSet()  # what an earlier run of this process has had
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +173,8 @@ class Task:
             if not isinstance(model, nn.Module):
                 message = f"model() returned {named(model)}"
                 raise TypeError(f"{message}; it must return a torch.nn.Module")
+            check_model(model)
+            _TRAINED.update(model.modules())
             built: nn.Module = model
             return built
 
@@ -205,14 +216,38 @@ def check(task: Any) -> None:
         "model": task.model,
         "loss": task.loss,
         "the metric's score": score,
+        "load": task.load or callable,
+        "collate": task.collate or callable,
     }.items():
         if not callable(value):
             raise TypeError(f"{name} is {named(value)}; it must be a function")
     for name, data in {"train": task.train, "test": task.test}.items():
         if task.load is None and data is None:
             raise TypeError(f"{name} is missing; give tensors, a data set or a DataLoader")
+    for name, allowed in _CHOICES.items():
+        _check_choice(name, getattr(task, name), allowed)
     for name in ("batch_size", "steps_per_epoch", "epochs", "target"):
         _check_number(name, getattr(task, name), whole="_" in name)
+
+
+def check_model(model: nn.Module) -> None:
+    """Checks that a model can begin a run.
+
+    Raises:
+        ValueError: It was trained before, or has weights without a shape.
+    """
+    if any(map(is_lazy, model.parameters())):
+        message = "the model has lazy layers, whose weights have no shape yet"
+        raise ValueError(f"{message}; name their sizes, or call it once on a batch in model()")
+    for module in _TRAINED.intersection(model.modules()):
+        if any(own.requires_grad for own in module.parameters(recurse=False)):
+            message = f"the model has a {type(module).__name__} that an earlier run has trained"
+            raise ValueError(f"{message}; make all of it anew in each call of model() or task()")
+
+
+def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(repr, allowed))}")
 
 
 def _check_number(name: str, value: Any, *, whole: bool) -> None:

@@ -104,15 +104,24 @@ class TaskFile:
         kind = type(error).__name__
         if isinstance(error, SyntaxError) and error.filename and self._is_own(error.filename):
             places, text = [(error.filename, error.lineno or 1)], error.msg
-        elif in_worker := _IN_WORKER.findall(str(error)):  # a loader's process sends its traceback
+        elif in_worker := _IN_WORKER.findall(text):  # a loader's process sends its traceback
             places += [(file, int(line)) for file, line in in_worker if self._is_own(file)]
             text = str(error).strip().splitlines()[-1].removeprefix(f"{kind}: ")
-        elif not places and (code := _code(where)) and self._is_own(code.co_filename):
+        elif not places and (code := self._own_code(where)):
             places = [(code.co_filename, code.co_firstlineno)]
         checked_here = frames[-1][0].startswith(_OURS) and not isinstance(error, SyntaxError)
-        text = text[:_LONGEST] if checked_here else f"{kind}: {text[:_LONGEST]}"
+        text = text[:_LONGEST] if checked_here or text == kind else f"{kind}: {text[:_LONGEST]}"
         place = f"{self.path}:{self.line}" if self.line else str(self.path)
         return f"{self._place(*places[-1]) if places else place}: {doing}: {text}"
+
+    def line_of(self, function: object) -> int:
+        """Returns where a function of the user's begins; 0: not known."""
+        code = self._own_code(function)
+        return code.co_firstlineno if code else 0
+
+    def _own_code(self, function: object) -> CodeType | None:
+        code = _code(function)
+        return code if code and self._is_own(code.co_filename) else None
 
     def _is_own(self, file: str) -> bool:
         """Whether a source file is the user's: in the folder of the task, and not installed."""
@@ -163,8 +172,7 @@ def load_task(name: str) -> Task:
         make = getattr(module, function, None)
         if not callable(make):
             raise BenchError(_without(path, function, module))
-        code = _code(make)
-        file = replace(file, line=code.co_firstlineno if code else 0)
+        file = replace(file, line=file.line_of(make))
         task = file.make(make)
     if isinstance(task.model, nn.Module):
         task = replace(task, model=partial(_again, file, make))
@@ -196,6 +204,8 @@ def _without(path: Path, function: str, module: ModuleType) -> str:
         if callable(value) and getattr(value, "__module__", "") == module.__name__
     ]
     has = f"it has {', '.join(own)}" if own else "it has no function"
+    if function in vars(module):
+        has = f"its {function} is {named(getattr(module, function))}"
     message = f"{path} has no function {function}(); {has}"
     return f"{message}; write def {function}() that returns a Task ({_NEW})"
 

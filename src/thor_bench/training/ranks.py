@@ -32,7 +32,7 @@ def open_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # which "meta" can't
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         message = f"--device {name!r} is not usable on this machine; allowed: cpu, cuda, cuda:N"
         raise BenchError(f"{message} where there is a GPU; try --device cpu") from error

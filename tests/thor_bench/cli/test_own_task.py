@@ -192,6 +192,24 @@ def test_a_model_made_in_task_is_fresh_for_every_seed(folder: Path) -> None:
     assert not torch.equal(weights[0], weights[2])
 
 
+@pytest.mark.parametrize("is_function", [True, False])
+def test_a_model_that_was_trained_is_no_fresh_one(is_function: bool, folder: Path) -> None:
+    file = folder / "tensors.py"
+    shutil.copy(EXAMPLES / "tensors.py", file)
+    changed(file, "def task", "BODY = nn.Linear(2, 1)\n\n\ndef task")
+    text = file.read_text(encoding="utf-8")
+    before, after = text.index("model=lambda"), text.index("        loss=loss")
+    net = "nn.Sequential(BODY, nn.Tanh())"
+    model = f"lambda: {net}" if is_function else net
+    file.write_text(f"{text[:before]}model={model},\n{text[after:]}", encoding="utf-8")
+    words = ("compare", file, "--optimizers", "sgd", "--epochs", 1, "--seeds", 2, "--out", "two")
+    told = run(*words, code=2).stderr
+    assert "the model has a Linear that an earlier run has trained; make all of it anew" in told
+    changed(file, "BODY = nn.Linear(2, 1)", "BODY = nn.Linear(2, 1).requires_grad_(False)")
+    changed(file, "nn.Tanh()", "nn.Tanh(), nn.Linear(1, 1)")
+    run(*words, "--overwrite")  # what is frozen may be shared
+
+
 def test_a_task_of_a_file_is_tuned_and_raced(folder: Path) -> None:
     file = folder / "tensors.py"
     shutil.copy(EXAMPLES / "tensors.py", file)

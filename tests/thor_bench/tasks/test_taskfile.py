@@ -118,6 +118,18 @@ def test_it_trains(folder: Path) -> None:
         ("# HERE", "train = (inputs[:0], labels[:0])", 18, "the training data have no sample"),
         ("# HERE", "train = (inputs, labels[:9])", 18, "train has tensors of 9 and 40 samples"),
         ("# HERE", "train = (x for x in pairs)", 18, "generator, which can be read only once"),
+        ("# HERE", "test = (inputs[:0], labels[:0])", 18, "the test data have no sample"),
+        ("# HERE", "more = {'autocast': 'bf16'}", 23, "autocast is 'bf16'; allowed: None, torch"),
+        ("# HERE", "more = {'loss_reduction': 'sum'}", 23, "allowed: 'mean', 'positions_mean'"),
+        ("# HERE", "more = {'collate': 3}", 23, "collate is an object of type int; it must be a"),
+        ("# HERE", "assert None", 22, "task(): AssertionError"),
+        (
+            "# HERE",
+            "raise type('E', (Exception,), {'__str__': lambda s: 1 / 0})",
+            22,
+            "task(): E",
+        ),
+        ("nn.Linear(4, 2)", "nn.LazyLinear(2)", 19, "the model has lazy layers"),
         ("# HERE", "train = DataLoader([])", 18, "training data have no batch"),
         ("# HERE", "train = DataLoader([], batch_sampler=[])", 18, "training data have no batch"),
         ("# HERE", "train = lambda: [(inputs, labels)]", 18, "no length; set steps_per_epoch"),
@@ -150,6 +162,7 @@ def test_a_missing_file_and_a_missing_function_are_told(folder: Path) -> None:
     line = mistake(file)
     assert "my_task.py has no function task(); it has loss, right, tasks; write def task()" in line
     assert "my_task.py has no function other()" in mistake(f"{file}:other")
+    assert "its labels is a tensor of shape [40]; write def labels()" in mistake(f"{file}:labels")
     assert run("train", f"{file}:tasks", "--optimizer", "sgd").exit_code == 0
     assert (folder / "runs" / "my_task-tasks" / "sgd-seed0").is_dir()
 
