@@ -117,4 +117,6 @@ def _batch_size(workload: Task, usual: int | None, asked: int | None) -> int | N
 def _at_least(argument: str, value: int, least: int, usual: int) -> int:
     if value < least:
         raise BenchError(f"{argument} {value} must be at least {least}; try {argument} {usual}")
+    if value > _MOST:
+        raise BenchError(f"{argument} {value} must be at most {_MOST}; try {argument} {usual}")
     return value

@@ -1,5 +1,6 @@
 """Data that give batches of their own: loaders, other iterables, functions that return one."""
 
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -7,11 +8,13 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from thor_bench.tasks.data import Batch, random_stream
 
 _END = object()
+_WORDS = 625  # of the state of ``random``
 
 
 def seed_all(number: int) -> None:
@@ -19,6 +22,30 @@ def seed_all(number: int) -> None:
     torch.default_generator.manual_seed(number)
     random.seed(number)
     np.random.seed(number % 2**32)  # noqa: NPY002 - users' code may draw from it
+
+
+def random_states() -> Tensor:
+    """Returns the states of torch's CPU generator, ``random`` and NumPy as bytes."""
+    _, words, gauss = random.getstate()
+    _, keys, place, *rest = np.random.get_state()  # noqa: NPY002
+    numbers = [*words, math.nan if gauss is None else gauss, *keys.tolist(), place, *rest]
+    others = torch.tensor(numbers, dtype=torch.float64).view(torch.uint8)
+    return torch.cat([torch.get_rng_state(), others])
+
+
+def restore_random(states: Tensor) -> None:
+    """Takes over what ``random_states`` gave; older checkpoints have torch's state alone."""
+    size = len(torch.get_rng_state())
+    torch.set_rng_state(states[:size].clone())
+    if len(states) == size:
+        return
+    numbers = states[size:].clone().view(torch.float64).tolist()
+    words, gauss, rest = numbers[:_WORDS], numbers[_WORDS], numbers[_WORDS + 1 :]
+    version = random.getstate()[0]
+    drawn = None if math.isnan(gauss) else gauss
+    random.setstate((version, tuple(map(int, words)), drawn))
+    keys, (place, has_gauss, cached) = np.array(rest[:-3], dtype=np.uint32), rest[-3:]
+    np.random.set_state(("MT19937", keys, int(place), int(has_gauss), cached))  # noqa: NPY002
 
 
 class Draws:

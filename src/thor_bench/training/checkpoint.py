@@ -55,7 +55,7 @@ class Checkpoint:
         progress: Where the run stood.
         model: State of the model.
         rule: State of optimizers and schedules.
-        random: State of torch's global generator, one row per rank where there are several.
+        random: States of the global generators, one row per rank where there are several.
         records_bytes: Length of the records file at that moment.
     """
 

@@ -12,7 +12,7 @@ from thor_bench.records.config import DataSource, RunConfig, steps_until
 from thor_bench.tasks import Task
 from thor_bench.tasks.batches import Data, Share
 from thor_bench.tasks.data import Batch
-from thor_bench.tasks.streams import seed_all
+from thor_bench.tasks.streams import random_states, restore_random, seed_all
 from thor_bench.tasks.trees import named
 from thor_bench.training.checkpoint import Checkpoint, Progress
 from thor_bench.training.precision import autocast
@@ -133,7 +133,7 @@ class Session:
             progress=replace(progress),
             model=self.model.state_dict(),
             rule=self.rule.state_dict(),
-            random=self.ranks.collect(torch.get_rng_state()),
+            random=self.ranks.collect(random_states()),
             records_bytes=records_bytes,
         )
 
@@ -151,7 +151,7 @@ class Session:
             raise BenchError(f"{message}; start anew with --overwrite") from error
         state = self.ranks.pick(checkpoint.random)
         if state is not None:
-            torch.set_rng_state(state)
+            restore_random(state)
 
 
 class _Outputs:

@@ -143,6 +143,9 @@ def test_ctrl_c_in_an_epoch_loses_nothing(data: str, folder: Path) -> None:
     shutil.copy(EXAMPLES / "tensors.py", file)
     changed(file, "from torch.nn import", "from torch.utils.data import *\nfrom torch.nn import")
     changed(file, "train=(inputs[:2000], targets[:2000])", f"train={data}, steps_per_epoch=8")
+    changed(file, "import torch\n", "import random\nimport numpy\nimport torch\n")
+    noise = "1 + 0.1 * random.gauss() + 0.1 * numpy.random.randn() + 0.1 * torch.randn(())"
+    changed(file, "(model(inputs), targets)", f"(model(inputs), targets) * ({noise})")
     task = find_task(str(file))
     config = plan_run(task, "thor", seed=1, changes=["interval=3"])
     config = type(config)(**(vars(config) | {"epochs": 2.5, "record_every": 1}))
