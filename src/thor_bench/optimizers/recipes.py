@@ -11,6 +11,8 @@ from thor_bench.optimizers.settings import Settings, override, to_values
 from thor_bench.records.config import RunConfig
 from thor_bench.tasks import Task
 
+_MOST = 2**63 - 1  # of a seed, and of anything that torch counts
+
 DEFAULTS = "defaults"  # the preset in which nothing is tuned
 
 

@@ -194,6 +194,12 @@ def test_numbers_that_are_none_end_the_run_with_a_record(folder: Path) -> None:
     assert "test right became nan after step 1" in mistake(file, code=1)
 
 
+def test_what_no_machine_has_is_told(folder: Path) -> None:
+    file = written(folder)
+    assert "--seed 9223372036854775808 must be at most" in mistake(file, "--seed", 2**63)
+    assert "--device 'meta' is not usable" in mistake(file, "--device", "meta")
+
+
 def test_a_name_that_thor_cannot_exclude_is_told(folder: Path) -> None:
     file = written(folder, ("# HERE", "more = {'exclude': ('head',)}"))
     result = run("train", file, "--optimizer", "thor")
