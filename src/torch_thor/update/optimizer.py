@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -29,11 +28,11 @@ from torch_thor.update.groups import (
     tell_foreign,
 )
 from torch_thor.update.plan import Planner
+from torch_thor.update.reports import ReportsSteps
 from torch_thor.update.rule import UpdateRule
 
 if TYPE_CHECKING:
     from torch_thor.curvature.engine import CurvatureEngine
-    from torch_thor.curvature.memory import MemoryReport
     from torch_thor.linalg.foreach import Lots
     from torch_thor.options.norm_control import NormControl, NormControlKind
     from torch_thor.update.plan import StepPlan
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 Parameters = Iterable[nn.Parameter] | Iterable[ParameterGroup]
 
 
-class CurvatureOptimizer(CopiedWithModel, torch.optim.Optimizer, HasCurvature):
+class CurvatureOptimizer(CopiedWithModel, torch.optim.Optimizer, ReportsSteps):
     """The step that THOR, KFAC and EKFAC share.
 
     Args:
@@ -110,20 +109,6 @@ class CurvatureOptimizer(CopiedWithModel, torch.optim.Optimizer, HasCurvature):
     def preconditioner(self) -> CurvatureEngine:
         """The engine, by its name before version 0.2."""
         return self.engine
-
-    @property
-    def skipped_steps(self) -> int:
-        """Steps that were left out because a gradient was not finite; a scaler's don't count.
-
-        With sharded weights each rank counts its own rows' steps.
-        """
-        return self.engine.skips.total
-
-    def memory(self) -> MemoryReport:
-        """Says what curvature and momentum take, see ``HasCurvature.memory``."""
-        curved = self.engine.followed.layer_of
-        own = sum(self._rule.state_bytes(group, curved) for group in self.param_groups)
-        return replace(super().memory(), state=own)
 
     def add_param_group(self, param_group: ParameterGroup) -> None:
         """Adds a group, as any torch optimizer does.
