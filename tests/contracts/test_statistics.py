@@ -12,7 +12,15 @@ import torch
 from torch import nn
 
 from calls import Calls, calls_of
-from helpers import AT_EVERY_STEP, assert_same_weights, convnet, data, mean_half_square, mlp
+from helpers import (
+    AT_EVERY_STEP,
+    assert_same_weights,
+    convnet,
+    data,
+    gradient_of,
+    mean_half_square,
+    mlp,
+)
 from models import resnet20
 from torch_thor import (
     EKFAC,
@@ -164,12 +172,13 @@ def test_the_step_is_the_one_that_was_taken(kind: str) -> None:
 def test_how_far_a_direction_is_turned(control: Any) -> None:
     """Without momentum and decay the step is the direction."""
     model = mlp(bias=False)
+    weight = model.get_parameter("0.weight")
     thor = THOR(model, norm_control=control, lr=0.1, momentum=0.0, weight_decay=0.0)
     step(model, thor)
-    before = model[0].weight.detach().clone()
+    before = weight.detach().clone()
     step(model, thor)
-    moved = (before - model[0].weight.detach()).flatten()
-    gradient = model[0].weight.grad.flatten()
+    moved = (before - weight.detach()).flatten()
+    gradient = gradient_of(weight).flatten()
     cosine = float(moved @ gradient / (moved.norm() * gradient.norm()))
     assert numbers_of(thor.statistics())["0"].turned == pytest.approx(1 - cosine**2, abs=1e-4)
 

@@ -28,7 +28,7 @@ def test_they_are_those_of_the_dense_matrices(build: Any, split: int | None, mod
         ranks, conditions = [], []
         for sides in pairs:
             means = [side.trace() / len(side) for side in sides]
-            shifts = {
+            shifts: list[Any] = {
                 "relative": [0.1 * mean for mean in means],
                 "both": [0.1, 0.1],
                 "sqrt": [0.1**0.5, 0.1**0.5],

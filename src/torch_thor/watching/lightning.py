@@ -10,7 +10,7 @@ try:
     from lightning.pytorch import Callback
 except ImportError:
     try:
-        from pytorch_lightning import Callback
+        from pytorch_lightning import Callback  # type: ignore[assignment, unused-ignore]
     except ImportError as error:
         reason = "torch_thor.watching.lightning needs Lightning: pip install lightning"
         raise ImportError(reason) from error

@@ -8,7 +8,7 @@ from torch_thor.watching.writing import checked_every, watched
 
 try:
     from transformers import TrainerCallback
-    from transformers.integrations import INTEGRATION_TO_CALLBACK
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 except ImportError as error:
     reason = "torch_thor.watching.transformers needs transformers: pip install transformers"
     raise ImportError(reason) from error
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch_thor.curvature.report import StatisticsReport
     from torch_thor.curvature.surface import HasCurvature
 
-_TRACKERS = tuple(INTEGRATION_TO_CALLBACK.values())
+_TRACKERS: tuple[Any, ...] = tuple(INTEGRATION_TO_CALLBACK.values())
 
 
 class CurvatureCallback(TrainerCallback):  # type: ignore[misc, unused-ignore] # may be Any
