@@ -28,13 +28,13 @@ def test_they_are_those_of_the_dense_matrices(build: Any, split: int | None, mod
         ranks, conditions = [], []
         for sides in pairs:
             means = [side.trace() / len(side) for side in sides]
-            shifts: list[Any] = {
+            by_mode: dict[str, list[Any]] = {
                 "relative": [0.1 * mean for mean in means],
                 "both": [0.1, 0.1],
                 "sqrt": [0.1**0.5, 0.1**0.5],
                 "pi": [(0.1 * means[0] / means[1]) ** 0.5, (0.1 * means[1] / means[0]) ** 0.5],
-            }[mode]
-            values = [torch.linalg.eigvalsh(side.double()) for side in sides]
+            }
+            shifts, values = by_mode[mode], [torch.linalg.eigvalsh(side.double()) for side in sides]
             ranks.append([float(v.sum() ** 2 / v.square().sum()) for v in values])
             conditions.append([float((v[-1] + s) / s) for v, s in zip(values, shifts, strict=True)])
         mean_ranks = torch.tensor(ranks).mean(0).tolist()
