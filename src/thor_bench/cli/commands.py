@@ -8,6 +8,7 @@ import torch
 import typer
 
 from thor_bench.cli import options
+from thor_bench.cli.find import find
 from thor_bench.cli.league import league
 from thor_bench.cli.one_line import OneLineErrors
 from thor_bench.cli.options import RECIPES_ARE_TUNED, console
@@ -130,6 +131,7 @@ def compare(
 
 app.command()(tune)
 app.command()(league)
+app.command()(find)
 
 
 @app.command()

@@ -196,6 +196,7 @@ class CurvatureOptimizer(CopiedWithModel, torch.optim.Optimizer, ReportsSteps):
     def _refresh(self, values: list[dict[str, float]], scale: float = 1.0) -> None:
         """Takes in scheduled values and the statistics, of losses that were multiplied by scale."""
         self._scheduled.give(self.param_groups, values)
+        self._taken_at = {id(group): group["lr"] for group in self.param_groups}
         self.engine.update(self._dampings(), scale)
 
     def _dampings(self) -> dict[nn.Parameter, float]:

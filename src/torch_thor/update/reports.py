@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +35,7 @@ class ReportsSteps(HasCurvature):
 
     _rule: UpdateRule
     _control: Control
+    _taken_at: Mapping[int, float | Tensor] = MappingProxyType({})  # rates of the latest step
     param_groups: list[ParameterGroup]
     state: defaultdict[Tensor, Any]
 
@@ -69,7 +71,7 @@ class ReportsSteps(HasCurvature):
             sources |= _sources(order, group["momentum"], own, self.state)
             group_of |= dict.fromkeys(own, group)
         needed = self._control.needs_rates
-        rates = {p: float(group_of[p]["lr"]) for p in sources} if needed else {}
+        rates = {p: float(self._rate(group_of[p])) for p in sources} if needed else {}
         found = directions_again(self.engine.stacks, self._control, sources, rates)
         return [(layers, self._as_move(layers, own, group_of)) for layers, own in found]
 
@@ -92,15 +94,22 @@ class ReportsSteps(HasCurvature):
             ]
             is_last = linalg.vector(last, found.dtype, found.device) > 0
             lengths = torch.where(is_last, moved, lengths)
-        rates = [group["lr"] for group in groups]
-        if any(isinstance(rate, Tensor) for rate in rates):
-            rate = torch.stack([torch.as_tensor(one, device=found.device) for one in rates])
-        else:
-            rate = linalg.vector(rates, found.dtype, found.device)
+        rate = _vector([self._rate(group) for group in groups], found)
         return torch.stack((lengths * rate / weights, turned))
+
+    def _rate(self, group: ParameterGroup) -> float | Tensor:
+        """The latest step's rate; a scheduler may have moved on since."""
+        return self._taken_at.get(id(group), group["lr"])
 
     def _buffers(self, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
         return [one for p in parameters if (one := _buffer(p, self.state)) is not None]
+
+
+def _vector(rates: Sequence[float | Tensor], like: Tensor) -> Tensor:
+    """Rates as a vector; those on the device stay there."""
+    if any(isinstance(rate, Tensor) for rate in rates):
+        return torch.stack([torch.as_tensor(rate, device=like.device) for rate in rates])
+    return linalg.vector([float(rate) for rate in rates], like.dtype, like.device)
 
 
 def _buffer(parameter: nn.Parameter, states: States) -> Tensor | None:
