@@ -1,8 +1,8 @@
 """Finds THOR's learning rate and damping for a task, in a tenth of the steps of one run.
 
-Steps of the default have a fixed length, so that a run goes about as far as its rate times its
-steps. A short run therefore wants a higher rate: at ``(N / n) ** 0.75`` times the rate of a run of
-N steps, n steps tell of it what N would. All short runs have the whole run's schedule, squeezed,
+Steps of the default have a fixed length, so that a run goes at most as far as its rate times its
+steps. A short run therefore wants a higher rate: at ``(N / n) ** (1 / 3)`` times the rate of a run
+of N steps, n steps tell of it what N would. All short runs have the whole run's schedule, squeezed,
 begin at the same weights with the same batches, and are judged by the loss of batches that none of
 them has seen.
 """
@@ -22,13 +22,14 @@ from thor_bench.training.session import Session
 from torch_thor import THOR, CurvatureError, NonFiniteGradientError
 
 SHARE = 0.1  # of a run's steps
-_EXPONENT = 0.75  # measured on five tasks, see docs/bench.md
+_EXPONENT = 1 / 3  # measured on five tasks, see docs/bench.md
 _RATES = tuple(2.0**power for power in range(-4, 4))  # times the usual one
+_FEWER_RATES = _RATES[2:]
 _DAMPINGS = (0.1, 10.0)  # times the usual one
 _LEAST_STEPS = 2  # of a short run
+_STEPS_FOR_DAMPING = 8  # the same where λ is tried too, of which fewer show nothing
 _JUDGES = 4  # batches
-_AS_GOOD = 0.02  # of what the best short run has gained: no reason to leave what is usual
-_CLEARLY = 0.1  # of the same: what another damping has to gain, which short runs say less of
+_CLEARLY = 0.1  # of what the best short run gained: what another λ has to gain more
 
 
 @dataclass(frozen=True)
@@ -75,16 +76,13 @@ class Found:
 
     @property
     def rate(self) -> float:
-        """The rate to take: of all that are as good as the best one, the most usual."""
-        close = self.best.loss + _AS_GOOD * max(0.0, self.start - self.best.loss)
-        fine = [one.rate for one in self.rates if one.loss <= close]
-        return min(fine, key=lambda rate: abs(math.log(rate / self.usual[0])))
+        """The rate to take."""
+        return self.best.rate
 
     @property
     def damping(self) -> float:
         """The damping to take: the usual one, unless another is clearly better."""
-        same = next(one.loss for one in self.rates if one.rate == self.rate)
-        clear = same - _CLEARLY * max(0.0, self.start - same)
+        clear = self.best.loss - _CLEARLY * max(0.0, self.start - self.best.loss)
         other = min(self.dampings, key=lambda one: one.loss, default=None)
         return other.damping if other is not None and other.loss < clear else self.usual[1]
 
@@ -110,12 +108,13 @@ def find_settings(session: Session) -> Found:
     """
     finder = _Finder(session)
     budget = int(SHARE * session.total_steps)
-    if budget < _LEAST_STEPS * len(_RATES) // 2:
-        least = math.ceil(_LEAST_STEPS * len(_RATES) / 2 / SHARE)
+    if budget < _LEAST_STEPS * len(_FEWER_RATES):
+        least = math.ceil(_LEAST_STEPS * len(_FEWER_RATES) / SHARE)
         message = f"the run of {session.total_steps} steps is too short to try rates in a tenth"
         raise BenchError(f"{message}; keep the usual rate, or take --epochs for {least} steps")
-    ratios = _RATES if budget >= _LEAST_STEPS * len(_RATES) else _RATES[::2]
-    more = _DAMPINGS if budget >= _LEAST_STEPS * (len(ratios) + len(_DAMPINGS)) else ()
+    ratios = _RATES if budget >= _LEAST_STEPS * len(_RATES) else _FEWER_RATES
+    all_runs = len(ratios) + len(_DAMPINGS)
+    more = _DAMPINGS if budget >= _STEPS_FOR_DAMPING * all_runs else ()
     steps = budget // (len(ratios) + len(more))
     usual = finder.usual
     start = finder.loss_after(steps, None, usual[1])
