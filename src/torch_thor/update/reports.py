@@ -36,6 +36,7 @@ class ReportsSteps(HasCurvature):
     _rule: UpdateRule
     _control: Control
     _taken_at: Mapping[int, float | Tensor] = MappingProxyType({})  # rates of the latest step
+    _share = 1.0  # of them, with which it was taken
     param_groups: list[ParameterGroup]
     state: defaultdict[Tensor, Any]
 
@@ -99,7 +100,8 @@ class ReportsSteps(HasCurvature):
 
     def _rate(self, group: ParameterGroup) -> float | Tensor:
         """The latest step's rate; a scheduler may have moved on since."""
-        return self._taken_at.get(id(group), group["lr"])
+        rate: float | Tensor = self._taken_at.get(id(group), group["lr"])
+        return rate * self._share
 
     def _buffers(self, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
         return [one for p in parameters if (one := _buffer(p, self.state)) is not None]
