@@ -89,8 +89,12 @@ def test_the_same_is_found_again() -> None:
 
 
 def test_a_rate_that_is_clearly_better_is_taken() -> None:
-    assert found().rate == RATES[5]
+    """Half way to it, in logarithms; the best place may lie between two rates."""
     assert not found().is_at_edge
+    assert RATES[4] < found().lowest < RATES[6]
+    assert found().rate == pytest.approx((0.02 * found().lowest) ** 0.5, rel=0.05)
+    even = (*LOSSES[:4], 1.0, 0.5, 1.0, 1.4)
+    assert found(even).lowest == pytest.approx(RATES[5])
 
 
 def test_a_rate_at_the_edge_is_told() -> None:
@@ -98,7 +102,8 @@ def test_a_rate_at_the_edge_is_told() -> None:
 
 
 def test_what_diverged_is_never_taken() -> None:
-    assert found((math.inf,) * 7 + (1.0,)).rate == RATES[7]
+    assert found((math.inf,) * 7 + (1.0,)).lowest == RATES[7]
+    assert RATES[4] < found((*LOSSES[:6], math.inf, math.inf)).lowest < RATES[5]
 
 
 @pytest.mark.parametrize(("losses", "damping"), [((0.45, 0.6), 0.01), ((0.2, 0.6), 0.001)])
@@ -137,9 +142,9 @@ def test_the_curve_is_a_line_and_a_figure(tmp_path: Path) -> None:
         assert written.light.stat().st_size > 1000
         assert written.dark.exists()
     rows = figure.table(found()).rows
-    assert [row[-1] for row in rows] == ["", "", "", "", "usual", "taken", "", ""]
+    assert [row[-1] for row in rows] == ["", "", "", "", "usual", "best", "", ""]
     assert rows[-1][2] == "diverged"
-    assert figure.table(found((*LOSSES[:4], 0.1, *LOSSES[5:]))).rows[4][-1] == "usual, taken"
+    assert figure.table(found((*LOSSES[:4], 0.1, *LOSSES[5:]))).rows[4][-1] == "usual, best"
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def find(
     """
     task = find_workload(workload)
     run = RunOptions(epochs=epochs, batch_size=batch_size, device=device, preset=DEFAULTS)
-    config = plan_run(task, "thor", seed=seed, options=run)
+    config = plan_run(task, "thor", seed=seed, changes=["overshoot=none"], options=run)
     found = find_settings(Session(config, task, DataSource(data_dir, download)))
     written = figure.write(found, out or Path("runs") / workload / "find")
     console = options.console

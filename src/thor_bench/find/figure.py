@@ -18,8 +18,7 @@ def draw(theme: Theme, *, found: Found) -> Figure:
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     panels = [("learning rate of the whole run", found.rates, found.usual[0], found.rate)]
     if found.dampings:
-        same = next(one for one in found.rates if one.rate == found.rate)
-        tried = tuple(sorted((*found.dampings, same), key=lambda one: one.damping))
+        tried = tuple(sorted((*found.dampings, found.best), key=lambda one: one.damping))
         panels.append(("damping, at that rate", tried, found.usual[1], found.damping))
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for place, (label, trials, usual, chosen) in zip(axes, panels, strict=True):
@@ -74,7 +73,5 @@ def _loss(trial: Trial) -> str:
 
 
 def _mark(trial: Trial, found: Found) -> str:
-    same = (trial.rate, trial.damping)
-    words = [word for word, it in (("usual", found.usual), ("taken", (found.rate, found.damping)))
-             if same == it]  # fmt: skip
-    return ", ".join(words)
+    words = ["usual"] if (trial.rate, trial.damping) == found.usual else []
+    return ", ".join([*words, "best"] if trial is found.best else words)

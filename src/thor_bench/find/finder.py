@@ -1,10 +1,11 @@
 """Finds THOR's learning rate and damping for a task, in a tenth of the steps of one run.
 
 Steps of the default have a fixed length, so that a run goes at most as far as its rate times its
-steps. A short run therefore wants a higher rate: at ``(N / n) ** (1 / 3)`` times the rate of a run
-of N steps, n steps tell of it what N would. All short runs have the whole run's schedule, squeezed,
+steps. A short run therefore wants a higher rate: at ``(N / n) ** (1 / 4)`` times the rate of a run
+of N steps, n steps stand for N. All short runs have the whole run's schedule, squeezed,
 begin at the same weights with the same batches, and are judged by the loss of batches that none of
-them has seen.
+them has seen. They say less than a whole run, so that the rate to take is half way, in
+logarithms, from the usual one to theirs.
 """
 
 import math
@@ -22,7 +23,7 @@ from thor_bench.training.session import Session
 from torch_thor import THOR, CurvatureError, NonFiniteGradientError
 
 SHARE = 0.1  # of a run's steps
-_EXPONENT = 1 / 3  # measured on five tasks, see docs/bench.md
+_EXPONENT = 1 / 4  # measured on five tasks, see docs/bench.md
 _RATES = tuple(2.0**power for power in range(-4, 4))  # times the usual one
 _FEWER_RATES = _RATES[2:]
 _DAMPINGS = (0.1, 10.0)  # times the usual one
@@ -76,8 +77,20 @@ class Found:
 
     @property
     def rate(self) -> float:
-        """The rate to take."""
-        return self.best.rate
+        """The rate to take, to two digits."""
+        return float(f"{math.sqrt(self.usual[0] * self.lowest):.2g}")
+
+    @property
+    def lowest(self) -> float:
+        """The lowest place of the parabola through the best rate and its neighbours."""
+        place = self.rates.index(self.best)
+        if self.is_at_edge:
+            return self.best.rate
+        # What got worse than it began is as bad as that.
+        low, here, high = (min(one.loss, self.start) for one in self.rates[place - 1 : place + 2])
+        bend = low - 2 * here + high
+        shift = 0.5 * (low - high) / bend if bend > 0 else 0.0
+        return self.best.rate * math.pow(self.rates[1].rate / self.rates[0].rate, shift)
 
     @property
     def damping(self) -> float:
@@ -101,7 +114,8 @@ def find_settings(session: Session) -> Found:
     """Finds rate and damping for what a session trains; the session is as before.
 
     Args:
-        session: Of ``THOR`` with steps of a fixed length, as the preset ``defaults`` has it.
+        session: Of ``THOR`` with steps of a fixed length, as the preset ``defaults`` has it; best
+            without ``overshoot``, which changes the rates of short runs on the way.
 
     Raises:
         BenchError: The run is too short, or another optimizer's, or diverges at every rate.
@@ -125,7 +139,7 @@ def find_settings(session: Session) -> Found:
     if math.isinf(found.best.loss):
         message = f"every rate from {rates[0].rate:g} to {rates[-1].rate:g} diverged"
         raise BenchError(f"{message}; look at the loss and its inputs")
-    dampings = [finder.trial(steps, found.rate, usual[1] * ratio) for ratio in more]
+    dampings = [finder.trial(steps, found.best.rate, usual[1] * ratio) for ratio in more]
     return replace(found, dampings=tuple(dampings))
 
 
