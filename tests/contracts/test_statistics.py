@@ -34,6 +34,7 @@ from torch_thor import (
     Update,
 )
 from torch_thor.curvature.verdict import Verdict
+from torch_thor.directions import orthogonal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,8 +101,10 @@ def test_nothing_changes(kind: str) -> None:
 
 
 @EACH
-def test_nothing_waits(kind: str) -> None:
+def test_nothing_waits(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the operations of asking; reading is what waits. Layers of one shape share all calls."""
+    # A CPU, which nobody waits for, looks at lengths before it squares them.
+    monkeypatch.setattr(orthogonal, "_SAFE_LENGTHS", (0.0, math.inf))
     found = []
     for layers in (2, 6):
         model = nn.Sequential(*(nn.Linear(5, 5) for _ in range(layers)), nn.Linear(5, 3))

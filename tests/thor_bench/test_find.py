@@ -17,7 +17,7 @@ from thor_bench.find.finder import Found, Trial, find_settings
 from thor_bench.find.taken_back import taken_back
 from thor_bench.optimizers.recipes import DEFAULTS, RunOptions, plan_run
 from thor_bench.records.config import DataSource
-from thor_bench.tasks import find_workload
+from thor_bench.tasks import find_task
 from thor_bench.training.session import Session
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ RATES = tuple(0.02 * 2.0**power for power in range(-4, 4))
 
 
 def session(optimizer: str = "thor", epochs: float = 30, **options: Any) -> Session:
-    task = find_workload("tiny")
+    task = find_task("tiny")
     chosen = RunOptions(epochs=epochs, preset=DEFAULTS, **options)
     return Session(plan_run(task, optimizer, seed=0, options=chosen), task, DataSource())
 

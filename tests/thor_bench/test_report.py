@@ -39,7 +39,7 @@ from thor_bench.tasks import ACCURACY, WORKLOADS
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from thor_bench.tasks import Workload
+    from thor_bench.tasks import Task
 
 
 def made_run(
@@ -218,7 +218,7 @@ def test_there_are_colours_for_every_optimizer_at_once() -> None:
     assert len(set(colours(["muon", "paper-thor-stop"]).values())) == 2  # both are usually pink
 
 
-def test_the_page_is_self_contained(tiny: Workload, tmp_path: Path) -> None:
+def test_the_page_is_self_contained(tiny: Task, tmp_path: Path) -> None:
     options = CompareOptions(seeds=1, target=85.0, run=RunOptions(epochs=4, evals_per_epoch=2))
     comparison = plan_comparison(tiny, ["thor", "sgd"], options)
     run_comparison(comparison, tmp_path, source=DataSource(), observe=lambda *_: ())
@@ -235,7 +235,7 @@ def test_the_page_is_self_contained(tiny: Workload, tmp_path: Path) -> None:
     assert all(figure.light.stat().st_size > 5000 for figure in report.figures)
 
 
-def test_the_page_escapes_what_runs_say(tiny: Workload, tmp_path: Path) -> None:
+def test_the_page_escapes_what_runs_say(tiny: Task, tmp_path: Path) -> None:
     comparison = plan_comparison(tiny, ["sgd"], CompareOptions(seeds=1))
     (run,) = run_comparison(comparison, tmp_path, source=DataSource(), observe=lambda *_: ())
     failed = RunFailed(step=1, seconds=1.0, reason="<script>alert(1)</script>")

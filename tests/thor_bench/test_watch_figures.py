@@ -12,7 +12,7 @@ from thor_bench.optimizers.recipes import DEFAULTS, RunOptions, plan_run
 from thor_bench.records.reading import Run, read_run
 from thor_bench.report.figures import write_figure
 from thor_bench.report.watch_figures import draw_statistics, runs_with_statistics
-from thor_bench.tasks import find_workload
+from thor_bench.tasks import find_task
 from thor_bench.training.train import train
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def trained(optimizer: str, directory: Path) -> Run:
-    task = find_workload("tiny")
+    task = find_task("tiny")
     options = RunOptions(epochs=3, preset=DEFAULTS, evals_per_epoch=2)
     train(plan_run(task, optimizer, seed=0, options=options), directory / optimizer)
     return read_run(directory / optimizer)

@@ -10,12 +10,12 @@ from thor_bench.find import figure
 from thor_bench.find.finder import find_settings
 from thor_bench.optimizers.recipes import DEFAULTS, RunOptions, plan_run
 from thor_bench.records.config import DataSource
-from thor_bench.tasks import find_workload
+from thor_bench.tasks import find_task
 from thor_bench.training.session import Session
 
 
 def find(
-    workload: options.WorkloadName = "digits",
+    workload: options.TaskName = "digits",
     *,
     epochs: options.Epochs = None,
     batch_size: options.BatchSize = None,
@@ -29,11 +29,12 @@ def find(
 
     Short runs begin at the same weights, each at another rate, and are all taken back.
     """
-    task = find_workload(workload)
+    task = find_task(workload)
     run = RunOptions(epochs=epochs, batch_size=batch_size, device=device, preset=DEFAULTS)
     config = plan_run(task, "thor", seed=seed, changes=["overshoot=none"], options=run)
+    options.told(task)
     found = find_settings(Session(config, task, DataSource(data_dir, download)))
-    written = figure.write(found, out or Path("runs") / workload / "find")
+    written = figure.write(found, out or Path("runs") / task.label / "find")
     console = options.console
     console.print(figure.table(found).to_rich("Short runs", console))
     rates = [one.rate for one in found.rates]

@@ -12,7 +12,7 @@ from thor_bench.report.curves import curves, draw_curve
 from thor_bench.report.layer_figures import draw_changes, draw_decisions, runs_with_decisions
 from thor_bench.report.style import DARK, LIGHT, Theme, themed
 from thor_bench.report.watch_figures import draw_statistics, runs_with_statistics
-from thor_bench.tasks import find_workload
+from thor_bench.tasks import card_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def draw_figures(runs: Sequence[Run], target: float, directory: Path) -> list[Fi
     Returns:
         The figures, in reading order.
     """
-    metric = find_workload(runs[0].config.workload).metric
+    metric = card_of(runs[0].started).metric
     drawings: list[tuple[str, str, Callable[[Theme], Figure]]] = [
         (one.stem, one.title, partial(draw_curve, curve=one, runs=runs))
         for one in curves(metric, target)

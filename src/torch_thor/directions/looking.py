@@ -39,9 +39,9 @@ def directions_again(
     found = [one for one in chosen if one.slots]
     packed = [one.write(sources) for one in found]
     raw = [
-        control.turn(one.stack.direction(one.slots, source))
-        for one, source in zip(found, packed, strict=True)
+        one.stack.direction(one.slots, source) for one, source in zip(found, packed, strict=True)
     ]
+    raw = list(control.turn(raw)) if raw else raw
     lengths = lengths_of(control, found)
     if lengths is not None and raw:
         factors: Sequence[Tensor | float] = lengths.factors(raw, packed, again=True)
