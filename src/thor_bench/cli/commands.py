@@ -8,6 +8,7 @@ import torch
 import typer
 
 from thor_bench.cli import options
+from thor_bench.cli.find import find
 from thor_bench.cli.league import league
 from thor_bench.cli.new import new
 from thor_bench.cli.one_line import OneLineErrors
@@ -136,6 +137,7 @@ def compare(
 
 app.command()(tune)
 app.command()(league)
+app.command()(find)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from thor_bench.records.reading import Run
 from thor_bench.report.curves import curves, draw_curve
 from thor_bench.report.layer_figures import draw_changes, draw_decisions, runs_with_decisions
 from thor_bench.report.style import DARK, LIGHT, Theme, themed
+from thor_bench.report.watch_figures import draw_statistics, runs_with_statistics
 from thor_bench.tasks import card_of
 
 
@@ -46,6 +47,9 @@ def draw_figures(runs: Sequence[Run], target: float, directory: Path) -> list[Fi
             drawings.append((f"change-{name}", f"Δ per layer, {name}", draw))
         draw = partial(draw_decisions, run=run)
         drawings.append((f"decisions-{name}", f"Decisions over time, {name}", draw))
+    for run in runs_with_statistics(runs):
+        name, draw = run.config.optimizer, partial(draw_statistics, run=run)
+        drawings.append((f"layers-{name}", f"Layers over time, {name}", draw))
     return [write_figure(directory, *drawing) for drawing in drawings]
 
 

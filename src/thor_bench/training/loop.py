@@ -167,10 +167,12 @@ class Loop:
             )
 
     def _after_step(self) -> None:
-        """Writes decisions and evaluates where that is due, outside the clock."""
+        """Writes what layers did and evaluates, where that is due, outside the clock."""
         for decision in self._session.rule.decisions():
             self._emit(decision)
         if self._at_horizon or self._progress.step_in_epoch in self._evaluation_steps:
+            for record in self._session.rule.statistics(self._progress.step):
+                self._emit(record)
             self._evaluate()
 
     def _evaluate(self) -> None:
