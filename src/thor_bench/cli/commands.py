@@ -205,4 +205,6 @@ def report(
     """Write tables, figures and one HTML page about the runs in a folder."""
     written = write_report(directory)
     console.print(written.table.to_rich(written.title, console))
+    console.print(written.legend, style="dim", highlight=False)
+    console.print(written.headline, style="bold", highlight=False)
     typer.echo(f"report: {written.page}")

@@ -13,9 +13,10 @@ from thor_bench.errors import BenchError, reason
 from thor_bench.optimizers.registry import lacking
 from thor_bench.records.reading import Run, find_runs
 from thor_bench.records.records import RunFailed, RunFinished
+from thor_bench.report.differences import differences_table, settings_table
 from thor_bench.report.figures import FigureFile, draw_figures
-from thor_bench.report.summary import Summary, group_by_optimizer, summarize
-from thor_bench.report.tables import TextTable, comparison_csv, comparison_table
+from thor_bench.report.summary import headline, summarize
+from thor_bench.report.tables import TextTable, comparison_csv, comparison_table, legend_of
 from thor_bench.tasks import find_workload
 
 REPORT_FILE = "report.html"
@@ -27,8 +28,10 @@ class Report:
     """What a report wrote, and what it says."""
 
     title: str  # what was compared
+    headline: str  # the result in a sentence
     page: Path
     table: TextTable
+    legend: str  # what its columns mean
     figures: tuple[FigureFile, ...]
 
 
@@ -66,21 +69,6 @@ def _load(directory: Path) -> tuple[list[Run], Comparison | None]:
         order = {name: number for number, name in enumerate(comparison.optimizers)}
         runs.sort(key=lambda r: (order.get(r.config.optimizer, len(order)), r.config.seed))
     return runs, comparison
-
-
-def _configurations(runs: Sequence[Run]) -> TextTable:
-    """Returns the settings of each optimizer as a table."""
-    firsts = [group[0].config for group in group_by_optimizer(runs).values()]
-    rows = tuple(
-        (
-            one.optimizer,
-            f"{one.epochs:g}",
-            str(one.batch_size),
-            ", ".join(f"{key}={value}" for key, value in one.settings.items()),
-        )
-        for one in firsts
-    )
-    return TextTable(("optimizer", "epochs", "batch", "settings"), rows)
 
 
 def run_list(runs: Sequence[Run]) -> TextTable:
@@ -128,17 +116,6 @@ def render(template: str, **values: object) -> str:
     return environment.get_template(template).render(**values)
 
 
-def _headline(summaries: Sequence[Summary], goal: str) -> str:
-    """Returns the result in one sentence."""
-    best = min(summaries, key=lambda row: row.seconds.median)
-    if best.misses * 2 > best.runs:
-        return f"No optimizer reached {goal}."
-    sentence = f"{best.optimizer} is first at {goal}, in {best.seconds.median:.2f} s of training"
-    if best.ratio is not None and best.ratio < 1:
-        sentence += f" ({best.ratio:.2f} of SGD's time)"
-    return f"{sentence}; median over {best.runs} seed{'s' if best.runs > 1 else ''}."
-
-
 def write_report(directory: Path, *, command: str | None = None) -> Report:
     """Writes page, tables (``table.md``, ``table.csv``) and figures for the runs in a folder.
 
@@ -159,6 +136,7 @@ def write_report(directory: Path, *, command: str | None = None) -> Report:
     )
     table = comparison_table(summaries, workload.metric, target, absent)
     goal = f"{workload.metric.name} {workload.metric.goal(target)}"
+    told, legend = headline(summaries, goal), legend_of(table)
     if command is None and comparison is not None:
         command = f"{comparison.command} --out {directory}"
     page = directory / REPORT_FILE
@@ -168,10 +146,13 @@ def write_report(directory: Path, *, command: str | None = None) -> Report:
         html = render(
             "report.html.j2",
             workload=workload,
-            headline=_headline(summaries, goal),
+            goal=goal,
+            headline=told,
             table=table,
+            legend=legend,
             figures=figures,
-            configurations=_configurations(runs),
+            differences=differences_table(runs),
+            settings=settings_table(runs),
             runs=run_list(runs),
             command=command,
             machines=sorted({str(run.started.machine) for run in runs}),
@@ -182,4 +163,4 @@ def write_report(directory: Path, *, command: str | None = None) -> Report:
     except OSError as error:
         message = f"DIR {directory} cannot be written ({reason(error)})"
         raise BenchError(f"{message}; copy the runs to a folder of yours") from error
-    return Report(f"{workload.name}: test {goal}", page, table, tuple(figures))
+    return Report(f"{workload.name}: test {goal}", told, page, table, legend, tuple(figures))
