@@ -46,6 +46,7 @@ def main(arguments: list[str] | None = None) -> list[float]:
     parser.add_argument("--optimizer", choices=["thor", "adamw"], default="thor")
     parser.add_argument("--lr", type=float, help="its peak; THOR: 0.02, AdamW: 0.003")
     parser.add_argument("--steps", type=int, default=60, help="of each of the three parts")
+    parser.add_argument("--images", type=int, default=600, help="that there are of the new task")
     said = parser.parse_args(arguments)
 
     torch.manual_seed(0)
@@ -65,13 +66,28 @@ def main(arguments: list[str] | None = None) -> list[float]:
         lr, optimizer = said.lr or 0.02, THOR(model)
     else:
         lr, optimizer = said.lr or 0.003, torch.optim.AdamW(model.parameters())
-    losses = train(model, optimizer, odd, said.steps, lr)
-    print(f"the head alone: loss {sum(losses[-10:]) / 10:.4f}")
+    few, rest = (tuple(part[where] for part in odd) for where in split(said.images))
+    losses = train(model, optimizer, few, said.steps, lr)
+    print(f"the head alone: loss {losses[-1]:.4f}, accuracy {accuracy(model, rest):.1%}")
 
     model.requires_grad_(requires_grad=True)
-    losses += train(model, optimizer, odd, said.steps, lr)
-    print(f"all layers:     loss {sum(losses[-10:]) / 10:.4f}")
+    losses += train(model, optimizer, few, said.steps, lr)
+    print(f"all layers:     loss {losses[-1]:.4f}, accuracy {accuracy(model, rest):.1%}")
     return losses
+
+
+def split(count: int) -> tuple[slice, slice]:
+    """Returns which samples are trained on, and which are left to test on."""
+    return slice(count), slice(count, None)
+
+
+def accuracy(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
+    """Returns the share of images that are told right."""
+    model.eval()
+    with torch.no_grad():
+        right = model(data[0]).argmax(1) == data[1]
+    model.train()
+    return right.float().mean().item()
 
 
 if __name__ == "__main__":

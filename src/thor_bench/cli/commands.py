@@ -15,6 +15,7 @@ from thor_bench.cli.train import train
 from thor_bench.cli.tune import tune
 from thor_bench.compare import (
     CompareOptions,
+    Comparison,
     checked_target,
     parse_horizons,
     plan_comparison,
@@ -31,6 +32,7 @@ from thor_bench.scaling.command import scale
 from thor_bench.tasks import find_workload
 from thor_bench.training.claim import claimed
 from thor_bench.training.observers import Observer
+from thor_bench.training.rundir import is_pending
 from torch_thor import __version__
 
 app = typer.Typer(
@@ -124,8 +126,18 @@ def compare(
 
     source = DataSource(data_dir, download, workers)
     with claimed(directory):
+        _tell_what_stands(comparison, directory)
         run_comparison(comparison, directory, source=source, observe=observe)
         report(directory)
+
+
+def _tell_what_stands(comparison: Comparison, directory: Path) -> None:
+    """Says how many runs were made before; the rest are trained."""
+    runs = comparison.runs
+    made = sum(not is_pending(config, directory / config.name) for config in runs)
+    if made:
+        told = f"{made} of {len(runs)} runs stand in {directory} and are not repeated"
+        console.print(f"{told}; another --out makes them anew", highlight=False, soft_wrap=True)
 
 
 app.command()(tune)
