@@ -54,8 +54,11 @@ class Theme:
 
 
 def _mixed(colour: str, other: str, weight: float) -> str:
-    pairs = zip(to_rgb(colour), to_rgb(other), strict=True)
-    return to_hex([(1 - weight) * one + weight * two for one, two in pairs])
+    red, green, blue = (
+        (1 - weight) * one + weight * two
+        for one, two in zip(to_rgb(colour), to_rgb(other), strict=True)
+    )
+    return to_hex((red, green, blue))
 
 
 def _contrast(one: str, other: str) -> float:
