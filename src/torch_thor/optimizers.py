@@ -47,7 +47,7 @@ class THOR(CurvatureOptimizer):
 
     | | ``"spectral"``, ``"rms"`` | ``"graft"``, ``"kl_clip"``, ``None`` |
     |---|---|---|
-    | ``lr`` | 0.02 | 0.1 |
+    | ``lr`` | 0.04, ``"rms"`` 0.02 | 0.1 |
     | ``weight_decay`` | 0.05, decoupled | 5e-4, added to the direction |
     | ``damping`` | 0.01 | 3e-4 |
     | ``interval`` | 10 | from 20 on, growing by 1.2 |
@@ -55,7 +55,8 @@ class THOR(CurvatureOptimizer):
     | ``refresh`` | all layers at once | layers in turn |
     | ``base`` | AdamW at 0.15 of the rate, without decay; Muon's rule for matrices | SGD |
 
-    ``base`` then takes output layers, and with ``"spectral"`` biases, too.
+    ``base`` then takes output layers, and with ``"spectral"`` biases, too. Rates of ``"spectral"``
+    fall by themselves while steps overshoot, see ``Update``.
 
     Args:
         model: Model to train.

@@ -16,12 +16,18 @@ from torch_thor import THOR, Base, Damping, GrowingInterval, Statistics, TraceRu
 def _mixed() -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)
+        # A kink would make a jump of what AdamW's epsilon changes, as a vanishing singular value
+        # does later in the run.
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(144, 5),
     )
     return model.double()
 
 
-def _trained(scale: float, steps: int = 30) -> tuple[list[Tensor], float]:
+def _trained(scale: float, steps: int = 12) -> tuple[list[Tensor], float]:
     model = _mixed()
     optimizer = THOR(model)
     generator = draws(1)
@@ -76,8 +82,8 @@ def test_what_is_not_said_fits_the_norm_control() -> None:
         for control in ("spectral", "rms", "graft", None)
     )
     assert _settings(THOR(_mixed())) == spectral
-    assert spectral == (0.02, 0.05, 0.01, 10, 256, replace(base, biases=True))
-    assert rms == (*spectral[:-1], base)
+    assert spectral == (0.04, 0.05, 0.01, 10, 256, replace(base, biases=True))
+    assert rms == (0.02, *spectral[1:-1], base)
     assert graft == none == (0.1, 5e-4, 3e-4, GrowingInterval(20, 1.2), 1024, Base())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from torch_thor.layers.shards import local
 from torch_thor.linalg.foreach import is_asynchronous, lots_of, norms
+from torch_thor.linalg.late import Late, is_captured
 from torch_thor.options.errors import NonFiniteGradientError
 from torch_thor.options.notices import warn
 
@@ -32,9 +32,9 @@ class SkippedSteps:
     def __init__(self) -> None:
         self._told = self._in_a_row = 0
         self._count: Tensor | None = None  # of the device, beside those that the host knows
-        self._copy: _Copy | None = None  # of that count, under way
+        self._copy: Late | None = None  # of that count, under way
         self._noted = self._known = 0  # steps that the device looked at; its count, as last learned
-        self._noted_known = 0  # those up to then
+        self._noted_then = self._noted_known = 0  # those up to the copy, and to what it told last
 
     @property
     def total(self) -> int:
@@ -71,7 +71,7 @@ class SkippedSteps:
 
     def note(self, found_inf: Tensor, step: int, model: nn.Module) -> None:
         """Counts a step that the device leaves out by itself, if it does."""
-        captured = _is_captured(found_inf.device)
+        captured = is_captured(found_inf.device)
         if not captured:
             self._learn(step, model)
         if self._count is None:
@@ -79,13 +79,13 @@ class SkippedSteps:
         self._count.add_(found_inf)
         self._noted += 1
         if self._copy is None and not captured:
-            self._copy = _Copy.begin(self._count, self._noted)
+            self._copy, self._noted_then = Late.begin(self._count), self._noted
 
     def _learn(self, step: int, model: nn.Module) -> None:
         """Takes in what the device has counted, if the copy has come."""
         if self._copy is None or not self._copy.has_come:
             return
-        count, noted = self._copy.read(), self._copy.noted
+        count, noted = int(self._copy.read()), self._noted_then
         new, passed = count - self._known, noted - self._noted_known
         self._copy, self._known, self._noted_known = None, count, noted
         if new == passed:
@@ -110,45 +110,6 @@ class SkippedSteps:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a count; checkpoints of version 0.1 have none."""
         self.total = state.get("skipped_steps", 0)
-
-
-@dataclass(frozen=True)
-class _Copy:
-    """A number on its way from a device to the host.
-
-    Attributes:
-        noted: Steps that it is about.
-    """
-
-    number: Tensor
-    arrival: torch.Event | None  # None: it is there
-    noted: int
-
-    @classmethod
-    def begin(cls, number: Tensor, noted: int) -> _Copy:
-        """Sends a number without waiting for it."""
-        if number.device.type == "cpu":
-            return cls(number.clone(), None, noted)
-        there = torch.empty((), dtype=number.dtype, device="cpu", pin_memory=True)
-        there.copy_(number, non_blocking=True)
-        arrival = torch.Event(number.device)
-        arrival.record()
-        return cls(there, arrival, noted)
-
-    @property
-    def has_come(self) -> bool:
-        """Whether it can be read."""
-        return self.arrival is None or bool(self.arrival.query())
-
-    def read(self) -> int:
-        """The number."""
-        value: Any = self.number.tolist()
-        return int(value)
-
-
-def _is_captured(device: torch.device) -> bool:
-    """Whether what is done now becomes part of a graph, which the host only replays."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def describe_nonfinite(model: nn.Module) -> str:

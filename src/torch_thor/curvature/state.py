@@ -130,6 +130,7 @@ class SavedState:
     trace_rule: tuple[float, ...] = ()
     resting: dict[str, SavedLayer] = field(default_factory=dict)  # frozen when it was saved
     skipped_steps: int = 0  # which an optimizer keeps there
+    overshoot: dict[str, Any] | None = None  # which an optimizer keeps there too
     outputs: dict[str, bool] | None = None  # layers that the base rule has; None: not known yet
 
     def __post_init__(self) -> None:

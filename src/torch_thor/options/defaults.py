@@ -29,11 +29,11 @@ class Defaults:
 
 
 _OWN_RATE = Defaults(
-    lr=0.02,
+    lr=0.04,
     weight_decay=0.05,
     damping=0.01,
     interval=10,
-    update=Update(decoupled_decay=True),
+    update=Update(decoupled_decay=True, overshoot=0.85),
     statistics=Statistics(rows=256),
     # Ten small refreshes cost more than one of all layers, which is no long step.
     refresh=Refresh(stagger=False, inverse_dtype="auto"),
@@ -41,6 +41,8 @@ _OWN_RATE = Defaults(
 )
 _BIASES_AS_COLUMNS = replace(
     _OWN_RATE,
+    lr=0.02,
+    update=Update(decoupled_decay=True),
     base=Base("adamw", lr_scale=0.15, weight_decay=0.0, outputs=True, matrices="muon"),
 )
 _RATE_OF_SGD = Defaults(

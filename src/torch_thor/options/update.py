@@ -18,11 +18,25 @@ class Update(Checked):
         decoupled_decay: Weight decay shrinks the weights by lr · decay, as in AdamW, in
             place of being added to the direction before the momentum that follows it (the
             authors' order). With ``momentum_first`` no momentum follows, and both agree.
+        overshoot: How far steps may overshoot before all learning rates fall: −ρ, where ρ is the
+            loss's slope along a step after it ÷ before it, looked at in every tenth step. At −1 a
+            step ends as high as it began. Rates rise again, up to the groups', while −ρ is
+            smaller; noise makes it smaller. ``None`` leaves rates alone, and so do sharded weights,
+            and steps that a CUDA graph replays. Needs ``momentum_first``.
+
+    Raises:
+        InvalidOptionError: For an overshoot that is out of range, or not seen.
     """
 
     nesterov: bool = True
     momentum_first: bool = True
     decoupled_decay: bool = False
+    overshoot: Annotated[float, SHARE] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        seen = self.overshoot is None or self.momentum_first
+        require("overshoot", self.overshoot, seen, "None where momentum is not first")
 
 
 BaseRule = Literal["sgd", "adamw"]

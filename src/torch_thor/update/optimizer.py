@@ -107,11 +107,6 @@ class CurvatureOptimizer(CopiedWithModel, torch.optim.Optimizer, HasCurvature):
         ranks.agree("options of the optimizer", describe([*options, groups]))
 
     @property
-    def preconditioner(self) -> CurvatureEngine:
-        """The engine, by its name before version 0.2."""
-        return self.engine
-
-    @property
     def skipped_steps(self) -> int:
         """Steps that were left out because a gradient was not finite; a scaler's don't count.
 
@@ -199,7 +194,8 @@ class CurvatureOptimizer(CopiedWithModel, torch.optim.Optimizer, HasCurvature):
         self._refresh(values, looked.scale)
         plan = self._planner.plan(self.param_groups, looked.lots)
         plan.directions.renew()
-        return plan, looked.found_inf
+        self._rule.overshoot.look_back(plan.curved, self.engine.steps - 1)
+        return plan.at(self._rule.overshoot.share), looked.found_inf
 
     def _defers(self, lots: Lots) -> bool:
         """Says so of plain steps on a device whose every parameter moves by fused kernels."""
@@ -250,15 +246,16 @@ class CurvatureOptimizer(CopiedWithModel, torch.optim.Optimizer, HasCurvature):
 
     def catch_up(self, *, up_to_date: bool) -> None:
         """Takes over momentum and groups of a rank that took every step."""
-        own = (super().state_dict(), self.engine.skips.total)
-        ranks = self.engine.communicator
-        current, skipped = ranks.adopt("state of the optimizer", own, valid=up_to_date)
-        self.engine.skips.total = skipped
-        self._load(current)
+        counted = self.engine.skips.state_dict() | self._rule.overshoot.state_dict()
+        own, ranks = (super().state_dict(), counted), self.engine.communicator
+        current, counted = ranks.adopt("state of the optimizer", own, valid=up_to_date)
+        self._load(current, counted)
 
-    def _load(self, state: dict[str, Any]) -> None:
-        """Takes over groups and states as torch has them."""
+    def _load(self, state: dict[str, Any], counted: dict[str, Any]) -> None:
+        """Takes over groups and states as torch has them, and what stands beside them."""
         super().load_state_dict(state)
+        self.engine.skips.load_state_dict(counted)
+        self._rule.overshoot.load_state_dict(counted)
         self._rule.adopt(self.state)
         self._scheduled.take_over()
 
@@ -270,8 +267,8 @@ class CurvatureOptimizer(CopiedWithModel, torch.optim.Optimizer, HasCurvature):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns torch's state plus ``"curvature"``: all that the next steps depend on."""
-        curvature = self.engine.state_dict() | self.engine.skips.state_dict()
-        return super().state_dict() | {"curvature": curvature}
+        counted = self.engine.skips.state_dict() | self._rule.overshoot.state_dict()
+        return super().state_dict() | {"curvature": self.engine.state_dict() | counted}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores a ``state_dict``; the run goes on bit for bit.
@@ -293,8 +290,8 @@ class CurvatureOptimizer(CopiedWithModel, torch.optim.Optimizer, HasCurvature):
         restored = self.engine.fitting(curvature)
         check_saved(self.param_groups, state_dict)
         said = [group[OWN] for group in self.param_groups]
-        self._load({k: v for k, v in state_dict.items() if k != "curvature"})
+        counted = state_dict["curvature"]
+        self._load({k: v for k, v in state_dict.items() if k != "curvature"}, counted)
         for group, own in zip(self.param_groups, said, strict=True):
             group.setdefault(OWN, own)  # not in checkpoints of version 0.1
         self.engine.adopt(restored)
-        self.engine.skips.load_state_dict(state_dict["curvature"])

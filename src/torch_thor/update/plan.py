@@ -5,7 +5,7 @@ Steps differ only where groups, layers or curvature have changed, or others have
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch_thor.capture.snapshot import are_same
@@ -43,6 +43,23 @@ class StepPlan:
     directions: DirectionPlan  # through the curvature, large layers included
     group_of: Mapping[nn.Parameter, ParameterGroup]  # of those with curvature
     can_defer: bool  # whether all move by calls for lists, on a device that the host runs ahead of
+
+    @property
+    def curved(self) -> list[nn.Parameter]:
+        """All that move by their curvature, but those of large layers."""
+        return [parameter for own in self.groups for parameter in own.curved]
+
+    def at(self, share: float) -> StepPlan:
+        """Returns the plan with learning rates that are a share of the groups'."""
+        if share == 1.0:
+            return self
+
+        def slower(group: ParameterGroup) -> ParameterGroup:
+            return {**group, "lr": group["lr"] * share}
+
+        groups = [replace(own, group=slower(own.group)) for own in self.groups]
+        group_of = {p: slower(group) for p, group in self.group_of.items()}
+        return replace(self, groups=groups, group_of=group_of)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch_thor.linalg.foreach import is_asynchronous, lots_of
 from torch_thor.update.base_rules import BASE_RULES, FirstOrder, bytes_of
 from torch_thor.update.matrix_rules import MATRIX_RULES
 from torch_thor.update.momentum import Moving, MovingRows, momentum_buffers
+from torch_thor.update.overshoot import Overshoot
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -43,6 +44,11 @@ class UpdateRule:
     followed: FollowedModel = field(repr=False, compare=False)
 
     @cached_property
+    def overshoot(self) -> Overshoot:
+        """What share of their rates steps are taken with."""
+        return Overshoot(self.order.overshoot)
+
+    @cached_property
     def _first_order(self) -> FirstOrder:
         return BASE_RULES[self.base.rule](self.base, self.order)
 
@@ -69,6 +75,7 @@ class UpdateRule:
             if control.needs_rates:
                 rates.update(dict.fromkeys(moving.parameters, float(moving.group["lr"])))
         directions = plan.directions.take(sources, rates, found_inf)
+        self.overshoot.follow(curved, directions)
         for own, moving in zip(plan.groups, curved, strict=True):
             moving.move([directions[p] for p in own.curved])
             if own.plain:
