@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> list[float]:
     """Train, and return the loss of every step."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--optimizer", choices=["thor", "adamw"], default="thor")
-    parser.add_argument("--lr", type=float, help="its peak; THOR: 0.04, AdamW: 0.002")
+    parser.add_argument("--lr", type=float, help="its peak; THOR: 0.03, AdamW: 0.002")
     parser.add_argument("--steps", type=int, default=400)
     said = parser.parse_args(arguments)
 

@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> list[float]:
     even, odd = ((images[labels % 2 == r], labels[labels % 2 == r] // 2) for r in range(2))
 
     model = timm.create_model("test_resnet", num_classes=5, in_chans=1)
-    train(model, THOR(model), even, said.steps, 0.04)
+    train(model, THOR(model), even, said.steps, 0.03)
 
     model.reset_classifier(5)
     head = model.get_classifier()

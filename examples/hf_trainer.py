@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> list[float]:
     """Train, and return the losses that the Trainer logged."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--optimizer", choices=["thor", "adamw"], default="thor")
-    parser.add_argument("--lr", type=float, help="its peak; THOR: 0.04, AdamW: 0.003")
+    parser.add_argument("--lr", type=float, help="its peak; THOR: 0.03, AdamW: 0.003")
     parser.add_argument("--steps", type=int, default=200)
     said = parser.parse_args(arguments)
 

@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> list[float]:
     """Train, and return the loss of every batch."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--optimizer", choices=["thor", "adamw"], default="thor")
-    parser.add_argument("--lr", type=float, help="its peak; THOR: 0.04, AdamW: 0.003")
+    parser.add_argument("--lr", type=float, help="its peak; THOR: 0.03, AdamW: 0.003")
     parser.add_argument("--epochs", type=int, default=5)
     said = parser.parse_args(arguments)
 

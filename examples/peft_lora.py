@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> list[float]:
     """Pre-train, then fine-tune, and return the losses of the fine-tuning."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--optimizer", choices=["thor", "adamw"], default="thor")
-    parser.add_argument("--lr", type=float, help="its peak; THOR: 0.04, AdamW: 0.003")
+    parser.add_argument("--lr", type=float, help="its peak; THOR: 0.03, AdamW: 0.003")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--pretrain", type=int, default=200, help="steps")
     parser.add_argument("--steps", type=int, default=200)

@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> list[float]:
     """Train, print the test error, and return the loss of every step."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--optimizer", choices=["thor", "adamw"], default="thor")
-    parser.add_argument("--lr", type=float, help="its peak; THOR: 0.04, AdamW: 0.003")
+    parser.add_argument("--lr", type=float, help="its peak; THOR: 0.03, AdamW: 0.003")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch", type=int, default=512)
     said = parser.parse_args(arguments)

@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> list[float]:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="test_vit", help="any name of timm.list_models()")
     parser.add_argument("--optimizer", choices=["thor", "adamw"], default="thor")
-    parser.add_argument("--lr", type=float, help="its peak; THOR: 0.04, AdamW: 0.001")
+    parser.add_argument("--lr", type=float, help="its peak; THOR: 0.03, AdamW: 0.001")
     parser.add_argument("--epochs", type=int, default=10)
     said = parser.parse_args(arguments)
 

@@ -47,7 +47,7 @@ class THOR(CurvatureOptimizer):
 
     | | ``"spectral"``, ``"rms"`` | ``"graft"``, ``"kl_clip"``, ``None`` |
     |---|---|---|
-    | ``lr`` | 0.04, ``"rms"`` 0.02 | 0.1 |
+    | ``lr`` | 0.03, ``"rms"`` 0.02 | 0.1 |
     | ``weight_decay`` | 0.05, decoupled | 5e-4, added to the direction |
     | ``damping`` | 0.01 | 3e-4 |
     | ``interval`` | 10 | from 20 on, growing by 1.2 |

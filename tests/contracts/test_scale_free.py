@@ -27,7 +27,7 @@ def _mixed() -> nn.Module:
     return model.double()
 
 
-def _trained(scale: float, steps: int = 12) -> tuple[list[Tensor], float]:
+def _trained(scale: float, steps: int = 16) -> tuple[list[Tensor], float]:
     model = _mixed()
     optimizer = THOR(model)
     generator = draws(1)
@@ -82,7 +82,7 @@ def test_what_is_not_said_fits_the_norm_control() -> None:
         for control in ("spectral", "rms", "graft", None)
     )
     assert _settings(THOR(_mixed())) == spectral
-    assert spectral == (0.04, 0.05, 0.01, 10, 256, replace(base, biases=True))
+    assert spectral == (0.03, 0.05, 0.01, 10, 256, replace(base, biases=True))
     assert rms == (0.02, *spectral[1:-1], base)
     assert graft == none == (0.1, 5e-4, 3e-4, GrowingInterval(20, 1.2), 1024, Base())
 

@@ -51,16 +51,18 @@ def test_a_constant_rate_leaves_a_lower_floor_than_without() -> None:
     assert ends[0.85] < ends[None] / 4
 
 
-def test_rates_are_whole_where_gradients_are_noise() -> None:
+def test_rates_stay_where_gradients_are_noise() -> None:
     model = _net()
     optimizer = THOR(model)
     generator = torch.Generator().manual_seed(1)
-    for _ in range(8 * EVERY):
+    shares = []
+    for _ in range(40 * EVERY):
         noise = torch.randn(_VALUES.shape, generator=generator)
         (model(_POINTS) * noise).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert _share(optimizer) == 1.0
+        shares.append(_share(optimizer))
+    assert sum(shares) / len(shares) > 0.9
 
 
 def test_the_share_follows_the_slopes_of_a_step() -> None:
@@ -88,16 +90,16 @@ def test_the_share_follows_the_slopes_of_a_step() -> None:
 @pytest.mark.parametrize("cut", [1, EVERY, EVERY + 1, 3 * EVERY + 5])
 def test_a_resumed_run_goes_on_bit_for_bit(cut: int) -> None:
     model = _net()
-    optimizer = THOR(model)
+    optimizer = THOR(model, lr=0.1)
     _train(model, optimizer, cut)
     saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
     expected = _train(model, optimizer, 3 * EVERY)
     other = _net(1)
-    resumed = THOR(other)
+    resumed = THOR(other, lr=0.1)
     other.load_state_dict(saved[0])
     resumed.load_state_dict(saved[1])
     assert _train(other, resumed, 3 * EVERY) == expected
-    assert _share(resumed) == _share(optimizer) < 1.0 or cut + 3 * EVERY < 50
+    assert _share(resumed) == _share(optimizer)
 
 
 def test_a_checkpoint_without_shares_brings_whole_rates() -> None:

@@ -29,7 +29,7 @@ class Defaults:
 
 
 _OWN_RATE = Defaults(
-    lr=0.04,
+    lr=0.03,
     weight_decay=0.05,
     damping=0.01,
     interval=10,

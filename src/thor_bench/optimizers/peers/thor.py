@@ -116,7 +116,7 @@ _SCALE_FREE = (
     "base_weight_decay=0"
 )
 _UNTUNED = (
-    f"{_SCALE_FREE} norm_control=spectral lr=0.04 overshoot=0.85 growth=1 rows=256 stagger=no "
+    f"{_SCALE_FREE} norm_control=spectral lr=0.03 overshoot=0.85 growth=1 rows=256 stagger=no "
     "base_outputs=yes base_biases=yes base_matrices=muon"
 )
 _DIGITS = (
