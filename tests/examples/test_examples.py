@@ -50,12 +50,12 @@ CASES = (
     Case("hf_trainer", "--steps 30", ("transformers", "accelerate")),
     Case("lightning_module", "--epochs 4", ("lightning", "sklearn"), 0.5),
     Case("accelerate_loop", "--epochs 4", ("accelerate", "sklearn"), 0.2),
-    Case("peft_lora", "--pretrain 20 --steps 60", ("peft", "transformers"), 0.95),
+    Case("peft_lora", "--pretrain 20 --steps 60", ("peft", "transformers"), 0.98),
     Case("denoising_unet", "--steps 60", ("sklearn",), 0.5),
     Case("lstm", "--steps 40"),
     Case("pinn", "--steps 100", (), 0.1),
     Case("tabular_mlp", "--epochs 12", ("sklearn",), 0.2),
-    Case("finetune", "--steps 15 --images 600", ("timm", "sklearn"), 0.6),
+    Case("finetune", "--steps 25 --images 600", ("timm", "sklearn"), 0.6),
 )
 
 
