@@ -80,8 +80,17 @@ def draw_curve(theme: Theme, *, curve: Curve, runs: Sequence[Run]) -> Figure:
 
 def _ring(theme: Theme, label: str) -> Line2D:
     """Returns the sign of an arrival for a legend."""
-    look = {"markerfacecolor": theme.paper, "markeredgecolor": theme.ink, "markeredgewidth": 0.9}
-    return Line2D([], [], linestyle="", marker="o", markersize=5.5, label=label, **look)
+    return Line2D(
+        [],
+        [],
+        linestyle="",
+        marker="o",
+        markersize=5.5,
+        markerfacecolor=theme.paper,
+        markeredgecolor=theme.ink,
+        markeredgewidth=0.9,
+        label=label,
+    )
 
 
 def _points(curve: Curve, runs: Sequence[Run]) -> pl.DataFrame:
