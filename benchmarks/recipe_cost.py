@@ -25,7 +25,7 @@ from thor_bench.optimizers.recipes import plan_run
 from thor_bench.optimizers.registry import lacking
 from thor_bench.records.config import DataSource
 from thor_bench.report.tables import TextTable
-from thor_bench.tasks import Workload, find_workload
+from thor_bench.tasks import Task, find_task
 from thor_bench.training.session import Session
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Contestant:
         self.updates.append(end - middle)
 
 
-def measure(workload: Workload, names: list[str], steps: int) -> list[Contestant]:
+def measure(workload: Task, names: list[str], steps: int) -> list[Contestant]:
     """Trains all recipes in turn and returns what their steps took."""
     source = DataSource()
     data = workload.load(source)
@@ -117,7 +117,7 @@ def main() -> None:
         names = chosen.optimizers.split(",")
         absent = lacking(names)
         present = [name for name in names if name not in absent]
-        contestants = measure(find_workload(chosen.workload), present, chosen.steps)
+        contestants = measure(find_task(chosen.workload), present, chosen.steps)
     except BenchError as error:
         parser.error(str(error))
     threads = torch.get_num_threads()

@@ -16,7 +16,7 @@ from thor_bench.records.records import RECORDS_FILE
 from thor_bench.report.figures import draw_changes, write_figure
 from thor_bench.report.summary import Spread, summarize
 from thor_bench.report.tables import TextTable
-from thor_bench.tasks import find_workload
+from thor_bench.tasks import find_task
 from thor_bench.training.train import train
 
 SEEDS = 5
@@ -54,7 +54,7 @@ CASES = (
 
 def runs_of(case: Case, directory: Path) -> list[Run]:
     """Returns a case's runs, made where they are missing."""
-    workload, found = find_workload("digits"), []
+    workload, found = find_task("digits"), []
     for seed in range(SEEDS):
         folder = directory / f"{case.stem}-{seed}"
         options = RunOptions(evals_per_epoch=4)
@@ -80,7 +80,7 @@ def deciles(values: list[float]) -> tuple[str, str, str]:
 
 def row(case: Case, runs: list[Run]) -> tuple[str, ...]:
     """Returns a case's line of the table."""
-    (summary,) = summarize(runs, find_workload("digits").target)
+    (summary,) = summarize(runs, find_task("digits").target)
     decided = [[r.decision for r in run.decisions if r.change is not None] for run in runs]
     means = [statistics.mean(one.count(kind) for one in decided) for kind in ("update", "freeze")]
     asked = statistics.mean(len(one) for one in decided)

@@ -13,7 +13,7 @@ from thor_bench.optimizers.settings import Positive
 from thor_bench.records.config import DataSource, RunConfig, command_line
 from thor_bench.records.disk import keep, kept
 from thor_bench.records.reading import Run, read_run
-from thor_bench.tasks import Workload, find_workload
+from thor_bench.tasks import Task, find_task
 from thor_bench.training.early_stop import EarlyStop
 from thor_bench.training.observers import Observer
 from thor_bench.training.rundir import has_run, is_pending, make_directory
@@ -29,7 +29,7 @@ class Comparison:
     workload: str
     optimizers: tuple[str, ...]  # in the order of tables and figures
     seeds: int
-    target: float  # value of the workload's metric that is timed
+    target: float | None  # value of the metric that is timed; None: what others reach
     runs: tuple[RunConfig, ...]  # seed by seed, so that a drift of the machine hits all alike
     command: str  # that makes the comparison
     to_target: bool = False  # whether a run ends there, before its horizon
@@ -40,7 +40,7 @@ class CompareOptions:
     """What a user may change about a comparison."""
 
     seeds: int = 3
-    target: float | None = None  # None for the workload's own
+    target: float | None = None  # None for the task's own
     to_target: bool = False
     horizons: Mapping[str, float] | None = None  # epochs by optimizer; the others keep theirs
     changes: Sequence[str] = ()  # optimizer.key=value
@@ -48,7 +48,7 @@ class CompareOptions:
 
 
 def plan_comparison(
-    workload: Workload, optimizers: Sequence[str], options: CompareOptions
+    workload: Task, optimizers: Sequence[str], options: CompareOptions
 ) -> Comparison:
     """Settles every run of a comparison.
 
@@ -68,6 +68,10 @@ def plan_comparison(
         for seed in range(options.seeds)
         for name in names
     )
+    target = checked_target(workload, options.target)
+    if target is None and options.to_target:
+        message = f"--to-target: {workload.name} has no target"
+        raise BenchError(f"{message}; give --target, or set one in its Task")
     command = command_line(
         "thor", "compare", workload.name,
         optimizers=names,
@@ -82,7 +86,7 @@ def plan_comparison(
         workload=workload.name,
         optimizers=names,
         seeds=options.seeds,
-        target=checked_target(workload, options.target),
+        target=target,
         runs=runs,
         command=command,
         to_target=options.to_target,
@@ -127,8 +131,8 @@ def _changes_by_optimizer(names: Sequence[str], changes: Sequence[str]) -> dict[
     return sorted_changes
 
 
-def checked_target(workload: Workload, target: float | None) -> float:
-    """Returns a target that the metric allows; None takes the workload's.
+def checked_target(workload: Task, target: float | None) -> float | None:
+    """Returns a target that the metric allows; None takes the task's, which may have none.
 
     Raises:
         BenchError: The value is out of range, or a fraction in the place of a percentage.
@@ -136,9 +140,11 @@ def checked_target(workload: Workload, target: float | None) -> float:
     metric = workload.metric
     if target is None:
         return workload.target
-    if not metric.low <= target <= metric.high:
-        message = f"--target {target} must be in {metric.low:g} … {metric.high:g} {metric.unit}"
-        raise BenchError(f"{message} ({metric.name}); try --target {workload.target:g}")
+    low, high = metric.range
+    if not low <= target <= high:
+        message = f"--target {target} must be in {low:g} … {high:g} {metric.unit}"
+        usual = f"{workload.target:g}" if workload.target is not None else "one in that range"
+        raise BenchError(f"{message} ({metric.name}); try --target {usual}")
     if metric.unit == "%" and 0 < target <= 1:
         message = f"--target {target} is read as {target} %, not as a fraction"
         raise BenchError(f"{message}; did you mean --target {100 * target:g}?")
@@ -191,8 +197,7 @@ def run_comparison(
     absent = _absent(comparison)
     make_directory(directory)
     keep(comparison, directory / COMPARISON_FILE)
-    metric = find_workload(comparison.workload).metric
-    stop = EarlyStop(metric, comparison.target) if comparison.to_target else None
+    stop = _early_stop(comparison)
     made = []
     for number, config in enumerate(runs, start=1):
         folder = directory / config.name
@@ -212,6 +217,12 @@ def run_comparison(
                 raise RunInterruptedError(f"{message}; go on with: {again}") from stopped
         made.append(read_run(folder))
     return made
+
+
+def _early_stop(comparison: Comparison) -> EarlyStop | None:
+    if comparison.target is None or not comparison.to_target:
+        return None
+    return EarlyStop(find_task(comparison.workload).metric, comparison.target)
 
 
 def _absent(comparison: Comparison) -> dict[str, str]:

@@ -10,6 +10,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import ClassVar
 
+import torch.distributed as dist
+
+from torch_thor import CollectiveError
+
 
 class BenchError(Exception):
     """A user's mistake or a broken file: one line that says what is wrong and what to do."""
@@ -61,6 +65,12 @@ def reason(error: BaseException) -> str:
     """Returns the message of any exception on one line."""
     text = " ".join(str(error).split())
     return text or type(error).__name__
+
+
+def is_lost_contact(error: BaseException) -> bool:
+    """Whether an error is the failure of a collective; gloo's have no type of their own."""
+    known = isinstance(error, CollectiveError | dist.DistError)
+    return known or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 
 @contextmanager

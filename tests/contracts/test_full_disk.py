@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional
 from typer.testing import CliRunner
 
 from thor_bench.cli.commands import app
 from thor_bench.records.reading import read_run
-from thor_bench.tasks import ACCURACY, WORKLOADS, Workload
+from thor_bench.tasks import ACCURACY, WORKLOADS, Task
 from thor_bench.tasks.data import TensorSplit, TrainTest
+from thor_bench.tasks.pairs import CLASSES
 from thor_bench.training.checkpoint import CHECKPOINT_FILE
 
 if TYPE_CHECKING:
@@ -40,13 +40,13 @@ def _clouds() -> TrainTest[TensorSplit]:
 @pytest.fixture(autouse=True)
 def clouds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A workload whose whole run takes a moment."""
-    workload = Workload(
+    workload = Task(
         name="clouds",
         description="two clouds",
         input_summary="64 + 32 points",
         load=lambda _source: _clouds(),
-        build_model=lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)),
-        loss=functional.cross_entropy,
+        model=lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)),
+        loss=CLASSES.loss,
         metric=ACCURACY,
         target=90.0,
         epochs=3,

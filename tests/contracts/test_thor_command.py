@@ -19,7 +19,7 @@ from thor_bench.errors import RunInterruptedError
 from thor_bench.optimizers.recipes import RunOptions, plan_run
 from thor_bench.records.reading import read_run
 from thor_bench.records.records import RunFinished
-from thor_bench.tasks import find_workload
+from thor_bench.tasks import find_task
 from thor_bench.training.train import train
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class StopsAtOnce:
 def stopped(out: Path, *, preset: str | None = None, changes: tuple[str, ...] = ()) -> Path:
     """The folder of a run of its own kind that was stopped in its first epoch."""
     options = RunOptions(epochs=0.5, batch_size=128, evals_per_epoch=2, preset=preset)
-    config = plan_run(find_workload("digits"), "adamw", seed=3, changes=changes, options=options)
+    config = plan_run(find_task("digits"), "adamw", seed=3, changes=changes, options=options)
     with pytest.raises(RunInterruptedError):
         train(config, out, observers=[StopsAtOnce()])
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers import AT_EVERY_STEP, data, mean_half_square
-from torch_thor import THOR, CurvatureWarning, Preconditioner, Refresh, Statistics, linalg
+from torch_thor import THOR, CurvatureWarning, Damping, Preconditioner, Refresh, Statistics, linalg
 from torch_thor.curvature import block_batch
 from torch_thor.curvature.verdict import Verdict
 from torch_thor.options.trace_rule import Decision
@@ -218,3 +219,30 @@ def test_a_model_that_becomes_float64_goes_on() -> None:
     mean_half_square(model(inputs.double()), targets.double()).backward()
     optimizer.step()
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.cpu  # another device would have to be waited for
+@pytest.mark.parametrize("mode", ["relative", "sqrt", "pi"])
+def test_the_bound_on_condition_numbers_is_of_the_blocks_that_are_there(
+    mode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is entered into the ladder of products, and saves some."""
+    seen: list[tuple[Tensor, float]] = []
+    plain = linalg.inverse_root
+
+    def noting(matrices: Tensor, power: float, condition: float) -> tuple[Tensor, Tensor]:
+        seen.append((matrices.double(), condition))
+        return plain(matrices, power, condition)
+
+    monkeypatch.setattr(linalg, "inverse_root", noting)
+    model = three_layers()
+    damping, refresh = Damping(0.01, mode), Refresh(stagger=False)
+    thor = refreshing(model, damping=damping, statistics=Statistics(rows=None), refresh=refresh)
+    backward(model)
+    thor.step()
+    values = [torch.linalg.eigvalsh(own) for own, _ in seen]
+    true = max(float((own[:, -1] / own[:, 0]).max()) for own in values)
+    (bound,) = {condition for _, condition in seen}
+    assert 0.99 * true <= bound <= 10 * true
+    known = max(stack.condition(0.01) for stack in thor.engine.stacks)
+    assert bound <= known if mode == "relative" else bound < known == math.inf

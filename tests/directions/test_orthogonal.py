@@ -8,9 +8,14 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from torch_thor.directions import orthogonal
-from torch_thor.directions.orthogonal import orthogonalize
 
 SHAPES = [(2, 1, 3, 4), (1, 2, 5, 5), (2, 1, 5, 3), (1, 1, 4, 30), (1, 1, 30, 4)]
+
+
+def orthogonalize(matrices: Tensor, iterations: int) -> Tensor:
+    """One stack by itself."""
+    (found,) = orthogonal.orthogonalize([matrices], iterations)
+    return found
 
 
 def expected(matrix: Tensor, iterations: int) -> Tensor:
@@ -89,12 +94,15 @@ def test_zeros_stay_zero() -> None:
         assert torch.equal(orthogonalize(torch.zeros(shape), 4), torch.zeros(shape))
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 12, 30), (1, 2, 10, 7)])
-def test_tiles_are_made_alike_each_by_itself(shape: tuple[int, ...]) -> None:
-    """Twelve rows in tiles of four; ten in tiles of four, the last of two."""
-    matrices = torch.randn(shape, dtype=torch.float64)
-    parts = [orthogonalize(part, 4) for part in matrices.split(4, dim=2)]
-    torch.testing.assert_close(orthogonalize(matrices, 4, tile=4), torch.cat(parts, dim=2))
+@pytest.mark.parametrize("scale", [1.0, 1e-30])
+def test_stacks_of_several_kinds_are_each_made_alike_by_itself(scale: float) -> None:
+    """One of them is too small to be squared."""
+    stacks = [torch.randn(shape) for shape in SHAPES]
+    stacks[1] *= scale
+    stacks = [*stacks, *(stack.double() for stack in stacks)]
+    found = orthogonal.orthogonalize(stacks, 4)
+    for one, stack in zip(found, stacks, strict=True):
+        torch.testing.assert_close(one, orthogonalize(stack, 4), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.cpu  # others multiply in bfloat16

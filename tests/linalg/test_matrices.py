@@ -117,3 +117,15 @@ def test_the_largest_eigenvalue_of_a_gram_matrix() -> None:
     exact = torch.linalg.eigvalsh(rows.mT @ rows)[:, -1]
     torch.testing.assert_close(linalg.largest_eigenvalue(rows), exact, rtol=1e-6, atol=0.0)
     assert linalg.largest_eigenvalue(torch.zeros(2, 3, 4)).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_what_is_not_all_zeros_is_seen_however_small(dtype: torch.dtype) -> None:
+    """Squares of some of these are zero."""
+    zeros = torch.zeros(3, 40, dtype=dtype)
+    tensors = [zeros]
+    for value in (1e-30, -1e-30, torch.nan, -torch.inf):
+        tensors.append(zeros.clone())
+        tensors[-1][1, 7] = value
+    assert linalg.are_nonzero(tensors).tolist() == [False, True, True, True, True]
+    assert linalg.are_nonzero([-zeros, tensors[1][:, ::3]]).tolist() == [False, False]

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from thor_bench.cli.commands import app
 from thor_bench.errors import RunInterruptedError
 from thor_bench.optimizers.recipes import RunOptions, plan_run
 from thor_bench.records.config import DataSource
-from thor_bench.tasks import ACCURACY, WORKLOADS, Workload, find_workload
+from thor_bench.tasks import ACCURACY, WORKLOADS, Task, find_task
 from thor_bench.tasks.data import TensorSplit, TrainTest
 from thor_bench.tasks.models import small_resnet
+from thor_bench.tasks.pairs import CLASSES
 from thor_bench.training import precision
 from thor_bench.training.ranks import Ranks, open_ranks
 from thor_bench.training.train import train
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from thor_bench.records.config import RunConfig
     from thor_bench.records.records import Record
 
+OWN = Path(__file__).parents[2] / "examples" / "tasks" / "tensors.py"
 PUBLISHED = (("cifar10-resnet18", "paper"), ("imagenet-resnet50", "paper-256"))
 STEPS_BEFORE_THE_SIGNAL = 6
 
@@ -45,10 +46,10 @@ def without_batch_norm() -> nn.Module:
     return model
 
 
-def published(name: str, dtype: torch.dtype | None) -> Workload:
+def published(name: str, dtype: torch.dtype | None) -> Task:
     """A published pipeline with a small network."""
     build = small_model if dtype else without_batch_norm
-    return replace(find_workload(name), autocast=dtype, build_model=build)
+    return replace(find_task(name), autocast=dtype, model=build)
 
 
 def train_published(data: Path, out: Path, ranks: Ranks) -> None:
@@ -68,6 +69,12 @@ def train_published(data: Path, out: Path, ranks: Ranks) -> None:
             train(config, folder, source=source, ranks=ranks)
 
 
+def train_own(out: Path, ranks: Ranks) -> None:
+    """Trains a task file."""
+    config = plan_run(find_task(str(OWN)), "thor", seed=0, options=RunOptions(epochs=0.25))
+    train(replace(config, record_every=1), out / "own", ranks=ranks)
+
+
 def _load(_source: DataSource) -> TrainTest[TensorSplit]:
     generator = torch.Generator().manual_seed(0)
     targets = torch.arange(96) % 2
@@ -79,13 +86,13 @@ def _clouds() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.1), nn.Linear(8, 2))
 
 
-WORKLOADS["clouds"] = Workload(
+WORKLOADS["clouds"] = Task(
     name="clouds",
     description="two clouds; masks of dropout and averages of BatchNorm differ between ranks",
     input_summary="64 + 32 points",
     load=_load,
-    build_model=_clouds,
-    loss=functional.cross_entropy,
+    model=_clouds,
+    loss=CLASSES.loss,
     metric=ACCURACY,
     target=90.0,
     epochs=3,
@@ -94,7 +101,7 @@ WORKLOADS["clouds"] = Workload(
 
 
 def plan_clouds() -> RunConfig:
-    config = plan_run(find_workload("clouds"), "thor", seed=0, changes=["interval=2"])
+    config = plan_run(find_task("clouds"), "thor", seed=0, changes=["interval=2"])
     return replace(config, record_every=1)
 
 
@@ -135,6 +142,7 @@ def main(job: str, folder: Path) -> None:
         observers = []
         if not ranks.restarted:
             train_published(folder / "data", folder / "two", ranks)
+            train_own(folder / "two", ranks)
             train_stopped(folder, ranks)
             observers.append(SignalAt(signal.SIGKILL))
         train(plan_clouds(), folder / "killed", observers=observers, ranks=ranks)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional
 
-from thor_bench.tasks import ACCURACY, WORKLOADS, Workload
+from thor_bench.tasks import ACCURACY, WORKLOADS, Task
 from thor_bench.tasks.data import TensorSplit, TrainTest
+from thor_bench.tasks.pairs import CLASSES
 
 if TYPE_CHECKING:
     from thor_bench.records.config import DataSource
@@ -28,13 +28,13 @@ def _model() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 2))
 
 
-TINY = Workload(
+TINY = Task(
     name="tiny",
     description="two clouds",
     input_summary="64 + 32 points",
     load=_load,
-    build_model=_model,
-    loss=functional.cross_entropy,
+    model=_model,
+    loss=CLASSES.loss,
     metric=ACCURACY,
     target=90.0,
     epochs=3,
@@ -43,7 +43,7 @@ TINY = Workload(
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> Workload:
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Task:
     """Registers the workload ``tiny``."""
     monkeypatch.setitem(WORKLOADS, TINY.name, TINY)
     return TINY

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from thor_bench.records.config import RunConfig
-    from thor_bench.tasks import Workload
+    from thor_bench.tasks import Task
     from thor_bench.training.observers import Observer
 
 
 @pytest.fixture(autouse=True)
-def two_tasks(tiny: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+def two_tasks(tiny: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     """Registers ``other``, which is ``tiny`` with a harder target."""
     other = replace(tiny, name="other", target=100.0, epochs=1)
     monkeypatch.setitem(WORKLOADS, "other", other)
@@ -141,7 +141,7 @@ def test_runs_to_another_target_are_not_mixed_in(
 
 
 def test_missing_data_are_told_before_anything_trains(
-    tiny: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def missing(_source: DataSource) -> Never:
         raise BenchError("no files; apt install them")

@@ -23,7 +23,7 @@ from thor_bench.optimizers.registry import OPTIMIZERS
 from thor_bench.optimizers.rule import build_rule
 from thor_bench.optimizers.settings import Settings, from_values, override, to_values
 from thor_bench.records.config import DataSource
-from thor_bench.tasks import find_workload
+from thor_bench.tasks import find_task
 from thor_bench.tasks.data import TensorSplit, TrainTest
 from thor_bench.tasks.gpt import GPT
 from thor_bench.training.session import Session
@@ -31,20 +31,20 @@ from torch_thor import THOR, NormControl
 from torch_thor.update.optimizer import CurvatureOptimizer
 
 if TYPE_CHECKING:
-    from thor_bench.tasks import Likelihood, Workload
+    from thor_bench.tasks import Likelihood, Task
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_every_parameter_moves(name: str) -> None:
     if told := OPTIMIZERS[name].lacks():
         pytest.skip(told)
-    workload = find_workload("digits")
+    workload = find_task("digits")
     config = plan_run(workload, name, seed=0)
-    model = workload.build_model()
+    model = workload.build()
     before = {key: value.clone() for key, value in model.named_parameters()}
     rule = build_rule(model, config, steps_per_epoch=2)
     for _ in range(2):  # SOAP takes its basis from the first step and moves nothing in it
-        loss = workload.loss(model(torch.randn(16, 1, 8, 8)), torch.arange(16) % 10)
+        loss = workload.loss_of(model, (torch.randn(16, 1, 8, 8), torch.arange(16) % 10))
         rule.zero_grad()
         loss.backward()
         rule.step()
@@ -55,8 +55,8 @@ def test_every_parameter_moves(name: str) -> None:
 @pytest.mark.parametrize("name", ["thor", "kfac", "ekfac"])
 def test_curvature_learns_what_the_loss_is_a_mean_over(name: str) -> None:
     for workload, reduction in (("digits", "mean"), ("text-gpt", "positions_mean")):
-        task = find_workload(workload)
-        rule = build_rule(task.build_model(), plan_run(task, name, seed=0), steps_per_epoch=2)
+        task = find_task(workload)
+        rule = build_rule(task.build(), plan_run(task, name, seed=0), steps_per_epoch=2)
         (optimizer,) = rule.optimizers
         assert isinstance(optimizer, CurvatureOptimizer)
         assert optimizer.engine.options.statistics.loss_reduction == reduction
@@ -114,7 +114,7 @@ def test_the_constant_schedule_stays_up() -> None:
     assert {rate(step) for step in range(9, 100)} == {1.0}
 
 
-def test_schedule_free_evaluates_the_average_of_the_weights(tiny: Workload) -> None:
+def test_schedule_free_evaluates_the_average_of_the_weights(tiny: Task) -> None:
     config = plan_run(tiny, "schedule-free", seed=0, changes=["warmup=0", "beta1=0.5"])
     session = Session(config, tiny, DataSource())
     weight = next(session.model.parameters())
@@ -137,15 +137,15 @@ def test_schedule_free_evaluates_the_average_of_the_weights(tiny: Workload) -> N
     assert torch.allclose(weight, training, atol=1e-6)
 
 
-def _autoencoder() -> Workload:
+def _autoencoder() -> Task:
     images = torch.rand(40, 784)
     splits = TrainTest(TensorSplit(images, images), TensorSplit(images, images))
-    return replace(find_workload("fashion-autoencoder"), load=lambda _: splits, batch_size=20)
+    return replace(find_task("fashion-autoencoder"), load=lambda _: splits, batch_size=20)
 
 
 @pytest.mark.parametrize("likelihood", ["categorical", "bernoulli"])
 def test_statistics_of_drawn_labels(
-    likelihood: str, tiny: Workload, monkeypatch: pytest.MonkeyPatch
+    likelihood: str, tiny: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workload = tiny if likelihood == "categorical" else _autoencoder()
     asked, norms = [], []
@@ -196,7 +196,7 @@ def test_flattened_muon_equals_muon_on_the_matrix(memory_format: torch.memory_fo
 @pytest.mark.parametrize("name", ["muon", "muon-polar", "normuon", "adamuon"])
 def test_relatives_of_muon_have_their_authors_rates(name: str) -> None:
     untuned = RunOptions(preset="defaults")
-    config = plan_run(find_workload("text-gpt"), name, seed=0, options=untuned)
+    config = plan_run(find_task("text-gpt"), name, seed=0, options=untuned)
     model = GPT(symbols=11, context=8, width=16, blocks=1, heads=2)
     hidden, rest = build_rule(model, config, steps_per_epoch=10).optimizers
     assert isinstance(rest, torch.optim.AdamW)
@@ -236,7 +236,7 @@ def test_kron_takes_convolutions_as_matrices() -> None:
     if told := OPTIMIZERS["kron"].lacks():
         pytest.skip(told)
     model = nn.Sequential(nn.Conv2d(2, 5, 3), nn.Flatten(), nn.Linear(5, 3))
-    config = plan_run(find_workload("digits"), "kron", seed=0)
+    config = plan_run(find_task("digits"), "kron", seed=0)
     rule = build_rule(model, config, steps_per_epoch=2)
     model(torch.randn(4, 2, 3, 3)).square().sum().backward()
     rule.step()

@@ -17,7 +17,7 @@ from thor_bench.optimizers.peers import kfac, thor
 from thor_bench.optimizers.recipes import find_recipe, plan_run
 from thor_bench.optimizers.registry import OPTIMIZERS, find_peers
 from thor_bench.optimizers.settings import from_values, override, to_values
-from thor_bench.tasks import WORKLOADS, find_workload
+from thor_bench.tasks import WORKLOADS, find_task
 from torch_thor import EKFAC, KFAC, THOR
 from torch_thor.update.optimizer import CurvatureOptimizer
 
@@ -152,4 +152,4 @@ def test_every_setting_reaches_its_option() -> None:
 )
 def test_what_an_option_does_not_take_is_told_before_the_run(change: str, told: str) -> None:
     with pytest.raises(BenchError, match=told):
-        plan_run(find_workload("digits"), "thor", seed=0, changes=[change])
+        plan_run(find_task("digits"), "thor", seed=0, changes=[change])

@@ -13,14 +13,14 @@ from thor_bench.optimizers.recipes import RunOptions, find_recipe, plan_run
 from thor_bench.optimizers.registry import OPTIMIZERS
 from thor_bench.optimizers.rule import TrainingRule, build_rule
 from thor_bench.optimizers.settings import from_values
-from thor_bench.tasks import find_workload
+from thor_bench.tasks import find_task
 from torch_thor import THOR, GrowingInterval
 
 STEPS = 10  # per epoch, so that a step is a tenth of an epoch
 
 
 def rule(preset: str, optimizer: str) -> TrainingRule:
-    workload = find_workload("imagenet-resnet50")
+    workload = find_task("imagenet-resnet50")
     config = plan_run(workload, optimizer, seed=0, options=RunOptions(preset=preset))
     return build_rule(nn.Sequential(nn.Linear(3, 2)), config, STEPS)
 
@@ -64,7 +64,7 @@ def test_learning_rates(preset: str, optimizer: str, epoch: float, expected: flo
     ],
 )
 def test_damping(preset: str, epoch: float, expected: float) -> None:
-    workload = find_workload("imagenet-resnet50")
+    workload = find_task("imagenet-resnet50")
     config = plan_run(workload, "paper-thor", seed=0, options=RunOptions(preset=preset))
     settings = from_values(THORSettings, dict(config.settings))
     (optimizer,) = thor.build(Training(nn.Linear(3, 2), STEPS), settings)
@@ -84,7 +84,7 @@ def test_what_else_the_paper_gives() -> None:
     ]
     assert len(published) == 16
     for (workload, preset), name in published:
-        setup = find_recipe(find_workload(workload), name, preset)
+        setup = find_recipe(find_task(workload), name, preset)
         cifar = workload == "cifar10-resnet18"
         assert setup.settings.weight_decay == 5e-4
         assert getattr(setup.settings, "split", None) in (None, 72 if cifar else 128)
@@ -117,13 +117,13 @@ def test_variants_are_those_of_the_paper(
 
 
 def test_defaults_are_nobodys_tuned_settings() -> None:
-    workload = find_workload("digits")
+    workload = find_task("digits")
     config = plan_run(workload, "thor", seed=0, options=RunOptions(preset="defaults"))
     assert config.epochs == workload.epochs
-    model = workload.build_model()
+    model = workload.build()
     built = build_rule(model, config, 17).optimizers[0]
     every = GrowingInterval(10, 1.0)
-    untuned = THOR(workload.build_model(), interval=every)
+    untuned = THOR(workload.build(), interval=every)
     assert isinstance(built, THOR)
     # What it is built from: groups (the schedule has moved lr), norm control, order, base.
     for one in (built, untuned):
@@ -137,6 +137,6 @@ def test_defaults_are_nobodys_tuned_settings() -> None:
     assert built.engine.options == untuned.engine.options
     assert config.settings["lr"] == 0.02
     torchs = plan_run(workload, "adamw", seed=0, options=RunOptions(preset="defaults")).settings
-    adamw = torch.optim.AdamW(workload.build_model().parameters()).defaults
+    adamw = torch.optim.AdamW(workload.build().parameters()).defaults
     assert (torchs["lr"], torchs["weight_decay"]) == (adamw["lr"], adamw["weight_decay"])
     assert (torchs["beta1"], torchs["beta2"], torchs["eps"]) == (*adamw["betas"], adamw["eps"])

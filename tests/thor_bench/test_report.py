@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from thor_bench.report.style import Theme
-    from thor_bench.tasks import Workload
+    from thor_bench.tasks import Task
 
 
 def made_run(
@@ -286,7 +286,7 @@ def test_the_headline_says_how_sure_it_is(runs: list[Run]) -> None:
     assert headline(summarize(runs, 99.0), "99 %") == "No optimizer reached 99 %."
 
 
-def test_settings_are_told_by_what_is_no_default(tiny: Workload) -> None:
+def test_settings_are_told_by_what_is_no_default(tiny: Task) -> None:
     def table(changes: list[str], preset: str | None) -> tuple[TextTable, TextTable]:
         options = CompareOptions(seeds=1, changes=changes, run=RunOptions(preset=preset))
         configs = plan_comparison(tiny, ["thor", "sgd"], options).runs
@@ -300,7 +300,7 @@ def test_settings_are_told_by_what_is_no_default(tiny: Workload) -> None:
     assert {row[-1] for row in short.rows} == {"nothing: its defaults"}
 
 
-def test_the_page_is_self_contained(tiny: Workload, tmp_path: Path) -> None:
+def test_the_page_is_self_contained(tiny: Task, tmp_path: Path) -> None:
     options = CompareOptions(seeds=1, target=85.0, run=RunOptions(epochs=4, evals_per_epoch=2))
     comparison = plan_comparison(tiny, ["thor", "sgd"], options)
     run_comparison(comparison, tmp_path, source=DataSource(), observe=lambda *_: ())
@@ -317,7 +317,7 @@ def test_the_page_is_self_contained(tiny: Workload, tmp_path: Path) -> None:
     assert all(figure.light.stat().st_size > 5000 for figure in report.figures)
 
 
-def test_the_page_escapes_what_runs_say(tiny: Workload, tmp_path: Path) -> None:
+def test_the_page_escapes_what_runs_say(tiny: Task, tmp_path: Path) -> None:
     comparison = plan_comparison(tiny, ["sgd"], CompareOptions(seeds=1))
     (run,) = run_comparison(comparison, tmp_path, source=DataSource(), observe=lambda *_: ())
     failed = RunFailed(step=1, seconds=1.0, reason="<script>alert(1)</script>")

@@ -31,7 +31,7 @@ from thor_bench.scaling.model import (
 )
 from thor_bench.scaling.networks import NETWORKS, find_network, parse_ranks
 from thor_bench.scaling.report import like_ascend, parts_table, predict, step_table
-from thor_bench.scaling.tasks import TASKS, Task, build_optimizer, find_task
+from thor_bench.scaling.scaled_models import MODELS, ScaledModel, build_optimizer, find_model
 from thor_bench.scaling.worker import Measured
 from torch_thor import Intervals
 
@@ -175,7 +175,7 @@ def _small() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
 
 
-SMALL = Task(
+SMALL = ScaledModel(
     name="small",
     build_model=_small,
     draw=lambda samples: (torch.randn(samples, 4), torch.randint(2, (samples,))),
@@ -230,11 +230,11 @@ def test_a_profile_is_measured_saved_and_read(tmp_path: Path) -> None:
 
 def test_the_tasks_have_the_published_sizes() -> None:
     with torch.device("meta"):
-        built = {name: task.build_model() for name, task in TASKS.items()}
+        built = {name: task.build_model() for name, task in MODELS.items()}
     parameters = {name: sum(p.numel() for p in model.parameters()) for name, model in built.items()}
     # Radford et al. 2019: 124 million, the head tied to the embedding, here without its bias
     assert parameters["gpt2-small"] == 124_439_808
-    inputs, targets = find_task("gpt2-small").draw(2)
+    inputs, targets = find_model("gpt2-small").draw(2)
     assert inputs.shape == targets.shape == (2, 1024)
 
 

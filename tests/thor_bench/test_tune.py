@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from thor_bench.records.config import RunConfig
     from thor_bench.records.reading import Run
     from thor_bench.records.records import Record
-    from thor_bench.tasks import Workload
+    from thor_bench.tasks import Task
     from thor_bench.training.observers import Observer
     from thor_bench.tune.tuning import StudyResult
 
@@ -68,7 +68,7 @@ class Clock:
         pass
 
 
-def ask(workload: Workload, names: Sequence[str] = ("thor", "sgd", "adamw"), **asked: Any) -> Study:
+def ask(workload: Task, names: Sequence[str] = ("thor", "sgd", "adamw"), **asked: Any) -> Study:
     return Study(workload=workload.name, optimizers=tuple(names), **asked)
 
 
@@ -116,7 +116,7 @@ def test_every_optimizer_has_as_many_dimensions_around_its_recipe(name: str) -> 
         assert own.low < (1 - value if f"1 - {key}" in space else value) < own.high
 
 
-def test_momentum_is_searched_by_its_distance_from_one(tiny: Workload) -> None:
+def test_momentum_is_searched_by_its_distance_from_one(tiny: Task) -> None:
     recipe = plan_run(tiny, "sgd", seed=0)
     assert recipe.settings["momentum"] == 0.9
     rest = search_space(recipe)["1 - momentum"]
@@ -130,13 +130,13 @@ def test_momentum_is_searched_by_its_distance_from_one(tiny: Workload) -> None:
         assert 0.7 <= momentum <= 1 - 0.1 / 3 + 1e-4
 
 
-def test_horizons_are_whole_quarters_of_an_epoch(tiny: Workload, tmp_path: Path) -> None:
+def test_horizons_are_whole_quarters_of_an_epoch(tiny: Task, tmp_path: Path) -> None:
     epochs = [one.epochs for one in search_of(tiny, "sgd", tmp_path, trials=9).configs]
     assert len(set(epochs)) > 3
     assert all(4 * one == round(4 * one) and 1.5 <= one <= 6 for one in epochs)
 
 
-def test_all_optimizers_are_tried_at_the_same_points(tiny: Workload) -> None:
+def test_all_optimizers_are_tried_at_the_same_points(tiny: Task) -> None:
     places = {}
     for name in ("thor", "sgd", "adamw"):
         recipe = plan_run(tiny, name, seed=0)
@@ -166,7 +166,7 @@ def test_the_first_trial_is_the_recipe_even_outside_of_the_space(tmp_path: Path)
     assert 1e-6 <= weight_decay <= 1e-3
 
 
-def test_more_trials_begin_with_the_same_ones(tiny: Workload) -> None:
+def test_more_trials_begin_with_the_same_ones(tiny: Task) -> None:
     recipe = plan_run(tiny, "sgd", seed=0)
 
     def points(count: int, seed: int) -> list[dict[str, float]]:
@@ -176,12 +176,12 @@ def test_more_trials_begin_with_the_same_ones(tiny: Workload) -> None:
     assert points(3, 4)[1] != points(3, 3)[1]
 
 
-def search_of(workload: Workload, name: str, directory: Path, *, trials: int) -> Search:
+def search_of(workload: Task, name: str, directory: Path, *, trials: int) -> Search:
     journal = open_journal(directory / JOURNAL_FILE)
     return Search(plan_run(workload, name, seed=0), journal, trials=trials, seed=0)
 
 
-def test_the_limit_is_the_time_of_the_last_finalist(tiny: Workload, tmp_path: Path) -> None:
+def test_the_limit_is_the_time_of_the_last_finalist(tiny: Task, tmp_path: Path) -> None:
     search = search_of(tiny, "sgd", tmp_path, trials=4)
     for number, (time, limits) in enumerate(
         [
@@ -198,7 +198,7 @@ def test_the_limit_is_the_time_of_the_last_finalist(tiny: Workload, tmp_path: Pa
 
 
 def test_a_journal_that_is_cut_off_at_any_write_loses_no_trial(
-    tiny: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each write is cut in half once, as where the process is killed, and its lock stays."""
     (tmp_path / "whole").mkdir()
@@ -243,7 +243,7 @@ def test_a_broken_journal_is_told_in_one_line(tmp_path: Path) -> None:
         open_journal(tmp_path / JOURNAL_FILE)
 
 
-def test_a_study_finds_winners_and_reports_them(tiny: Workload, tmp_path: Path) -> None:
+def test_a_study_finds_winners_and_reports_them(tiny: Task, tmp_path: Path) -> None:
     run = RunOptions(evals_per_epoch=4)
     result = make(tmp_path, ask(tiny, trials=3, seeds=2, run=run))
     assert len(result.trials) == 9
@@ -270,7 +270,7 @@ def test_a_study_finds_winners_and_reports_them(tiny: Workload, tmp_path: Path) 
 
 
 def test_the_target_is_what_every_fresh_seed_of_the_best_first_order_run_reaches(
-    tiny: Workload, tmp_path: Path
+    tiny: Task, tmp_path: Path
 ) -> None:
     result = make(tmp_path, ask(tiny, trials=2, seeds=3))
     trials = [*runs_of(result, "sgd"), *runs_of(result, "adamw")]
@@ -293,7 +293,7 @@ def test_a_falling_metric_sets_an_easier_target_upwards() -> None:
     assert (falls.perfect, ACCURACY.perfect) == (0.0, 100.0)
 
 
-def test_settled_trials_end_early_and_it_changes_no_winner(tiny: Workload, tmp_path: Path) -> None:
+def test_settled_trials_end_early_and_it_changes_no_winner(tiny: Task, tmp_path: Path) -> None:
     run = RunOptions(evals_per_epoch=4)
     result = make(tmp_path, ask(tiny, trials=4, seeds=1, target=80.0, run=run))
     for one in result.trials:
@@ -315,9 +315,7 @@ def test_settled_trials_end_early_and_it_changes_no_winner(tiny: Workload, tmp_p
             assert len(times) == 4 * one.run.config.epochs
 
 
-def test_finalists_run_again_and_the_best_over_all_seeds_wins(
-    tiny: Workload, tmp_path: Path
-) -> None:
+def test_finalists_run_again_and_the_best_over_all_seeds_wins(tiny: Task, tmp_path: Path) -> None:
     run = RunOptions(evals_per_epoch=4)
     study = ask(tiny, ["thor", "sgd"], trials=4, finalists=2, seeds=1, target=80.0, run=run)
     clock = Clock()
@@ -339,7 +337,7 @@ def test_finalists_run_again_and_the_best_over_all_seeds_wins(
     assert again.begun == []
 
 
-def test_a_missed_seed_ranks_behind_any_time(tiny: Workload, tmp_path: Path) -> None:
+def test_a_missed_seed_ranks_behind_any_time(tiny: Task, tmp_path: Path) -> None:
     result = make(tmp_path, ask(tiny, ["sgd"], trials=2, seeds=1, target=60.0))
     hit = next(one for one in result.trials if seconds(one.run, 60.0) < math.inf)
     never = replace(hit.run, evaluations=hit.run.evaluations[:0])
@@ -348,7 +346,7 @@ def test_a_missed_seed_ranks_behind_any_time(tiny: Workload, tmp_path: Path) -> 
     assert ranked([lost, unlucky, hit], 60.0) == [hit, unlucky, lost]
 
 
-def test_where_all_miss_the_best_value_wins(tiny: Workload, tmp_path: Path) -> None:
+def test_where_all_miss_the_best_value_wins(tiny: Task, tmp_path: Path) -> None:
     (one,) = make(tmp_path, ask(tiny, ["sgd"], trials=1, seeds=1, target=60.0)).trials
     values = [[50.0, 40.0], [55.0, 30.0], [], [45.0, 54.0]]
     trials = [
@@ -364,7 +362,7 @@ def test_where_all_miss_the_best_value_wins(tiny: Workload, tmp_path: Path) -> N
     assert [one.number for one in ranked(trials, 60.0)] == [1, 3, 0, 2]
 
 
-def test_a_killed_study_goes_on_and_repeats_nothing(tiny: Workload, tmp_path: Path) -> None:
+def test_a_killed_study_goes_on_and_repeats_nothing(tiny: Task, tmp_path: Path) -> None:
     study = ask(tiny, trials=3, seeds=1, target=80.0)
     first = Clock(stop_in=5)
     with pytest.raises(KeyboardInterrupt):
@@ -381,7 +379,7 @@ def test_a_killed_study_goes_on_and_repeats_nothing(tiny: Workload, tmp_path: Pa
 
 
 def test_a_signal_says_how_to_go_on(
-    tiny: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_args: object, **_options: object) -> None:
         raise RunInterruptedError("stopped")
@@ -393,7 +391,7 @@ def test_a_signal_says_how_to_go_on(
     assert "thor-000; go on with: thor tune tiny" in str(told.value)
 
 
-def test_another_study_in_the_folder_is_refused(tiny: Workload, tmp_path: Path) -> None:
+def test_another_study_in_the_folder_is_refused(tiny: Task, tmp_path: Path) -> None:
     study = ask(tiny, ["sgd"], trials=2, run=RunOptions(batch_size=8))
     open_study(study, tmp_path)
     open_study(study, tmp_path)
@@ -404,7 +402,7 @@ def test_another_study_in_the_folder_is_refused(tiny: Workload, tmp_path: Path) 
         open_study(replace(study, trials=3), tmp_path)
 
 
-def test_a_broken_study_is_told_in_one_line(tiny: Workload, tmp_path: Path) -> None:
+def test_a_broken_study_is_told_in_one_line(tiny: Task, tmp_path: Path) -> None:
     (tmp_path / STUDY_FILE).write_text('{"workload": "tiny", "trials": []}')
     with pytest.raises(BenchError, match=r"study.json cannot be read .*; name another --out"):
         open_study(ask(tiny), tmp_path)
@@ -481,7 +479,7 @@ def test_the_profile_is_what_a_hand_computes() -> None:
     assert found["slowdown"].to_list() == [1.0, 2.0, 1.5, 1.0, math.inf, math.inf]
 
 
-def test_several_studies_share_a_profile(tiny: Workload, tmp_path: Path) -> None:
+def test_several_studies_share_a_profile(tiny: Task, tmp_path: Path) -> None:
     asked: dict[str, Any] = {"trials": 1, "seeds": 1, "target": 60.0}
     assert write_study(make(tmp_path, ask(tiny, ["thor", "sgd"], **asked))).profile is None
     result = make(tmp_path, ask(WORKLOADS["digits"], ["sgd", "adamw"], **asked))

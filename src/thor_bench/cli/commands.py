@@ -9,6 +9,7 @@ import typer
 
 from thor_bench.cli import options
 from thor_bench.cli.league import league
+from thor_bench.cli.new import new
 from thor_bench.cli.one_line import OneLineErrors
 from thor_bench.cli.options import RECIPES_ARE_TUNED, console
 from thor_bench.cli.train import train
@@ -29,10 +30,10 @@ from thor_bench.records.config import DataSource, RunConfig
 from thor_bench.report.page import write_report
 from thor_bench.report.tables import optimizers_table, workloads_table
 from thor_bench.scaling.command import scale
-from thor_bench.tasks import find_workload
+from thor_bench.tasks import find_task
 from thor_bench.training.claim import claimed
 from thor_bench.training.observers import Observer
-from thor_bench.training.rundir import is_pending
+from thor_bench.training.rundir import forget_runs, is_pending
 from torch_thor import __version__
 
 app = typer.Typer(
@@ -72,17 +73,18 @@ def workloads() -> None:
 
 
 @app.command()
-def optimizers(workload: options.WorkloadName = "digits") -> None:
+def optimizers(workload: options.TaskName = "digits") -> None:
     """List the optimizers with their tuned settings for a workload."""
-    console.print(optimizers_table(find_workload(workload)))
+    console.print(optimizers_table(find_task(workload)))
 
 
+app.command()(new)
 app.command(epilog=RECIPES_ARE_TUNED)(train)
 
 
 @app.command(epilog=RECIPES_ARE_TUNED)
 def compare(
-    workload: options.WorkloadName = "digits",
+    workload: options.TaskName = "digits",
     *,
     optimizers: options.Optimizers = "thor,sgd,adamw",
     seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 3,
@@ -99,13 +101,14 @@ def compare(
     download: options.Download = False,
     preset: options.Preset = None,
     workers: options.Workers = None,
+    overwrite: options.OverwriteAll = False,
 ) -> None:
     """Train several optimizers and seeds, and compare their time to a target.
 
     Runs that are on disk already are not repeated: a stopped comparison goes on where it was.
     """
-    task = find_workload(workload)
-    run = RunOptions(epochs=epochs, batch_size=batch_size, evals_per_epoch=evals_per_epoch)
+    task = find_task(workload)
+    run = RunOptions(epochs=epochs, batch_size=batch_size, device=device, preset=preset)
     comparison = plan_comparison(
         task,
         options.names_in(optimizers),
@@ -115,10 +118,10 @@ def compare(
             to_target=to_target,
             horizons=parse_horizons(horizon),
             changes=changes or (),
-            run=replace(run, device=device, preset=preset),
+            run=replace(run, evals_per_epoch=evals_per_epoch),
         ),
     )
-    directory = out or Path("runs") / f"compare-{workload}"
+    directory = out or Path("runs") / f"compare-{options.told(task).label}"
 
     def observe(config: RunConfig, folder: Path, number: int) -> list[Observer]:
         title = f"[{number}/{len(comparison.runs)}] {config.name}"
@@ -126,6 +129,8 @@ def compare(
 
     source = DataSource(data_dir, download, workers)
     with claimed(directory):
+        if overwrite:
+            forget_runs(directory)
         _tell_what_stands(comparison, directory)
         run_comparison(comparison, directory, source=source, observe=observe)
         report(directory)
@@ -146,7 +151,7 @@ app.command()(league)
 
 @app.command()
 def split(
-    workload: options.WorkloadName = "digits",
+    workload: options.TaskName = "digits",
     *,
     out: Annotated[Path | None, typer.Option(help="Folder of tables and figure.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and order.")] = 0,
@@ -158,8 +163,8 @@ def split(
 
     Inversion times go to the cache that split=auto reads.
     """
-    task = find_workload(workload)
-    directory = out or Path("runs") / f"split-{workload}"
+    task = find_task(workload)
+    directory = out or Path("runs") / f"split-{task.label}"
     with claimed(directory):
         found = measure(task, DataSource(data_dir, download), device=device, seed=seed)
         written = report_split(found, f"{workload} on {device}", directory)
@@ -171,7 +176,7 @@ def split(
 
 @app.command()
 def paper(
-    workload: options.WorkloadName = "digits",
+    workload: options.TaskName = "digits",
     *,
     seeds: Annotated[int, typer.Option(help="Seeds of each optimizer.")] = 3,
     target: options.Target = None,
@@ -190,11 +195,11 @@ def paper(
 
     Runs that are on disk already are not repeated: a stopped command goes on where it was.
     """
-    usual = find_workload(workload)
+    usual = find_task(workload)
     task = replace(usual, target=checked_target(usual, target))
     run = RunOptions(epochs=epochs, evals_per_epoch=evals_per_epoch, device=device)
     plan = plan_paper(task, seeds=seeds, options=run, target=target)
-    directory = out or Path("runs") / f"paper-{workload}"
+    directory = out or Path("runs") / f"paper-{task.label}"
     source = DataSource(data_dir, download, workers)
 
     def observe(job: Job, told: str) -> list[Observer]:

@@ -11,7 +11,7 @@ from thor_bench.league.plan import League
 from thor_bench.league.running import LeagueRunner
 from thor_bench.optimizers.registry import lacking
 from thor_bench.records.config import DataSource, RunConfig
-from thor_bench.tasks import find_workload
+from thor_bench.tasks import find_task
 from thor_bench.training.claim import claimed
 from thor_bench.training.observers import Observer
 
@@ -55,7 +55,7 @@ def league(
     )
 
     def observe(config: RunConfig, folder: Path, title: str) -> list[Observer]:
-        return options.observers_of(find_workload(config.workload), folder, title)
+        return options.observers_of(find_task(config.workload), folder, title)
 
     source = DataSource(data_dir, download)
     runner = LeagueRunner(asked, out, source=source, observe=observe, tell=typer.echo)

@@ -6,8 +6,9 @@ from typing import Annotated
 from rich.console import Console
 from typer import Argument, Option
 
-from thor_bench.tasks import Workload
+from thor_bench.tasks import Task
 from thor_bench.training.observers import Observer, TensorBoardObserver, TerminalObserver
+from thor_bench.training.ranks import speaks
 
 console = Console()
 
@@ -15,10 +16,16 @@ console = Console()
 RECIPES_ARE_TUNED = (
     "A name such as thor stands for a recipe that was tuned for the built-in workload: settings, "
     "horizon and batch. It is not what THOR does by default on a task of yours; that is what "
-    "--preset defaults trains, each optimizer by its own defaults."
+    "--preset defaults trains, each optimizer by its own defaults, and what a task file trains."
 )
 
-WorkloadName = Annotated[str, Argument(help="Name of the workload (thor workloads).")]
+TaskName = Annotated[
+    str,
+    Argument(
+        metavar="TASK",
+        help="A workload (thor workloads), or a file with your own task (thor new my_task.py).",
+    ),
+]
 Set = Annotated[
     list[str] | None,
     Option("--set", metavar="KEY=VALUE", help="Change one setting; may be repeated."),
@@ -32,6 +39,9 @@ Resume = Annotated[
     Option("--resume", help="Go on with the stopped run in --out; what is left out is as it was."),
 ]
 Overwrite = Annotated[bool, Option("--overwrite", help="Replace the run in the folder.")]
+OverwriteAll = Annotated[
+    bool, Option("--overwrite", help="Make all runs anew, as after a change of the file.")
+]
 Target = Annotated[float | None, Option(help="Value of the metric to time, such as 91.5.")]
 ToTarget = Annotated[bool, Option("--to-target", help="End each run at the target.")]
 Epochs = Annotated[
@@ -50,7 +60,11 @@ DataDir = Annotated[
 ]
 Download = Annotated[bool, Option("--download", help="Fetch missing data files.")]
 Workers = Annotated[
-    int | None, Option(min=0, help="Processes that read image files; one per core.")
+    int | None,
+    Option(
+        min=0,
+        help="Processes that read ahead; without it one per core, and none for a task file.",
+    ),
 ]
 Preset = Annotated[
     str | None,
@@ -61,12 +75,20 @@ Preset = Annotated[
 ]
 
 
+def told(task: Task) -> Task:
+    """Says that nothing is tuned for a task of a user's file, and returns it."""
+    if task.origin is not None and speaks():
+        what = "nothing is tuned for it: each optimizer trains with its own defaults, but for --set"
+        console.print(f"{task.name}: {what}", highlight=False, soft_wrap=True, style="dim")
+    return task
+
+
 def names_in(words: str) -> list[str]:
     """Returns names that are separated by commas."""
     return [name.strip() for name in words.split(",") if name.strip()]
 
 
-def observers_of(task: Workload, directory: Path, title: str) -> list[Observer]:
+def observers_of(task: Task, directory: Path, title: str) -> list[Observer]:
     """Returns who listens to a run on the command line."""
     return [
         TerminalObserver(console, title=title, metric=task.metric),

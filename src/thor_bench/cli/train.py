@@ -13,7 +13,7 @@ from thor_bench.optimizers.registry import find_optimizer
 from thor_bench.optimizers.settings import from_values, override, to_values
 from thor_bench.records.config import DataSource, RunConfig
 from thor_bench.records.reading import stored_config
-from thor_bench.tasks import find_workload
+from thor_bench.tasks import find_task
 from thor_bench.training.ranks import open_ranks, speaks
 from thor_bench.training.train import train as train_run
 
@@ -23,7 +23,7 @@ _FIELDS = ("workload", "optimizer", "epochs", "seed", "batch_size", "evals_per_e
 
 def train(
     context: typer.Context,
-    workload: options.WorkloadName = "digits",
+    workload: options.TaskName = "digits",
     *,
     optimizer: Annotated[
         str, typer.Option(help="Name of the optimizer, and so of its recipe (thor optimizers).")
@@ -42,9 +42,9 @@ def train(
     preset: options.Preset = None,
     workers: options.Workers = None,
 ) -> None:
-    """Train one workload with one optimizer, under torchrun on several processes."""
-    task = find_workload(workload)
-    directory = out or Path("runs") / workload / f"{optimizer}-seed{seed}"
+    """Train one task with one optimizer, under torchrun on several processes."""
+    task = find_task(workload)
+    directory = out or Path("runs") / task.label / f"{optimizer}-seed{seed}"
     stored = stored_config(directory) if resume else None
     if stored is None:
         run = RunOptions(
@@ -57,6 +57,8 @@ def train(
         config = plan_run(task, optimizer, seed=seed, changes=changes or (), options=run)
     else:
         config = _resumed(stored, _said(context), changes or (), preset)
+        config = replace(config, content=task.origin.content if task.origin else None)
+    options.told(task)
     source = DataSource(data_dir, download, workers)
     _run(config, directory, source, resume=resume, overwrite=overwrite)
 
@@ -70,7 +72,7 @@ def _run(
             config,
             directory,
             source=source,
-            observers=options.observers_of(find_workload(config.workload), directory, config.name),
+            observers=options.observers_of(find_task(config.workload), directory, config.name),
             resume=resume,
             overwrite=overwrite,
             ranks=ranks,
@@ -101,5 +103,5 @@ def _resumed(
         kind = type(find_optimizer(stored.optimizer).settings)
         base: Any = from_values(kind, dict(stored.settings))
     else:
-        base = find_recipe(find_workload(stored.workload), stored.optimizer, preset).settings
+        base = find_recipe(find_task(stored.workload), stored.optimizer, preset).settings
     return replace(config, settings=to_values(override(base, changes)))

@@ -10,7 +10,7 @@ from thor_bench.compare import checked_names
 from thor_bench.optimizers.recipes import RunOptions
 from thor_bench.optimizers.registry import lacking
 from thor_bench.records.config import DataSource, RunConfig
-from thor_bench.tasks import find_workload
+from thor_bench.tasks import find_task
 from thor_bench.training.claim import claimed
 from thor_bench.training.observers import Observer
 from thor_bench.tune.study import Study
@@ -19,7 +19,7 @@ from thor_bench.tune.tuning import StudyRunner
 
 
 def tune(
-    workload: options.WorkloadName = "digits",
+    workload: options.TaskName = "digits",
     *,
     optimizers: options.Optimizers = "thor,sgd,adamw,muon",
     trials: Annotated[int, typer.Option(help="Trials of each optimizer.")] = 16,
@@ -42,7 +42,7 @@ def tune(
 
     Runs that are on disk already are not repeated: a stopped study goes on where it was.
     """
-    task = find_workload(workload)
+    task = find_task(workload)
     names = checked_names(options.names_in(optimizers))
     absent = lacking(names)
     for name, what in absent.items():
@@ -62,8 +62,9 @@ def tune(
         return options.observers_of(task, folder, title)
 
     source = DataSource(data_dir, download, workers)
-    runner = StudyRunner(study, out / workload, source=source, observe=observe, tell=typer.echo)
-    with claimed(out / workload):
+    directory = out / options.told(task).label
+    runner = StudyRunner(study, directory, source=source, observe=observe, tell=typer.echo)
+    with claimed(directory):
         written = write_study(runner.run())
     _show(written)
 

@@ -20,11 +20,11 @@ from thor_bench.league.standings import (
     results,
     standings,
 )
+from thor_bench.records.task_card import number_text
 from thor_bench.report.figures import FigureFile, write_figure
 from thor_bench.report.page import Section, render, run_list
-from thor_bench.report.summary import number_text
 from thor_bench.report.tables import TextTable
-from thor_bench.tasks import find_workload
+from thor_bench.tasks import find_task
 from thor_bench.tune.study_report import draw_profile, slowdowns
 
 
@@ -142,7 +142,7 @@ def tasks_table(middle: pl.DataFrame, measure: str) -> TextTable:
     return TextTable.of(
         {
             f"task, {measure}": row.pop("task"),
-            "target": find_workload(task).metric.goal(target_of(task)),
+            "target": find_task(task).metric.goal(target_of(task)),
             **{name: number_text(value, digits) for name, value in row.items()},
         }
         for row in rows

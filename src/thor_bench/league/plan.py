@@ -8,7 +8,7 @@ from thor_bench.errors import BenchError
 from thor_bench.league.targets import TARGETS
 from thor_bench.optimizers.recipes import DEFAULTS, RunOptions, plan_run
 from thor_bench.records.config import RunConfig, command_line
-from thor_bench.tasks import find_workload
+from thor_bench.tasks import find_task
 
 SEARCH_SEED = 1000  # of the runs that choose a setting; no other run has it
 _EVALUATIONS = 20  # in a run, about: the resolution of a time
@@ -35,7 +35,8 @@ class League:
         if not self.tasks:
             raise BenchError("--tasks is empty; name some, such as --tasks digits,lstm")
         for task in self.tasks:
-            find_workload(task, argument="--tasks")
+            find_task(task, argument="--tasks")
+            target_of(task)
         for name, value in (("seeds", self.seeds), ("search", self.search)):
             if value < 1:
                 raise BenchError(f"--{name} {value} must be at least 1; try --{name} 3")
@@ -54,7 +55,7 @@ class League:
 
     def config(self, task: str, optimizer: str, *, seed: int, factor: float) -> RunConfig:
         """Returns a run: the optimizer's defaults, its rates times a factor, the task's budget."""
-        workload = find_workload(task)
+        workload = find_task(task)
         evaluations = max(1, round(_EVALUATIONS / workload.epochs))
         options = RunOptions(preset=DEFAULTS, evals_per_epoch=evaluations, device=self.device)
         usual = plan_run(workload, optimizer, seed=seed, changes=[_WARMUP], options=options)
@@ -102,5 +103,12 @@ def factors(count: int) -> list[float]:
 
 
 def target_of(task: str) -> float:
-    """Returns what is timed on a task: the league's target, or the workload's own."""
-    return TARGETS.get(task, find_workload(task).target)
+    """Returns what is timed on a task: the league's target, or the task's own.
+
+    Raises:
+        BenchError: It has none.
+    """
+    target = TARGETS.get(task, find_task(task).target)
+    if target is None:
+        raise BenchError(f"--tasks {task}: it has no target; set one in its Task")
+    return target

@@ -1,6 +1,5 @@
 """Making a league: the search where one is asked for, then every task with fresh seeds."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from thor_bench.league.plan import SEARCH_SEED, League, factors, target_of
 from thor_bench.records.config import DataSource, RunConfig
 from thor_bench.records.reading import Run
 from thor_bench.report.summary import measured
-from thor_bench.tasks import find_workload
+from thor_bench.tasks import find_task
 from thor_bench.training.checkpoint import CHECKPOINT_FILE
 from thor_bench.training.observers import Observer
 from thor_bench.tune.tuning import Observe, Pace
@@ -89,7 +88,7 @@ class LeagueRunner:
         self._pace = Pace(len(league.tasks) * (_TARGET_FACTORS + _TARGET_SEEDS))
         found = {}
         for task in league.tasks:
-            metric = find_workload(task).metric
+            metric = find_task(task).metric
             reached = {  # of equal ones the last, which is the nearest to its own
                 metric.worst(self._best(task, factor, _SEARCHED)): factor
                 for factor in reversed(factors(_TARGET_FACTORS))
@@ -103,16 +102,16 @@ class LeagueRunner:
     def _check_data(self) -> None:
         """Reads every task's data, so that what is missing is told before hours of training."""
         for task in self._league.tasks:
-            find_workload(task).load(self._source)
+            find_task(task).data(self._source)
 
     def _best(self, task: str, factor: float, seeds: range) -> list[float]:
         """Returns the best value of the metric that each of AdamW's runs reaches."""
-        metric = find_workload(task).metric
+        metric = find_task(task).metric
         comparison = self._league.comparison(
             task, {_TARGET_SETTER: factor}, seeds, target=metric.perfect
         )
         runs = self._made(comparison, f"target-{factor:g}")
-        worst = metric.low if metric.higher_is_better else metric.high
+        worst = metric.worst(metric.range)
         return [
             metric.best([record.test_metric for record in run.evaluations] or [worst])
             for run in runs
@@ -147,10 +146,12 @@ class LeagueRunner:
 
     def _made(self, comparison: Comparison, stage: str) -> list[Run]:
         """Makes the runs of one task, or reads them."""
-        directory = self._directory / comparison.workload / stage
+        directory = self._directory / find_task(comparison.workload).label / stage
         former = read_comparison(directory)
-        if former is not None and not math.isclose(former.target, comparison.target):
-            message = f"{directory} holds runs to {former.target:g}, not {comparison.target:g}"
+        if former is not None and former.target != comparison.target:
+            message = (
+                f"{directory} holds runs to {former.target or 0:g}, not {comparison.target or 0:g}"
+            )
             raise BenchError(f"{message}; name another --out")
         before = self._counted
         self._counted += len(comparison.runs)

@@ -1,7 +1,8 @@
 """What the bench knows of an optimizer: its settings, how it is built, its recipes."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pkgutil import resolve_name
 from typing import Any, Generic, Literal, TypeAlias
 
@@ -22,11 +23,22 @@ class Training:
         model: Model whose every parameter is to be trained.
         steps_per_epoch: Optimizer steps in one epoch, for schedules over epochs.
         loss_reduction: What the loss is a mean over.
+        exclude: Modules, by name or type, that are not to train as matrices.
     """
 
     model: nn.Module
     steps_per_epoch: int
     loss_reduction: Literal["mean", "positions_mean"] = "mean"
+    exclude: tuple[str | type[nn.Module], ...] = ()
+
+    @property
+    def excluded(self) -> Iterator[nn.Parameter]:
+        """The parameters of those modules, with all that they hold."""
+        for name, module in self.model.named_modules():
+            for one in self.exclude:
+                meant = fnmatchcase(name, one) if isinstance(one, str) else isinstance(module, one)
+                if meant:
+                    yield from module.parameters()
 
     @property
     def head(self) -> nn.Linear | nn.Conv2d | None:
@@ -68,6 +80,7 @@ class Peer(Generic[S]):
         build: Builds the torch optimizers that together train every parameter of a model.
         own: Setting that a study searches besides those that all have.
         first_order: Whether it uses gradients entry by entry alone, and so may set a target.
+        ours: Whether it is this library's, and so may not set what it is compared by.
         lacks: Says what this installation lacks for it; None where it runs.
         untuned: Changes of its settings to what its authors chose, for ``--preset defaults``.
         recipes: Recipes by ``workload``, or ``workload/preset`` where they are published ones.
@@ -79,6 +92,7 @@ class Peer(Generic[S]):
     build: Callable[[Training, S], Sequence[Optimizer]]
     own: str = "damping"
     first_order: bool = False
+    ours: bool = False
     lacks: Callable[[], str | None] = lambda: None
     untuned: str = ""
     recipes: Mapping[str, Recipe] = field(default_factory=dict)

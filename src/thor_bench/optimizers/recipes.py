@@ -9,7 +9,7 @@ from thor_bench.optimizers.peer import Recipe
 from thor_bench.optimizers.registry import OPTIMIZERS, find_optimizer
 from thor_bench.optimizers.settings import Settings, override, to_values
 from thor_bench.records.config import RunConfig
-from thor_bench.tasks import Workload
+from thor_bench.tasks import Task
 
 DEFAULTS = "defaults"  # the preset in which nothing is tuned
 
@@ -20,11 +20,13 @@ class Setup:
 
     settings: Settings
     epochs: float
-    batch_size: int
+    batch_size: int | None
 
 
-def find_recipe(workload: Workload, optimizer: str, preset: str | None = None) -> Setup:
+def find_recipe(workload: Task, optimizer: str, preset: str | None = None) -> Setup:
     """Returns the tuned recipe, or the optimizer's general settings at the workload's horizon.
+
+    Nothing is tuned for a task of a user's file, so there it is each optimizer's own defaults.
 
     Args:
         workload: What is trained.
@@ -35,12 +37,12 @@ def find_recipe(workload: Workload, optimizer: str, preset: str | None = None) -
         BenchError: The workload has no such preset, or the preset has no such optimizer.
     """
     peer = find_optimizer(optimizer)
-    if preset is None:
+    if preset is None and workload.origin is None:
         recipe = peer.recipes.get(workload.name, Recipe("", workload.epochs))
-    elif preset == DEFAULTS:
+    elif preset in (None, DEFAULTS):
         recipe = Recipe(peer.untuned, workload.epochs)
     else:
-        recipe = _published(workload.name, optimizer, preset)
+        recipe = _published(workload.name, optimizer, str(preset))
     settings = override(peer.settings, recipe.changes.split())
     return Setup(settings, recipe.epochs, recipe.batch_size or workload.batch_size)
 
@@ -72,7 +74,7 @@ class RunOptions:
 
 
 def plan_run(
-    workload: Workload,
+    workload: Task,
     optimizer: str,
     *,
     seed: int,
@@ -89,17 +91,27 @@ def plan_run(
     epochs = usual.epochs if options.epochs is None else options.epochs
     if not 0 < epochs < math.inf:
         raise BenchError(f"--epochs {epochs:g} must be above 0; try --epochs {usual.epochs:g}")
-    batch_size = usual.batch_size if options.batch_size is None else options.batch_size
     return RunConfig(
         workload=workload.name,
         optimizer=optimizer,
         settings=to_values(override(usual.settings, changes)),
         epochs=epochs,
         seed=_at_least("--seed", seed, 0, 0),
-        batch_size=_at_least("--batch-size", batch_size, 1, usual.batch_size),
+        batch_size=_batch_size(workload, usual.batch_size, options.batch_size),
         evals_per_epoch=_at_least("--evals-per-epoch", options.evals_per_epoch, 1, 1),
         device=options.device,
+        content=None if workload.origin is None else workload.origin.content,
     )
+
+
+def _batch_size(workload: Task, usual: int | None, asked: int | None) -> int | None:
+    """Returns the samples per step, or None where the data give batches of their own."""
+    if usual is None:
+        if asked is not None:
+            message = f"--batch-size {asked}: the training data of {workload.name} come in batches"
+            raise BenchError(f"{message}; set their size there")
+        return None
+    return usual if asked is None else _at_least("--batch-size", asked, 1, usual)
 
 
 def _at_least(argument: str, value: int, least: int, usual: int) -> int:

@@ -16,7 +16,7 @@ from thor_bench.optimizers.registry import find_optimizer
 from thor_bench.optimizers.settings import from_values
 from thor_bench.records.config import RunConfig
 from thor_bench.records.records import DecisionRecord
-from thor_bench.tasks import Likelihood, find_workload
+from thor_bench.tasks import Likelihood, find_task
 from torch_thor import KFAC, THOR
 
 
@@ -47,12 +47,15 @@ class TrainingRule:
                     norm=norms[made.layer],
                 )
 
+    @property
+    def samples_fisher(self) -> bool:
+        """Whether an optimizer wants statistics of drawn labels."""
+        return any(_samples_fisher(optimizer) for optimizer in self.optimizers)
+
     def sample_fisher(self, outputs: Tensor, likelihood: Likelihood) -> None:
         """Collects statistics of drawn labels where an optimizer wants those; before backward."""
         for optimizer in self.optimizers:
-            if not isinstance(optimizer, THOR):
-                continue
-            if optimizer.engine.options.statistics.fisher == "mc":
+            if isinstance(optimizer, THOR) and _samples_fisher(optimizer):
                 optimizer.sample_fisher(outputs, likelihood)
 
     def zero_grad(self) -> None:
@@ -96,6 +99,10 @@ class TrainingRule:
             scheduler.load_state_dict(saved)
 
 
+def _samples_fisher(optimizer: Optimizer) -> bool:
+    return isinstance(optimizer, THOR) and optimizer.engine.options.statistics.fisher == "mc"
+
+
 def build_rule(model: nn.Module, config: RunConfig, steps_per_epoch: int) -> TrainingRule:
     """Builds the optimizer of a run, with its schedule, over every parameter of a model.
 
@@ -104,8 +111,8 @@ def build_rule(model: nn.Module, config: RunConfig, steps_per_epoch: int) -> Tra
     """
     peer = find_optimizer(config.optimizer)
     settings = from_values(type(peer.settings), config.settings)
-    reduction = find_workload(config.workload).loss_reduction
-    training = Training(model, steps_per_epoch, reduction)
+    task = find_task(config.workload)
+    training = Training(model, steps_per_epoch, task.loss_reduction, task.exclude)
     try:
         optimizers = tuple(peer.build(training, settings))
     except (TypeError, ValueError) as error:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from thor_bench.paper import published
-from thor_bench.report.summary import Summary, number_text
+from thor_bench.records.task_card import number_text
+from thor_bench.report.summary import Summary
 from thor_bench.report.tables import TextTable
 
 # Rows of the paper's Table 2 and of its ablation, by the optimizer's name here.

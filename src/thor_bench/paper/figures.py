@@ -12,8 +12,8 @@ from torch.nn import functional
 from thor_bench.optimizers.learning_rates import factor
 from thor_bench.records.config import DataSource
 from thor_bench.records.reading import Run
+from thor_bench.records.task_card import Measure
 from thor_bench.report.style import Theme, legend, new_figure
-from thor_bench.tasks import Metric
 from thor_bench.tasks.digits import load
 from torch_thor import GrowingInterval
 
@@ -94,7 +94,7 @@ def _intervals(interval: GrowingInterval, at: Sequence[int]) -> list[float]:
     return values
 
 
-def draw_effects(_theme: Theme, *, runs: Mapping[str, Run], metric: Metric) -> Figure:
+def draw_effects(_theme: Theme, *, runs: Mapping[str, Run], metric: Measure) -> Figure:
     """Draws the test metric over the epochs for each α_target and p (Figure 9)."""
     figure, axes = new_figure("Effect of α_target and p")
     for label, run in runs.items():

@@ -11,7 +11,7 @@ from thor_bench.errors import BenchError, RunDivergedError, RunInterruptedError
 from thor_bench.optimizers.recipes import RunOptions, find_recipe, plan_run
 from thor_bench.records.config import DataSource, RunConfig
 from thor_bench.records.reading import Run, read_run
-from thor_bench.tasks import Workload
+from thor_bench.tasks import Task
 from thor_bench.training.observers import Observer
 from thor_bench.training.rundir import has_run, is_pending
 from thor_bench.training.train import train
@@ -47,7 +47,7 @@ class PaperRuns:
 
 
 def plan_paper(
-    workload: Workload, *, seeds: int, options: RunOptions, target: float | None = None
+    workload: Task, *, seeds: int, options: RunOptions, target: float | None = None
 ) -> PaperRuns:
     """Settles every run; a target is one that was asked for in the place of the workload's own.
 
@@ -74,7 +74,7 @@ def plan_paper(
     return PaperRuns(compared, _effects(workload, options), shlex.join(command))
 
 
-def _effects(workload: Workload, options: RunOptions) -> tuple[Job, ...]:
+def _effects(workload: Task, options: RunOptions) -> tuple[Job, ...]:
     """Returns the runs of Figure 9: the paper's schedule at several α_target and p."""
     usual = find_recipe(workload, "paper-thor").settings.lr
     jobs = []

@@ -13,7 +13,7 @@ from thor_bench.records.disk import measured_once
 from thor_bench.report.figures import FigureFile, write_figure
 from thor_bench.report.style import Theme, legend, new_figure
 from thor_bench.report.tables import TextTable
-from thor_bench.tasks import Workload
+from thor_bench.tasks import Task
 from thor_bench.training.session import Session
 from torch_thor import SplitCurves, SplitMeasurement, measure_split
 
@@ -30,7 +30,7 @@ class SplitReport:
     conclusion: str  # crossing and choice, in words
 
 
-def measure(workload: Workload, source: DataSource, *, device: str, seed: int) -> SplitMeasurement:
+def measure(workload: Task, source: DataSource, *, device: str, seed: int) -> SplitMeasurement:
     """Measures a workload's factors on its first batch, and inversions on a device.
 
     Raises:
@@ -47,7 +47,7 @@ def measure(workload: Workload, source: DataSource, *, device: str, seed: int) -
 
 
 def measured(
-    workload: Workload, directory: Path, source: DataSource, *, device: str, seed: int
+    workload: Task, directory: Path, source: DataSource, *, device: str, seed: int
 ) -> SplitMeasurement:
     """Returns the measurement in a folder, or measures and writes it there.
 

@@ -22,7 +22,7 @@ from thor_bench.report.page import Section, render, run_list
 from thor_bench.report.style import Theme
 from thor_bench.report.summary import Summary, summarize
 from thor_bench.report.tables import comparison_csv, comparison_table
-from thor_bench.tasks import Workload, find_workload
+from thor_bench.tasks import Task, find_task
 from torch_thor import SplitMeasurement
 
 PAGE = "paper.html"
@@ -40,11 +40,14 @@ class PaperWriter:
         runs: Records of those that have ended, by folder; at least one.
         split: Measurement of the split.
         directory: Where the files go.
+
+    Raises:
+        BenchError: The workload has no target.
     """
 
     def __init__(
         self,
-        workload: Workload,
+        workload: Task,
         plan: PaperRuns,
         runs: Mapping[Path, Run],
         split: SplitMeasurement,
@@ -52,6 +55,9 @@ class PaperWriter:
     ) -> None:
         self._workload, self._directory = workload, directory
         self._plan, self._runs, self._split = plan, runs, split
+        if workload.target is None:
+            raise BenchError(f"{workload.name} has no target; give --target")
+        self._target = workload.target
 
     def write(self) -> Path:
         """Writes tables (Markdown, CSV), figures (PNG, PDF) and one HTML page, and returns that.
@@ -93,7 +99,7 @@ class PaperWriter:
 
     def _summaries(self, *names: str) -> list[Summary]:
         runs = self._compared(*names)
-        return summarize(runs, self._workload.target) if runs else []
+        return summarize(runs, self._target) if runs else []
 
     def _figure(self, stem: str, title: str, draw: Callable[[Theme], Figure]) -> FigureFile:
         return write_figure(self._directory, stem, title, draw, pdf=True)
@@ -128,7 +134,7 @@ class PaperWriter:
 
     def _answers(self) -> Iterator[Section]:
         """Yields the tables that compare optimizers, as far as there are runs of them."""
-        target = self._workload.target
+        target = self._target
         if rows := self._summaries(*TABLE_2):
             table = comparison_table(rows, self._workload.metric, target)
             table.write(self._directory, "table-2", numbers=comparison_csv(rows, target))
@@ -165,7 +171,7 @@ class PaperWriter:
     def _schedules(self) -> Section:
         job = next(job for job in self._plan.compared if job.label == "paper-thor")
         published_setups = {
-            preset: find_recipe(find_workload("imagenet-resnet50"), "paper-thor", preset)
+            preset: find_recipe(find_task("imagenet-resnet50"), "paper-thor", preset)
             for preset in _IMAGENET_PRESETS
         }
         there = {preset: setup.settings for preset, setup in published_setups.items()}
@@ -204,7 +210,7 @@ class PaperWriter:
                 partial(draw_curve, curve=curve, runs=self._compared(*names)),
             )
             for number, names in ((7, TABLE_2), (10, ("sgd", "thor")))
-            for curve in curves(self._workload.metric, self._workload.target)
+            for curve in curves(self._workload.metric, self._target)
         ]
         return Section(
             "Figures 7 and 10: training loss and test metric",
@@ -218,7 +224,7 @@ class PaperWriter:
             f"{row.optimizer} {row.seconds.median:.1f} s ({row.misses} of {row.runs} missed)"
             for row in self._summaries("sgd", "paper-kfac", "paper-thor", "thor")
         )
-        goal = f"{metric.name} {metric.goal(self._workload.target)}"
+        goal = f"{metric.name} {metric.goal(self._target)}"
         made, asked = len(self._runs), len(self._plan.jobs)
         partly = f" {made} of {asked} runs are made so far." if made < asked else ""
         return f"To {goal}, median over seeds: {found or 'no run yet'}.{partly}"

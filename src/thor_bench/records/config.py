@@ -65,10 +65,11 @@ class RunConfig:
     settings: Mapping[str, SettingValue]  # all of the optimizer's, defaults included
     epochs: float  # horizon of the schedule; the last epoch may be a part
     seed: int  # of the weights, the data order and the augmentation
-    batch_size: int
+    batch_size: int | None  # None where the data give batches of their own
     evals_per_epoch: int = 1
     record_every: int = 10  # steps between two step records
     device: str = "cpu"
+    content: str | None = None  # digest of the task's file; None of a built-in one
 
     @property
     def name(self) -> str:

@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter
 from thor_bench.errors import BenchError
 from thor_bench.records.config import RunConfig, steps_until
 from thor_bench.records.machine import Machine
+from thor_bench.records.task_card import TaskCard
 
 RECORDS_FILE = "records.jsonl"
 
@@ -30,6 +31,7 @@ class RunStarted:
     metric: str
     started: str  # time of day, ISO 8601 with zone
     ranks: int = 1  # processes that train together, each on its part of every batch
+    task: TaskCard | None = None  # what readers need to know of it
     kind: Literal["started"] = "started"
 
     @property
@@ -73,7 +75,7 @@ class EvaluationRecord(Moment):
     """Result on the full test set, measured outside the clock."""
 
     train_loss: float  # mean since the epoch began
-    test_loss: float
+    test_loss: float | None  # None where the metric alone is known
     test_metric: float
     kind: Literal["evaluation"] = "evaluation"
 

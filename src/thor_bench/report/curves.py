@@ -1,5 +1,6 @@
 """Curves of a comparison: training loss and test metric against epochs and seconds."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from thor_bench.records.reading import Run
+from thor_bench.records.task_card import Measure
 from thor_bench.report.style import Theme, colours, legend, new_figure
-from thor_bench.tasks import Metric
 
 _ACROSS = {"epoch": "epoch", "seconds": "training time, s"}
 
@@ -36,9 +37,9 @@ class Curve:
     arrives: Callable[[float], bool] = lambda _value: False  # the first of a run is marked
 
 
-def curves(metric: Metric, target: float) -> list[Curve]:
+def curves(metric: Measure, target: float) -> list[Curve]:
     """Returns training loss and test metric, each against epochs and against seconds."""
-    name = metric.name.replace(" ", "-")
+    name = re.sub(r"[^\w-]+", "-", metric.name)  # of files
     loss = partial(Curve, y="train_loss", y_label="training loss", shape=_shape_loss)
     test = partial(
         Curve,
@@ -128,7 +129,7 @@ def _shape_loss(axes: Axes, points: pl.DataFrame) -> None:
         axes.set_ylim(top=top)
 
 
-def _shape_metric(axes: Axes, points: pl.DataFrame, *, metric: Metric, target: float) -> None:
+def _shape_metric(axes: Axes, points: pl.DataFrame, *, metric: Measure, target: float) -> None:
     """Draws the target and leaves out the first, far values, so that the finish is visible."""
     label = f"target {metric.goal(target)}"
     axes.axhline(target, color="0.5", linestyle=(0, (4, 3)), linewidth=1.1, label=label)

@@ -26,7 +26,7 @@ def _table(runs: Sequence[Run], heading: str, tell: Callable[[RunConfig], str]) 
         {
             "optimizer": one.optimizer,
             "epochs": f"{one.epochs:g}",
-            "batch": str(one.batch_size),
+            "batch": str(one.batch_size or "its own"),
             heading: tell(one),
         }
         for one in firsts

@@ -11,7 +11,7 @@ from thor_bench.records.reading import Run
 from thor_bench.report.curves import curves, draw_curve
 from thor_bench.report.layer_figures import draw_changes, draw_decisions, runs_with_decisions
 from thor_bench.report.style import DARK, LIGHT, Theme, themed
-from thor_bench.tasks import find_workload
+from thor_bench.tasks import card_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def draw_figures(runs: Sequence[Run], target: float, directory: Path) -> list[Fi
     Returns:
         The figures, in reading order.
     """
-    metric = find_workload(runs[0].config.workload).metric
+    metric = card_of(runs[0].started).metric
     written = [
         write_figure(directory, one.stem, one.title, partial(draw_curve, curve=one, runs=runs))
         for one in curves(metric, target)

@@ -15,9 +15,9 @@ from thor_bench.records.reading import Run, find_runs
 from thor_bench.records.records import RunFailed, RunFinished
 from thor_bench.report.differences import differences_table, settings_table
 from thor_bench.report.figures import FigureFile, draw_figures
-from thor_bench.report.summary import headline, summarize
+from thor_bench.report.summary import headline, reached_by_others, summarize
 from thor_bench.report.tables import TextTable, comparison_csv, comparison_table, legend_of
-from thor_bench.tasks import find_workload
+from thor_bench.tasks import card_of
 
 REPORT_FILE = "report.html"
 FIGURES_FOLDER = "figures"
@@ -65,6 +65,9 @@ def _load(directory: Path) -> tuple[list[Run], Comparison | None]:
     if len(workloads) > 1:
         message = f"DIR {directory} holds runs of several workloads ({', '.join(workloads)})"
         raise BenchError(f"{message}; name the folder of one")
+    if len({run.config.content for run in runs}) > 1:
+        message = f"DIR {directory} holds runs of {workloads[0]} before and after it was changed"
+        raise BenchError(f"{message}; make them again with --overwrite, or remove the older ones")
     if comparison is not None:
         order = {name: number for number, name in enumerate(comparison.optimizers)}
         runs.sort(key=lambda r: (order.get(r.config.optimizer, len(order)), r.config.seed))
@@ -116,6 +119,19 @@ def render(template: str, **values: object) -> str:
     return environment.get_template(template).render(**values)
 
 
+def _target(runs: Sequence[Run], comparison: Comparison | None) -> tuple[float, str]:
+    """Returns what is timed, and who set it where that was not the user."""
+    task = card_of(runs[0].started)
+    target = comparison.target if comparison else task.target
+    if target is not None:
+        return target, ""
+    if not any(run.evaluations for run in runs):
+        return task.metric.perfect, ""
+    target, setter = reached_by_others(runs)
+    told = f"Nobody set a target; {task.metric.goal(target)} is what {setter}"
+    return target, f"{told} reaches with every seed, the best of the other optimizers here."
+
+
 def write_report(directory: Path, *, command: str | None = None) -> Report:
     """Writes page, tables (``table.md``, ``table.csv``) and figures for the runs in a folder.
 
@@ -127,16 +143,16 @@ def write_report(directory: Path, *, command: str | None = None) -> Report:
         BenchError: There are no runs, a file is broken, or the folder cannot be written.
     """
     runs, comparison = _load(directory)
-    workload = find_workload(runs[0].config.workload)
-    target = comparison.target if comparison else workload.target
+    task = card_of(runs[0].started)
+    target, told = _target(runs, comparison)
     summaries = summarize(runs, target)
     made = {row.optimizer for row in summaries}
     absent = lacking(
         [one for one in comparison.optimizers if one not in made] if comparison else ()
     )
-    table = comparison_table(summaries, workload.metric, target, absent)
-    goal = f"{workload.metric.name} {workload.metric.goal(target)}"
-    told, legend = headline(summaries, goal), legend_of(table)
+    table = comparison_table(summaries, task.metric, target, absent)
+    goal = f"{task.metric.name} {task.metric.goal(target)}"
+    sentence, legend = headline(summaries, goal), legend_of(table)
     if command is None and comparison is not None:
         command = f"{comparison.command} --out {directory}"
     page = directory / REPORT_FILE
@@ -145,9 +161,10 @@ def write_report(directory: Path, *, command: str | None = None) -> Report:
         figures = draw_figures(runs, target, directory / FIGURES_FOLDER)
         html = render(
             "report.html.j2",
-            workload=workload,
+            task=task,
             goal=goal,
-            headline=told,
+            headline=sentence,
+            target_told=told,
             table=table,
             legend=legend,
             figures=figures,
@@ -163,4 +180,4 @@ def write_report(directory: Path, *, command: str | None = None) -> Report:
     except OSError as error:
         message = f"DIR {directory} cannot be written ({reason(error)})"
         raise BenchError(f"{message}; copy the runs to a folder of yours") from error
-    return Report(f"{workload.name}: test {goal}", told, page, table, legend, tuple(figures))
+    return Report(f"{task.name}: test {goal}", sentence, page, table, legend, tuple(figures))

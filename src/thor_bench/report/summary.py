@@ -7,8 +7,10 @@ from dataclasses import dataclass, fields
 import polars as pl
 from pydantic import TypeAdapter
 
+from thor_bench.optimizers.registry import find_optimizer
 from thor_bench.records.reading import Run
-from thor_bench.tasks import Metric, find_workload
+from thor_bench.records.task_card import Measure, number_text
+from thor_bench.tasks import card_of
 
 BASELINE = "sgd"
 
@@ -21,19 +23,12 @@ class Spread:
     low: float = math.nan
     high: float = math.nan
 
-    def text(self, digits: int) -> str:
+    def text(self, digits: int | None) -> str:
         """Returns ``median (low–high)``, or the median alone where the ends tell nothing more."""
         middle, low, high = (
             number_text(value, digits) for value in (self.median, self.low, self.high)
         )
         return middle if low == high else f"{middle} ({low}–{high})"
-
-
-def number_text(value: float, digits: int) -> str:
-    """Returns a number for a table: ``∞`` where it is infinite, ``–`` where there is none."""
-    if math.isnan(value):
-        return "–"
-    return "∞" if math.isinf(value) else f"{value:.{digits}f}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +62,12 @@ def measured(runs: Sequence[Run], target: float) -> pl.DataFrame:
         runs: Runs of one workload, at least one.
         target: Value of its metric that is timed.
     """
-    metric = find_workload(runs[0].config.workload).metric
+    metric = card_of(runs[0].started).metric
     kinds = {name: pl.List(pl.Float64) if name in _PER_EPOCH else pl.Float64 for name in _MEASURES}
     return pl.DataFrame([_measured(run, metric, target) for run in runs], schema_overrides=kinds)
 
 
-def _measured(run: Run, metric: Metric, target: float) -> dict[str, object]:
+def _measured(run: Run, metric: Measure, target: float) -> dict[str, object]:
     values = [record.test_metric for record in run.evaluations]
     at = next((r for r in run.evaluations if metric.reaches(r.test_metric, target)), None)
     return {
@@ -147,3 +142,25 @@ def headline(summaries: Sequence[Summary], goal: str) -> str:
 def _spread(values: pl.Expr) -> pl.Expr:
     parts = {"median": values.median(), "low": values.min(), "high": values.max()}
     return pl.struct(part.fill_null(math.nan).alias(name) for name, part in parts.items())
+
+
+def reached_by_others(runs: Sequence[Run]) -> tuple[float, str]:
+    """Returns what is timed where nobody set a target, and the optimizer that sets it.
+
+    It is what the best of the other optimizers than this library's reaches with every seed; of all,
+    where there are no others.
+
+    Args:
+        runs: Runs of one task; at least one has an evaluation.
+    """
+    metric = card_of(runs[0].started).metric
+    groups = group_by_optimizer([run for run in runs if run.evaluations])
+    others = [name for name in groups if not find_optimizer(name).ours] or list(groups)
+    reached = {
+        name: metric.worst(
+            [metric.best([one.test_metric for one in run.evaluations]) for run in groups[name]]
+        )
+        for name in others
+    }
+    best = metric.best(list(reached.values()))
+    return metric.easier(best), next(name for name in others if reached[name] == best)

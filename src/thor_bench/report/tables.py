@@ -1,5 +1,6 @@
 """Tables for the terminal, Markdown, CSV and the report."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ from rich.table import Table
 from thor_bench.optimizers.recipes import find_recipe
 from thor_bench.optimizers.registry import OPTIMIZERS, lacking
 from thor_bench.optimizers.settings import to_values
-from thor_bench.report.summary import BASELINE, Summary, number_text
-from thor_bench.tasks import WORKLOADS, Metric, Workload
+from thor_bench.records.task_card import Measure, number_text
+from thor_bench.report.summary import BASELINE, Summary
+from thor_bench.tasks import WORKLOADS, Task
 
 _LISTING: dict[str, Any] = {"title_justify": "left", "box": SIMPLE_HEAD}
 _DISPENSABLE = ("horizon", "final", "data %")
@@ -108,7 +110,7 @@ def _to_rich(text: TextTable, title: str) -> Table:
 
 def comparison_table(
     summaries: Sequence[Summary],
-    metric: Metric,
+    metric: Measure,
     target: float,
     absent: Mapping[str, str] | None = None,
 ) -> TextTable:
@@ -130,7 +132,7 @@ def comparison_table(
     return TextTable(table.headings, table.rows + missing)
 
 
-def _cells(row: Summary, metric: Metric, target: float) -> dict[str, str]:
+def _cells(row: Summary, metric: Measure, target: float) -> dict[str, str]:
     return {
         "optimizer": row.optimizer,
         f"s to {metric.goal(target)}": row.seconds.text(2),
@@ -179,12 +181,12 @@ def workloads_table() -> Table:
     """Returns the table of ``thor workloads``."""
     table = Table("name", "what", "data", "target", "batch", title="Workloads", **_LISTING)
     for one in WORKLOADS.values():
-        target = f"{one.metric.name} {one.metric.format(one.target)}"
+        target = f"{one.metric.name} {one.metric.format(one.target or math.nan)}"
         table.add_row(one.name, one.description, one.input_summary, target, str(one.batch_size))
     return table
 
 
-def optimizers_table(workload: Workload) -> Table:
+def optimizers_table(workload: Task) -> Table:
     """Returns the table of ``thor optimizers``: tuned settings and horizon on a workload."""
     headings = ("name", "what", "epochs", "settings (change with --set key=value)")
     table = Table(*headings, title=f"Optimizers on {workload.name}", **_LISTING)

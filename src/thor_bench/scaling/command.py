@@ -15,7 +15,7 @@ from thor_bench.scaling.measure import measure_profile
 from thor_bench.scaling.model import Assumptions, Network, Profile
 from thor_bench.scaling.networks import NETWORKS, find_network, parse_ranks
 from thor_bench.scaling.report import paper_table, predict, profile_table, step_table, write_steps
-from thor_bench.scaling.tasks import TASKS, Task, find_task
+from thor_bench.scaling.scaled_models import MODELS, ScaledModel, find_model
 from thor_bench.training.ranks import open_device
 from thor_bench.training.rundir import make_directory
 
@@ -25,7 +25,7 @@ _OF_THE_PAPER = "imagenet-resnet50"
 _console = Console()
 
 _WorkloadsArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[WORKLOAD]...", help=f"Of {', '.join(TASKS)}.")
+    list[str] | None, typer.Argument(metavar="[WORKLOAD]...", help=f"Of {', '.join(MODELS)}.")
 ]
 _NetworkOption = Annotated[
     str, typer.Option(help=f"What connects the ranks: {', '.join(NETWORKS)}.")
@@ -63,7 +63,7 @@ def scale(
     check: _CheckOption = False,
 ) -> None:
     """Predict step time and scaling efficiency on many ranks from one device's profile."""
-    tasks = [find_task(name) for name in workloads or TASKS]
+    tasks = [find_model(name) for name in workloads or MODELS]
     link = find_network(
         network, topology=topology, latency_us=latency_us, gbit=gbit, node_size=ranks_per_node
     )
@@ -89,7 +89,7 @@ def scale(
         _check(out)
 
 
-def _profile(task: Task, device: str, out: Path, cycles: int, *, again: bool) -> Profile:
+def _profile(task: ScaledModel, device: str, out: Path, cycles: int, *, again: bool) -> Profile:
     """Reads or measures a profile."""
 
     def measure() -> Profile:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from thor_bench.records.machine import describe_machine
 from thor_bench.scaling.model import Messages, Profile, Rule
-from thor_bench.scaling.tasks import RULES, Task, build_optimizer
+from thor_bench.scaling.scaled_models import RULES, ScaledModel, build_optimizer
 from thor_bench.training.precision import autocast, forward_type
 from torch_thor import KFAC, THOR, Intervals
 
@@ -44,7 +44,13 @@ class Trainer:
     """
 
     def __init__(
-        self, task: Task, name: str, intervals: Intervals, device: torch.device, *, many: bool
+        self,
+        task: ScaledModel,
+        name: str,
+        intervals: Intervals,
+        device: torch.device,
+        *,
+        many: bool,
     ) -> None:
         torch.manual_seed(0)
         self._task, self._device = task, device
@@ -107,7 +113,7 @@ def count_messages(model: nn.Module, optimizer: Optimizer) -> Messages:
 
 
 def _measure_rule(
-    task: Task, name: str, device: torch.device, cycles: int
+    task: ScaledModel, name: str, device: torch.device, cycles: int
 ) -> tuple[Rule, list[_Step]]:
     """Measures an optimizer over whole cycles, but for the first step; returns plain steps too."""
     trainer = Trainer(task, name, _CYCLE, device, many=False)
@@ -130,7 +136,7 @@ def _measure_rule(
 
 
 def measure_profile(
-    task: Task,
+    task: ScaledModel,
     device: torch.device,
     *,
     cycles: int,

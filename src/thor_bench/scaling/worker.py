@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from thor_bench.scaling.measure import Trainer, measure_profile
 from thor_bench.scaling.model import Profile
-from thor_bench.scaling.tasks import CHECK, RULES
+from thor_bench.scaling.scaled_models import CHECK, RULES
 from thor_bench.training.ranks import open_ranks
 from torch_thor import Intervals
 

@@ -10,7 +10,8 @@ from torch.nn import functional
 from thor_bench.records.config import DataSource
 from thor_bench.tasks import fashion
 from thor_bench.tasks.data import TensorSplit, TrainTest
-from thor_bench.tasks.workload import Metric, Workload
+from thor_bench.tasks.pairs import Pairs
+from thor_bench.tasks.task import Metric, Task
 
 WIDTHS = (784, 1000, 500, 250, 30)
 
@@ -54,21 +55,24 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     return (torch.sigmoid(outputs) - targets).square().sum(dim=1)
 
 
-FASHION_AUTOENCODER = Workload(
+_PIXELS = Pairs(cross_entropy, squared_error)
+
+FASHION_AUTOENCODER = Task(
     name="fashion-autoencoder",
     description="Fashion-MNIST through 30 numbers, 784-1000-500-250-30 and back, tanh",
     input_summary="60,000 + 10,000 images of 784 pixels, as 4 IDX files",
     load=load,
-    build_model=build_model,
-    loss=cross_entropy,
+    model=build_model,
+    loss=_PIXELS.loss,
     likelihood="bernoulli",
     metric=Metric(
         name="squared error",
         unit="",
         higher_is_better=False,
-        score=squared_error,
+        score=_PIXELS.judge,
         low=0.0,
         high=784.0,
+        digits=2,
     ),
     target=9.5,
     epochs=10,

@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from thor_bench.errors import readable
 from thor_bench.records.config import DataSource
 from thor_bench.tasks.data import FlipAndCrop, TensorSplit, TrainTest
 from thor_bench.tasks.files import FileSet, normalized
 from thor_bench.tasks.models import small_resnet
-from thor_bench.tasks.workload import ACCURACY, Workload
+from thor_bench.tasks.pairs import ACCURACY, CLASSES
+from thor_bench.tasks.task import Task
 
 FILES = FileSet(
     workload="cifar10-resnet18",
@@ -77,13 +77,13 @@ def build_model() -> nn.Module:
     return model
 
 
-CIFAR10_RESNET18 = Workload(
+CIFAR10_RESNET18 = Task(
     name="cifar10-resnet18",
     description="CIFAR-10, ResNet-18 with a 3×3 stem, flips and shifts, bf16 autocast",
     input_summary="50,000 + 10,000 images of 3×32×32, 10 classes, pickled batches",
     load=load,
-    build_model=build_model,
-    loss=functional.cross_entropy,
+    model=build_model,
+    loss=CLASSES.loss,
     metric=ACCURACY,
     target=94.0,
     epochs=30,

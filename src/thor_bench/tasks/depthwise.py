@@ -3,10 +3,10 @@
 from collections import OrderedDict
 
 from torch import nn
-from torch.nn import functional
 
 from thor_bench.tasks import vit
-from thor_bench.tasks.workload import ACCURACY, Workload
+from thor_bench.tasks.pairs import ACCURACY, CLASSES
+from thor_bench.tasks.task import Task
 
 _STAGES = ((64, 1), (128, 2), (128, 1), (256, 2))  # channels out and stride of each
 
@@ -38,13 +38,13 @@ def build_model() -> nn.Module:
     return nn.Sequential(layers)
 
 
-DEPTHWISE = Workload(
+DEPTHWISE = Task(
     name="depthwise",
     description="Fashion-MNIST, depthwise-separable convnet 32/64/128/128/256",
     input_summary="60,000 + 2,500 images of 1×28×28, 10 classes, IDX files",
     load=vit.load,
-    build_model=build_model,
-    loss=functional.cross_entropy,
+    model=build_model,
+    loss=CLASSES.loss,
     metric=ACCURACY,
     target=89.7,
     epochs=2,

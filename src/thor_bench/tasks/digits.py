@@ -1,12 +1,12 @@
 """scikit-learn's 8×8 digits: embedded in the package, trains in seconds."""
 
 import torch
-from torch.nn import functional
 
 from thor_bench.records.config import DataSource
 from thor_bench.tasks.data import TensorSplit, TrainTest
 from thor_bench.tasks.models import digit_convnet
-from thor_bench.tasks.workload import ACCURACY, Workload
+from thor_bench.tasks.pairs import ACCURACY, CLASSES
+from thor_bench.tasks.task import Task
 
 _TEST_SHARE = 0.4
 _SPLIT_SEED = 0
@@ -31,13 +31,13 @@ def load(_source: DataSource) -> TrainTest[TensorSplit]:
     return TrainTest(split(train_x, train_y), split(test_x, test_y))
 
 
-DIGITS = Workload(
+DIGITS = Task(
     name="digits",
     description="handwritten digits of scikit-learn, small convnet with BatchNorm",
     input_summary="1,078 + 719 images of 1×8×8, 10 classes, embedded",
     load=load,
-    build_model=digit_convnet,
-    loss=functional.cross_entropy,
+    model=digit_convnet,
+    loss=CLASSES.loss,
     metric=ACCURACY,
     target=98.0,
     epochs=10,

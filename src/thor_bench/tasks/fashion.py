@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from thor_bench.errors import BenchError, readable
 from thor_bench.records.config import DataSource
 from thor_bench.tasks.data import FlipAndCrop, TensorSplit, TrainTest
 from thor_bench.tasks.files import FileSet, normalized
 from thor_bench.tasks.models import small_resnet
-from thor_bench.tasks.workload import ACCURACY, Workload
+from thor_bench.tasks.pairs import ACCURACY, CLASSES
+from thor_bench.tasks.task import Task
 
 FILES = FileSet(
     workload="fashion",
@@ -86,13 +86,13 @@ def build_model() -> nn.Module:
     return small_resnet(channels_in=1, widths=(16, 32, 64), blocks=1, classes=10)
 
 
-FASHION = Workload(
+FASHION = Task(
     name="fashion",
     description="Fashion-MNIST, small ResNet 16/32/64, flips and shifts, bf16 autocast",
     input_summary="60,000 + 10,000 images of 1×28×28, 10 classes, IDX files",
     load=load,
-    build_model=build_model,
-    loss=functional.cross_entropy,
+    model=build_model,
+    loss=CLASSES.loss,
     metric=ACCURACY,
     target=91.5,
     epochs=6,

@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from thor_bench.records.config import DataSource
 from thor_bench.tasks.data import TensorSplit, TrainTest
-from thor_bench.tasks.workload import Metric, Workload
+from thor_bench.tasks.pairs import Pairs
+from thor_bench.tasks.task import Metric, Task
 
 _FREQUENCIES, _SCALE, _WIDTH = 128, 10.0, 256
 
@@ -63,21 +64,24 @@ def signal_to_noise(error: float) -> float:
     return -10 * math.log10(max(error, 1e-12))
 
 
-IMAGE_FIT = Workload(
+_COLOURS = Pairs(functional.mse_loss, squared_error)
+
+IMAGE_FIT = Task(
     name="image-fit",
     description="scikit-learn's flower.jpg, MLP of 3 × 256 on Fourier features",
     input_summary="68 + 68 thousand pixels, shipped with scikit-learn",
     load=load,
-    build_model=FourierMLP,
-    loss=functional.mse_loss,
+    model=FourierMLP,
+    loss=_COLOURS.loss,
     metric=Metric(
         name="signal-to-noise ratio",
         unit="dB",
         higher_is_better=True,
-        score=squared_error,
+        score=_COLOURS.judge,
         of_mean=signal_to_noise,
         low=0.0,
         high=100.0,
+        digits=2,
     ),
     target=29.5,
     epochs=15,

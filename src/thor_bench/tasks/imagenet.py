@@ -1,5 +1,6 @@
 """ImageNet as folders of JPEG files, torchvision's ResNet-50 (the paper's second task)."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from thor_bench.records.config import DataSource
 from thor_bench.tasks.data import TrainTest
 from thor_bench.tasks.files import torchvision
 from thor_bench.tasks.folders import FolderSplit
-from thor_bench.tasks.workload import ACCURACY, Workload
+from thor_bench.tasks.pairs import ACCURACY, Pairs, percent_right
+from thor_bench.tasks.task import Task
 
 DEFAULT_DIRECTORY = Path("imagenet")
 CLASSES = 1000
@@ -54,14 +56,17 @@ def build_model() -> nn.Module:
     return model
 
 
-IMAGENET_RESNET50 = Workload(
+CRITERION = partial(functional.cross_entropy, label_smoothing=0.1)
+_CLASSES = Pairs(CRITERION, percent_right)
+
+IMAGENET_RESNET50 = Task(
     name="imagenet-resnet50",
     description="ImageNet, ResNet-50, random resized crops, label smoothing 0.1, bf16 autocast",
     input_summary="1.28 million + 50,000 images of 3×224×224, 1,000 classes, folders of JPEG files",
     load=load,
-    build_model=build_model,
-    loss=partial(functional.cross_entropy, label_smoothing=0.1),
-    metric=ACCURACY,
+    model=build_model,
+    loss=_CLASSES.loss,
+    metric=replace(ACCURACY, score=_CLASSES.judge),
     target=75.9,
     epochs=45,
     batch_size=256,

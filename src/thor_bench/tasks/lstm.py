@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from thor_bench.tasks import text
-from thor_bench.tasks.workload import Workload
+from thor_bench.tasks.task import Task
 
 _FEATURES, _STATE = 128, 256
 
@@ -28,13 +28,13 @@ def build_model() -> nn.Module:
     return LSTM(len(text.alphabet(text.read_text())))
 
 
-LSTM_TEXT = Workload(
+LSTM_TEXT = Task(
     name="lstm",
     description="characters of Python's help topics, LSTM of 256 cells",
     input_summary="465 thousand characters in windows of 128, shipped with Python",
     load=text.load,
-    build_model=build_model,
-    loss=text.cross_entropy,
+    model=build_model,
+    loss=text.CHARACTERS.loss,
     loss_reduction="positions_mean",
     metric=text.CROSS_ENTROPY,
     target=1.48,

@@ -12,7 +12,7 @@ from thor_bench.tasks import text
 from thor_bench.tasks.data import TensorSplit, TrainTest
 from thor_bench.tasks.files import FileSet
 from thor_bench.tasks.gpt import GPT
-from thor_bench.tasks.workload import Workload
+from thor_bench.tasks.task import Task
 
 FILES = FileSet(
     workload="metamath",
@@ -58,13 +58,13 @@ def build_model() -> nn.Module:
     return GPT(symbols=SYMBOLS, context=text.CONTEXT, width=128, blocks=4, heads=4)
 
 
-METAMATH = Workload(
+METAMATH = Task(
     name="metamath",
     description="characters of Metamath's set.mm, GPT of 4 blocks of width 128",
     input_summary="9,600 + 500 windows of 128 characters of a text of 41 MB",
     load=load,
-    build_model=build_model,
-    loss=text.cross_entropy,
+    model=build_model,
+    loss=text.CHARACTERS.loss,
     loss_reduction="positions_mean",
     metric=text.CROSS_ENTROPY,
     target=2.48,

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from thor_bench.records.config import DataSource
 from thor_bench.tasks.data import TensorSplit, TrainTest
-from thor_bench.tasks.workload import Metric, Workload
+from thor_bench.tasks.pairs import Pairs
+from thor_bench.tasks.task import Metric, Task
 
 _POINTS, _GRID, _WIDTH = 76_800, 50, 64
 _BORDER = 100.0  # weight of the border's error
@@ -72,18 +73,20 @@ def relative_square(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets).square().squeeze(1) / mean_square
 
 
-PINN = Workload(
+_POINTWISE = Pairs(residual, relative_square)
+
+PINN = Task(
     name="pinn",
     description="Poisson's equation on a square, physics-informed MLP of 3 × 64, tanh",
     input_summary="76,800 points inside and on the border; test on 50 × 50, the solution known",
     load=load,
-    build_model=Field,
-    loss=residual,
+    model=Field,
+    loss=_POINTWISE.loss,
     metric=Metric(
         name="relative error",
         unit="",
         higher_is_better=False,
-        score=relative_square,
+        score=_POINTWISE.judge,
         of_mean=math.sqrt,
         low=0.0,
         high=1.0,

@@ -2,12 +2,12 @@
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from thor_bench.records.config import DataSource
 from thor_bench.tasks import digits
 from thor_bench.tasks.data import TensorSplit, TrainTest
-from thor_bench.tasks.workload import ACCURACY, Workload
+from thor_bench.tasks.pairs import ACCURACY, CLASSES
+from thor_bench.tasks.task import Task
 
 _WIDTH = 256
 
@@ -37,13 +37,13 @@ def build_model() -> nn.Module:
     )
 
 
-TABULAR = Workload(
+TABULAR = Task(
     name="tabular",
     description="scikit-learn's table of digits, columns standardized, MLP of 3 × 256",
     input_summary="1,078 + 719 rows of 64 counts, 10 classes, embedded",
     load=load,
-    build_model=build_model,
-    loss=functional.cross_entropy,
+    model=build_model,
+    loss=CLASSES.loss,
     metric=ACCURACY,
     target=96.5,
     epochs=10,

@@ -9,7 +9,8 @@ from torch.nn import functional
 from thor_bench.records.config import DataSource
 from thor_bench.tasks.data import TensorSplit, TrainTest
 from thor_bench.tasks.gpt import GPT
-from thor_bench.tasks.workload import Metric, Workload
+from thor_bench.tasks.pairs import Pairs
+from thor_bench.tasks.task import Metric, Task
 
 CONTEXT = 128
 TRAIN_SHARE = 0.9
@@ -58,23 +59,25 @@ def loss_per_window(outputs: Tensor, targets: Tensor) -> Tensor:
     return losses.mean(dim=1)
 
 
+CHARACTERS = Pairs(cross_entropy, loss_per_window)
+
 CROSS_ENTROPY = Metric(
     name="cross-entropy",
     unit="nats",
     higher_is_better=False,
-    score=loss_per_window,
+    score=CHARACTERS.judge,
     low=0.0,
     high=10.0,
     digits=4,
 )
 
-TEXT_GPT = Workload(
+TEXT_GPT = Task(
     name="text-gpt",
     description="characters of Python's help topics, GPT of 4 blocks of width 128",
     input_summary="465 thousand characters in windows of 128, shipped with Python",
     load=load,
-    build_model=build_model,
-    loss=cross_entropy,
+    model=build_model,
+    loss=CHARACTERS.loss,
     loss_reduction="positions_mean",
     metric=CROSS_ENTROPY,
     target=1.43,

@@ -11,7 +11,8 @@ from torch.nn import functional
 from thor_bench.records.config import DataSource
 from thor_bench.tasks import fashion
 from thor_bench.tasks.data import Batch, TrainTest, random_stream
-from thor_bench.tasks.workload import Metric, Workload
+from thor_bench.tasks.pairs import Pairs
+from thor_bench.tasks.task import Metric, Task
 
 _TRAINED, _JUDGED = 9_600, 1_000  # images
 
@@ -92,18 +93,20 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets).square().flatten(1).mean(dim=1)
 
 
-UNET = Workload(
+_NOISE = Pairs(functional.mse_loss, squared_error)
+
+UNET = Task(
     name="unet",
     description="Fashion-MNIST with noise, U-Net 16/32 with group norm tells the noise",
     input_summary="9,600 + 1,000 images of 28×28 pixels, IDX files",
     load=load,
-    build_model=UNet,
-    loss=functional.mse_loss,
+    model=UNet,
+    loss=_NOISE.loss,
     metric=Metric(
         name="squared error",
         unit="",
         higher_is_better=False,
-        score=squared_error,
+        score=_NOISE.judge,
         low=0.0,
         high=1.0,
         digits=4,

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from thor_bench.tasks import autoencoder
-from thor_bench.tasks.workload import Metric, Workload
+from thor_bench.tasks.pairs import Pairs
+from thor_bench.tasks.task import Metric, Task
 
 _PIXELS, _HIDDEN, _VARIABLES = 784, 400, 20
 
@@ -45,20 +46,23 @@ def loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return negative_elbo(outputs, targets).mean()
 
 
-VAE_MLP = Workload(
+_BOUND = Pairs(loss, negative_elbo)
+
+VAE_MLP = Task(
     name="vae",
     description="Fashion-MNIST, variational autoencoder 784-400-20 and back, ReLU",
     input_summary="60,000 + 10,000 images of 784 pixels, as 4 IDX files",
     load=autoencoder.load,
-    build_model=VAE,
-    loss=loss,
+    model=VAE,
+    loss=_BOUND.loss,
     metric=Metric(
         name="negative ELBO",
         unit="nats",
         higher_is_better=False,
-        score=negative_elbo,
+        score=_BOUND.judge,
         low=0.0,
         high=1000.0,
+        digits=2,
     ),
     target=251.5,
     epochs=2,

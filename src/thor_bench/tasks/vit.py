@@ -2,13 +2,13 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from thor_bench.records.config import DataSource
 from thor_bench.tasks import fashion
 from thor_bench.tasks.data import TensorSplit, TrainTest
 from thor_bench.tasks.gpt import Block
-from thor_bench.tasks.workload import ACCURACY, Workload
+from thor_bench.tasks.pairs import ACCURACY, CLASSES
+from thor_bench.tasks.task import Task
 
 WIDTH, BLOCKS, HEADS, PATCH = 96, 4, 4, 4
 _JUDGED = 2_500  # images of the test set that are evaluated
@@ -43,13 +43,13 @@ def load(source: DataSource) -> TrainTest[TensorSplit]:
     )
 
 
-VIT = Workload(
+VIT = Task(
     name="vit",
     description="Fashion-MNIST, vision transformer of 4 blocks of width 96, patches of 4×4",
     input_summary="60,000 + 2,500 images of 1×28×28, 10 classes, IDX files",
     load=load,
-    build_model=ViT,
-    loss=functional.cross_entropy,
+    model=ViT,
+    loss=CLASSES.loss,
     metric=ACCURACY,
     target=83.4,
     epochs=1,

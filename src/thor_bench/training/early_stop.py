@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from thor_bench.records.records import EvaluationRecord
-from thor_bench.tasks import Metric
+from thor_bench.records.task_card import Measure
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class EarlyStop:
         limit: Training time after which a trial is out.
     """
 
-    metric: Metric
+    metric: Measure
     target: float
     limit: float = math.inf
 

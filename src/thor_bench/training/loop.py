@@ -106,9 +106,10 @@ class Loop:
                 machine=machine,
                 steps_per_epoch=session.data.steps_per_epoch,
                 parameters=session.parameters,
-                metric=session.workload.metric.name,
+                metric=session.task.metric.name,
                 started=now,
                 ranks=ranks,
+                task=session.task.card,
             )
         )
 
@@ -175,10 +176,12 @@ class Loop:
     def _evaluate(self) -> None:
         progress = self._progress
         test_loss, value = self._session.evaluate()
-        if not math.isfinite(test_loss):
-            self._fail(f"test loss became {test_loss} after step {progress.step}")
+        metric = self._session.task.metric
+        told = {"test loss": test_loss, f"test {metric.name}": value}
+        for name, number in told.items():
+            if number is not None and not math.isfinite(number):
+                self._fail(f"{name} became {number} after step {progress.step}")
         best = progress.best_metric
-        metric = self._session.workload.metric
         progress.best_metric = value if best is None else metric.best([best, value])
         progress.final_metric = value
         progress.seconds = self._clock.seconds

@@ -19,7 +19,7 @@ from thor_bench.records.records import (
     RunStarted,
     StepRecord,
 )
-from thor_bench.tasks import Metric
+from thor_bench.records.task_card import Measure
 
 TENSORBOARD_FOLDER = "tensorboard"
 
@@ -43,7 +43,7 @@ class TerminalObserver:
         metric: The workload's metric.
     """
 
-    def __init__(self, console: Console, *, title: str, metric: Metric) -> None:
+    def __init__(self, console: Console, *, title: str, metric: Measure) -> None:
         self._console, self._title, self._metric = console, title, metric
         self._decisions: Counter[str] = Counter()
         self._loss = self._score = ""
@@ -77,7 +77,7 @@ class TerminalObserver:
                 self._refresh(record.step)
                 self._print(
                     f"{self._title}  epoch {record.epoch:5.2f}  {record.seconds:7.2f} s"
-                    f"  train loss {record.train_loss:.4g}  test loss {record.test_loss:.4g}"
+                    f"  train loss {record.train_loss:.4g}{_test_loss(record)}"
                     f"  {self._score}  {self._decision_text()}".rstrip(),
                     style="dim",
                 )
@@ -114,10 +114,14 @@ class TerminalObserver:
         self._console.print(line, highlight=False, soft_wrap=True, style=style)
 
 
+def _test_loss(record: EvaluationRecord) -> str:
+    return "" if record.test_loss is None else f"  test loss {record.test_loss:.4g}"
+
+
 class TensorBoardObserver:
     """Writes scalars for TensorBoard into the ``tensorboard`` folder of a run."""
 
-    def __init__(self, directory: Path, metric: Metric) -> None:
+    def __init__(self, directory: Path, metric: Measure) -> None:
         self._directory = str(directory / TENSORBOARD_FOLDER)
         self._metric = metric
         self._writer: SummaryWriter | None = None
@@ -133,7 +137,8 @@ class TensorBoardObserver:
                 self._add("train/loss", record.loss, record.step)
                 self._add("train/lr", record.lr, record.step)
             case EvaluationRecord():
-                self._add("test/loss", record.test_loss, record.step)
+                if record.test_loss is not None:
+                    self._add("test/loss", record.test_loss, record.step)
                 self._add(f"test/{self._metric.name}", record.test_metric, record.step)
             case EpochRecord():
                 self._add("cost/epoch_seconds", record.epoch_seconds, record.step)

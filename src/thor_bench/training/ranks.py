@@ -14,8 +14,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from thor_bench.errors import BenchError, RankError, reason
-from torch_thor import CollectiveError
+from thor_bench.errors import BenchError, RankError, is_lost_contact, reason
 
 T = TypeVar("T")
 
@@ -188,7 +187,7 @@ class TorchrunRanks(Ranks):
         except Exception as error:
             if self._told_elsewhere():
                 raise RankError("", BenchError.exit_code) from error
-            if not self._claim() or not _is_lost_contact(error):
+            if not self._claim() or not is_lost_contact(error):
                 raise
             message = f"rank {self.rank} of {self.size} lost contact ({reason(error)[:120]})"
             remedy = "see why a rank ended; go on with --resume"
@@ -210,12 +209,6 @@ class TorchrunRanks(Ranks):
                     return True
                 time.sleep(0.05)
         return False
-
-
-def _is_lost_contact(error: BaseException) -> bool:
-    """Whether an error is the failure of a collective; gloo's have no type of their own."""
-    known = isinstance(error, CollectiveError | dist.DistError)
-    return known or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 
 def _attempt() -> int:

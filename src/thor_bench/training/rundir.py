@@ -70,12 +70,23 @@ def begin(directory: Path) -> None:
         events.unlink()
 
 
+def forget_runs(directory: Path) -> None:
+    """Removes the records and checkpoints of all runs in a folder and below it."""
+    for name in (RECORDS_FILE, CHECKPOINT_FILE):
+        for path in directory.rglob(name):
+            begin(path.parent)
+
+
 def refuse_other(directory: Path, config: RunConfig, stored: RunConfig) -> None:
     """Refuses a folder whose run is not the one that is asked for.
 
     Raises:
         BenchError: They differ; the message says in what.
     """
+    if config.content != stored.content and config.workload == stored.workload:
+        message = f"--out {directory} holds a run of {config.workload} as it was before a change"
+        remedy = "begin anew with --overwrite (thor train, compare), or name another --out"
+        raise BenchError(f"{message}; {remedy}")
     if differences := config.differences(stored):
         message = f"--out {directory} holds another run ({'; '.join(differences)})"
         raise BenchError(f"{message}; ask for the same, or name another --out")

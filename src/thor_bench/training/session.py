@@ -1,14 +1,19 @@
 """A model in training: its data, its optimizer, one step, one evaluation, its state."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import nn
 
 from thor_bench.errors import BenchError, reason
 from thor_bench.optimizers.rule import build_rule
 from thor_bench.records.config import DataSource, RunConfig, steps_until
-from thor_bench.tasks import Workload
-from thor_bench.tasks.data import Batch, Data
+from thor_bench.tasks import Task
+from thor_bench.tasks.batches import Data, Share
+from thor_bench.tasks.data import Batch
+from thor_bench.tasks.streams import seed_all
+from thor_bench.tasks.trees import named
 from thor_bench.training.checkpoint import Checkpoint, Progress
 from thor_bench.training.precision import autocast
 from thor_bench.training.ranks import ALONE, Ranks
@@ -19,7 +24,7 @@ class Session:
 
     Args:
         config: The run.
-        workload: What it trains.
+        task: What it trains.
         source: Where the data may be found.
         ranks: Processes that train it together.
 
@@ -30,36 +35,41 @@ class Session:
     def __init__(
         self,
         config: RunConfig,
-        workload: Workload,
+        task: Task,
         source: DataSource,
         ranks: Ranks = ALONE,
     ) -> None:
         self.config = config
-        self.workload = workload
+        self.task = task
         self.ranks = ranks
         self.source = source
         self.device = ranks.device(config.device)
         self.data = self._load()
         torch.set_flush_denormal(True)
+        seed_all(config.seed)
         torch.manual_seed(config.seed)
-        self.model = workload.build_model().to(self.device)
-        self.model.to(memory_format=workload.memory_format)
+        self.model = task.build().to(self.device)
+        self.model.to(memory_format=task.memory_format)
         self._trained = ranks.wrap(self.model)
         self.rule = build_rule(self.model, config, self.data.steps_per_epoch)
+        self._outputs = _Outputs(self.model) if self.rule.samples_fisher else None
+        self._began = False
         ranks.draw_apart(config.seed)
 
     def _load(self) -> Data:
-        splits = self.workload.load(self.source)
+        splits = self.task.data(self.source)
         try:
-            return Data(
-                splits,
-                batch_size=self.config.batch_size,
-                seed=self.config.seed,
-                device=self.device,
-                memory_format=self.workload.memory_format,
-                rank=self.ranks.rank,
-                ranks=self.ranks.size,
-            )
+            with self.task.telling("data"):
+                return Data(
+                    splits,
+                    batch_size=self.config.batch_size,
+                    steps_per_epoch=self.task.steps_per_epoch,
+                    seed=self.config.seed,
+                    device=self.device,
+                    memory_format=self.task.memory_format,
+                    share=Share(self.ranks.rank, self.ranks.size),
+                    telling=self.task.telling,
+                )
         except ValueError as error:
             raise BenchError(f"--batch-size: {reason(error)}; choose one in that range") from error
 
@@ -75,37 +85,46 @@ class Session:
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Returns the training loss of this rank's part of a batch, ready for backward."""
-        inputs, targets = batch
-        with autocast(self.workload.autocast, self.device):
-            outputs = self._trained(inputs)
-            loss = self.workload.loss(outputs, targets)
-        self.rule.sample_fisher(outputs, self.workload.likelihood)
+        with autocast(self.task.autocast, self.device):
+            loss = self.task.loss_of(self._trained, batch)
+        if self._outputs is not None:
+            self.rule.sample_fisher(self._outputs.take(), self.task.likelihood)
         return loss
 
     def update(self, loss: torch.Tensor) -> None:
         """Takes the optimizer step that a loss asks for."""
         self.rule.zero_grad()
-        loss.backward()
+        with self.task.telling("the backward pass of a loss", self.task.loss):
+            loss.backward()
+            if not self._began:
+                self._began = True
+                _check_gradients(self.model)
         self.rule.step()
 
-    @torch.no_grad()
-    def evaluate(self) -> tuple[float, float]:
-        """Returns mean loss and metric over the whole test set."""
+    def evaluate(self) -> tuple[float | None, float]:
+        """Returns mean loss, None where it is not known, and metric over the whole test set.
+
+        Raises:
+            BenchError: There is no test batch, or a task's own code fails.
+        """
         self.ranks.align(self.model)
         self.model.eval()
         self.rule.evaluation()
-        loss = score = samples = 0.0
-        for inputs, targets in self.data.test_batches():
-            with autocast(self.workload.autocast, self.device):
-                outputs = self.model(inputs)
-            outputs = outputs.float()
-            loss += float(self.workload.loss(outputs, targets)) * len(targets)
-            score += float(self.workload.metric.score(outputs, targets).sum())
-            samples += len(targets)
+        loss = score = samples = unknown = 0.0
+        for batch in self.data.test_batches():
+            with autocast(self.task.autocast, self.device):
+                told = self.task.judge(self.model, batch)
+            loss += told.loss or 0.0
+            unknown += told.loss is None
+            score += told.score
+            samples += told.samples
         self.rule.training()
         self.model.train()
-        loss, score, samples = self.ranks.total([loss, score, samples])
-        return loss / samples, self.workload.metric.of_mean(score / samples)
+        loss, score, samples, unknown = self.ranks.total([loss, score, samples, unknown])
+        with self.task.telling("data"):
+            if not samples:
+                raise ValueError("the test data have no batch; give some")
+        return None if unknown else loss / samples, self.task.metric_of(score / samples)
 
     def snapshot(self, progress: Progress, records_bytes: int) -> Checkpoint:
         """Returns the whole state between two steps."""
@@ -133,3 +152,34 @@ class Session:
         state = self.ranks.pick(checkpoint.random)
         if state is not None:
             torch.set_rng_state(state)
+
+
+class _Outputs:
+    """What a model has returned last; tensors, or objects with logits, as transformers return."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._last: Any = None
+        model.register_forward_hook(self._keep)
+
+    def _keep(self, model: nn.Module, _inputs: object, outputs: Any) -> None:
+        if model.training:
+            self._last = getattr(outputs, "logits", outputs)
+
+    def take(self) -> torch.Tensor:
+        """Returns it, and lets it go."""
+        outputs, self._last = self._last, None
+        if isinstance(outputs, torch.Tensor):
+            return outputs
+        message = f"fisher=mc needs outputs that are a tensor, the model returned {named(outputs)}"
+        raise BenchError(f"{message}; leave --set fisher=empirical")
+
+
+def _check_gradients(model: nn.Module) -> None:
+    """Checks that a loss is one of this model.
+
+    Raises:
+        ValueError: None of its parameters has a gradient.
+    """
+    if all(parameter.grad is None for parameter in model.parameters()):
+        message = "no parameter of the model has a gradient"
+        raise ValueError(f"{message}; compute the loss with the model that is its argument")

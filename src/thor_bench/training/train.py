@@ -11,7 +11,7 @@ from thor_bench.errors import BenchError, reason
 from thor_bench.records.config import DataSource, RunConfig
 from thor_bench.records.disk import is_refusal
 from thor_bench.records.records import RecordWriter, RunFinished
-from thor_bench.tasks import find_workload
+from thor_bench.tasks import find_task
 from thor_bench.training import rundir
 from thor_bench.training.checkpoint import Checkpoint
 from thor_bench.training.claim import claimed
@@ -53,7 +53,7 @@ def train(
         BenchError: Anything that the user can mend; RunDivergedError for a loss that is not finite,
             RunInterruptedError after SIGINT or SIGTERM, with all state saved.
     """
-    workload = find_workload(config.workload)
+    workload = find_task(config.workload)
     with _told_of_the_disk(directory), ExitStack() as stack:
         if ranks.is_first:
             stack.enter_context(claimed(directory))

@@ -9,7 +9,7 @@ from thor_bench.optimizers.recipes import RunOptions
 from thor_bench.optimizers.registry import find_optimizer
 from thor_bench.records.config import command_line
 from thor_bench.records.disk import keep, kept
-from thor_bench.tasks import find_workload
+from thor_bench.tasks import find_task
 from thor_bench.training import rundir
 
 STUDY_FILE = "study.json"
@@ -43,7 +43,7 @@ class Study:
             message = f"--finalists {self.finalists} must be in {allowed}"
             raise BenchError(f"{message}; try --finalists 1")
         if self.target is not None:
-            checked_target(find_workload(self.workload), self.target)
+            checked_target(find_task(self.workload), self.target)
         elif not self.first_order:
             message = "--optimizers names no first-order optimizer to set the target"
             raise BenchError(f"{message}; add sgd or adamw, or give --target")

@@ -13,12 +13,13 @@ from thor_bench.compare import read_comparison
 from thor_bench.errors import BenchError, reason
 from thor_bench.records.config import RunConfig
 from thor_bench.records.reading import find_runs
+from thor_bench.records.task_card import Measure, number_text
 from thor_bench.report.figures import FigureFile, write_figure
 from thor_bench.report.page import how_it_ended, write_report
 from thor_bench.report.style import Theme, colours, legend, new_figure
-from thor_bench.report.summary import measured, number_text
+from thor_bench.report.summary import measured
 from thor_bench.report.tables import TextTable
-from thor_bench.tasks import Metric, find_workload
+from thor_bench.tasks import find_task
 from thor_bench.tune.search import searched
 from thor_bench.tune.tuned import Tuned, tuned
 from thor_bench.tune.tuning import WINNERS_FOLDER, StudyResult
@@ -41,7 +42,7 @@ def write_study(result: StudyResult) -> StudyReport:
     Raises:
         BenchError: The folder cannot be written.
     """
-    metric = find_workload(result.study.workload).metric
+    metric = find_task(result.study.workload).metric
     goal = f"{metric.name} {metric.goal(result.target)}"
     rows = tuned(result)
     directory = result.directory
@@ -60,7 +61,7 @@ def write_study(result: StudyResult) -> StudyReport:
     return StudyReport(f"{result.study.workload}, tuned: {goal}", table, page, figure, profile)
 
 
-def tuned_table(result: StudyResult, rows: Sequence[Tuned], metric: Metric) -> TextTable:
+def tuned_table(result: StudyResult, rows: Sequence[Tuned], metric: Measure) -> TextTable:
     """Returns the winners: medians over fresh seeds, with bootstrap intervals."""
     headings = (
         "optimizer", f"s to {metric.goal(result.target)}", "÷ first-order", "steps", "missed",
@@ -88,7 +89,7 @@ def tuned_csv(rows: Sequence[Tuned], target: float) -> str:
     return named.insert_column(1, pl.lit(target).alias("target")).write_csv()
 
 
-def trials_table(result: StudyResult, metric: Metric) -> TextTable:
+def trials_table(result: StudyResult, metric: Measure) -> TextTable:
     """Returns every trial: what it searched, what it reached, how it ended."""
     order = result.study.optimizers.index
     trials = sorted(result.trials, key=lambda one: (order(one.optimizer), one.number))
@@ -169,7 +170,9 @@ def read_medians(directory: Path) -> pl.DataFrame:
     for folder in sorted(directory.glob(f"*/{WINNERS_FOLDER}")):
         comparison = read_comparison(folder)
         runs = [run for run in find_runs(folder) if run.end is not None]
-        if comparison is not None and len(runs) >= len(comparison.runs):
+        if comparison is None or comparison.target is None:
+            continue
+        if len(runs) >= len(comparison.runs):
             rows = measured(runs, comparison.target).with_columns(
                 workload=pl.lit(comparison.workload)
             )

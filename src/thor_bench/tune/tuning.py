@@ -13,7 +13,7 @@ from thor_bench.optimizers.recipes import plan_run
 from thor_bench.records.config import DataSource, RunConfig
 from thor_bench.records.reading import Run, read_run
 from thor_bench.report.summary import measured
-from thor_bench.tasks import find_workload
+from thor_bench.tasks import card_of, find_task
 from thor_bench.training.checkpoint import CHECKPOINT_FILE
 from thor_bench.training.early_stop import EarlyStop
 from thor_bench.training.observers import Observer
@@ -49,7 +49,7 @@ class Trial:
 
 def ranked(trials: Sequence[Trial], target: float) -> list[Trial]:
     """Orders trials, best first: seeds that missed, median time to the target, best value."""
-    metric = find_workload(trials[0].run.config.workload).metric
+    metric = card_of(trials[0].run.started).metric
     runs = [(place, run) for place, one in enumerate(trials) for run in (one.run, *one.repeats)]
     best = pl.col("best_metric").max() if metric.higher_is_better else pl.col("best_metric").min()
     order = (
@@ -126,7 +126,7 @@ class StudyRunner:
         self._source = source
         self._observe = observe
         self._tell = tell
-        self._workload = find_workload(study.workload)
+        self._workload = find_task(study.workload)
         self._metric = self._workload.metric
         self._searches: dict[str, Search] = {}
         self._runs: dict[Path, Run] = {}  # of the trials, by folder
@@ -167,7 +167,7 @@ class StudyRunner:
         study, metric = self._study, self._metric
         numbers = [(name, n) for n in range(study.trials) for name in study.first_order]
         best = ranked([self._trial(*pair, None) for pair in numbers], metric.perfect)[0]
-        runs = self._fresh([best.run.config], metric.perfect, TARGET_FOLDER)
+        runs = self._fresh([best.run.config], None, TARGET_FOLDER)
         values = [[record.test_metric for record in run.evaluations] for run in runs]
         if not all(values):
             message = f"{best.optimizer} set no target: a run of its best trial has no evaluation"
@@ -250,7 +250,7 @@ class StudyRunner:
             ),
         )
 
-    def _fresh(self, configs: Sequence[RunConfig], target: float, folder: str) -> list[Run]:
+    def _fresh(self, configs: Sequence[RunConfig], target: float | None, folder: str) -> list[Run]:
         """Runs settings to their horizon with seeds that no trial had, seed by seed."""
         seeds = range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + self._study.seeds)
         comparison = Comparison(

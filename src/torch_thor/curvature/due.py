@@ -138,7 +138,7 @@ class DueMatrices:
         some = self._traces.new_ones(())
         gradients = [c.layer.weight.grad for c in self.due]
         looked_at = [some if g is None or is_dtensor(g) else g for g in gradients]
-        return linalg.norms(looked_at, self._dtype, math.inf) != 0
+        return linalg.are_nonzero(looked_at)
 
     @cached_property
     def _rows(self) -> Tensor:

@@ -12,6 +12,7 @@ from torch_thor.curvature.block_batch import Member, batches
 from torch_thor.curvature.due import DueMatrices
 from torch_thor.distributed.buckets import Part
 from torch_thor.linalg.factorize import rounded, solve
+from torch_thor.linalg.foreach import is_asynchronous
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
@@ -140,13 +141,13 @@ class Renewal:
         """Factorizes damped averages, which it may write to; keeps what succeeded, ``[l]``."""
         if not found:
             return self.counts
-        for batch, average in zip(found, averages, strict=True):
-            self._damp(batch, average)
+        least = [self._damp(batch, own) for batch, own in zip(found, averages, strict=True)]
+        condition = self._condition(found, averages, least)
         if wide:
-            wider = [average.double() for average in averages]
-            solutions = [rounded(one, self.trace.dtype) for one in self._solve(found, wider)]
+            wider = self._solve(found, [average.double() for average in averages], condition)
+            solutions = [rounded(one, self.trace.dtype) for one in wider]
         else:
-            solutions = self._solve(found, averages)
+            solutions = self._solve(found, averages, condition)
         failed = torch.zeros_like(self.trace)
         for batch, (_, good) in zip(found, solutions, strict=True):
             failed.index_add_(0, batch.layer_of_block, (~good).to(failed.dtype))
@@ -160,8 +161,11 @@ class Renewal:
                 batch.store(own, torch.where(fresh, result, before))
         return succeeded
 
-    def _damp(self, batch: BlockBatch, average: Tensor) -> None:
-        """Adds shifts to the diagonals; rows that are padding get a factor's mean eigenvalue."""
+    def _damp(self, batch: BlockBatch, average: Tensor) -> Tensor:
+        """Adds shifts to the diagonals; rows that are padding get a factor's mean eigenvalue.
+
+        Returns what no eigenvalue of a block is less than, ``[B]``.
+        """
         starts = self._matrices.starts
         added = batch.of_matrices(self._matrices.shifts, starts).unsqueeze(1)
         if self.due[0].stack.is_corrected:  # scalings are damped in the place of factors
@@ -170,12 +174,28 @@ class Renewal:
             means = batch.of_matrices(self._matrices.means, starts).unsqueeze(1)
             added = torch.where(batch.unused(), means + added, added)
         average.diagonal(dim1=-2, dim2=-1).add_(added)
+        return added.amin(1)
 
-    def _solve(self, found: Sequence[BlockBatch], averages: Sequence[Tensor]) -> list[Solution]:
+    def _condition(
+        self, found: Sequence[BlockBatch], averages: Sequence[Tensor], least: Sequence[Tensor]
+    ) -> float:
+        """A bound on all condition numbers; what is on a device is not waited for."""
+        known = max(c.stack.condition(c.damping) for c in self.due if c.refresh)
+        # Where ranks own blocks alone, they would not see the same.
+        if is_asynchronous(least[0].device) or any(one.members[0].is_owned for one in found):
+            return known
+        pairs = zip(averages, least, strict=True)
+        # No eigenvalue exceeds the largest sum of a row.
+        most = [(own.abs().sum(-1).amax(-1) / low).amax() for own, low in pairs]
+        seen = float(torch.stack(most).amax())
+        return seen if 1.0 <= seen < known else known
+
+    def _solve(
+        self, found: Sequence[BlockBatch], averages: Sequence[Tensor], condition: float
+    ) -> list[Solution]:
         """Factorizes what all ranks have together, and what this one owns alone."""
-        refreshed = [c for c in self.due if c.refresh]
-        condition = max(c.stack.condition(c.damping) for c in refreshed)
-        solver = refreshed[0].stack.inverses.solver(condition)
+        refreshed = next(c for c in self.due if c.refresh)
+        solver = refreshed.stack.inverses.solver(condition)
         owned = [batch.members[0].is_owned for batch in found]
         shared = [average for average, own in zip(averages, owned, strict=True) if not own]
         of_all = iter(self._ranks.solve(shared, solver) if shared else [])

@@ -23,8 +23,8 @@ class Control:
     needs_whole_layer: ClassVar[bool] = False  # they change by more than a number a layer or a row
     needs_rates: ClassVar[bool] = False  # learning rates enter
 
-    def turn(self, directions: Tensor) -> Tensor:
-        """Changes where directions ``[l, k, out, columns]`` point."""
+    def turn(self, directions: list[Tensor]) -> list[Tensor]:
+        """Changes where directions point, ``[l, k, out, columns]`` of each stack."""
         return directions
 
     def factor(
@@ -100,7 +100,7 @@ class Spectral(RootMeanSquare):
 
     needs_whole_layer = True
 
-    def turn(self, directions: Tensor) -> Tensor:
+    def turn(self, directions: list[Tensor]) -> list[Tensor]:
         """Makes singular values alike."""
         return orthogonalize(directions, self.options.iterations)
 

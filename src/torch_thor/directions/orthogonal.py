@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import defaultdict
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from torch_thor.linalg.partition import Partition
-from torch_thor.linalg.timing import multiplies_bfloat16
+from torch_thor.linalg.timing import multiplies_bfloat16, multiplies_bfloat16_in_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,63 +28,117 @@ _TOPS = (1.99974, 1.99890, 1.99531, 1.98023, 1.91923, 1.70763)  # of the interva
 # Rounding above an interval would grow, so what enters a polynomial is made this much shorter.
 _SAFETY = 1.01
 _SAFE = tuple((a / _SAFETY, b / _SAFETY**3, c / _SAFETY**5) for a, b, c in _QUINTICS)
-# Rows below which a CPU's products in bfloat16 cost more to set up than they save.
-_FEW_ROWS = 192
+# Rows below which a CPU's products in bfloat16 cost more to set up than they save; in tiles (AMX).
+_FEW_ROWS, _FEW_ROWS_IN_TILES = 192, 128
 # Squares of small singular values drown in rounding, which more steps would make large.
 _STEPS_OF_GRAM = 4
+_SAFE_LENGTHS = (1e-15, 1e15)  # whose squares, and those of what they are made of, are normal
+
+Quintic: TypeAlias = tuple[float, float, float]
 
 
-def orthogonalize(matrices: Tensor, iterations: int, tile: int | None = None) -> Tensor:
-    """Makes the nonzero singular values of ``[l, k, out, columns]`` about alike, by products alone.
+def orthogonalize(stacks: Sequence[Tensor], iterations: int) -> list[Tensor]:
+    """Makes the nonzero singular values of matrices about alike, by products alone.
 
     Newton–Schulz iteration X ← aX + (bXXᵀ + c(XXᵀ)²)X from X / ‖X‖, in bfloat16 where the
     hardware multiplies it and that pays. In wider types, matrices that are much longer than wide
     are multiplied twice alone: polynomials of up to four steps are those of XXᵀ, which is small.
 
     Args:
-        matrices: The matrices.
+        stacks: Matrices ``[l, k, out, columns]`` of some shapes.
         iterations: Steps; four make singular values alike that are 0.0026 of the length or more.
-        tile: Most rows of a tile, each of which is made alike by itself; ``None``: all rows.
     """
-    rows = Partition.of(matrices.shape[2], tile)
-    whole = pad(matrices, (0, 0, 0, rows.padding)) if rows.padding else matrices
-    tiles = whole.reshape(-1, rows.block, matrices.shape[3])
-    wide = tiles.shape[1] <= tiles.shape[2]
-    found = _orthogonal(tiles if wide else tiles.mT, iterations)
-    result = (found if wide else found.mT).to(matrices.dtype).reshape(whole.shape)
-    return result[:, :, : rows.size]
-
-
-def _orthogonal(matrices: Tensor, iterations: int) -> Tensor:
-    """The same of ``[b, m, n]``, n not less than m."""
     first = max(len(_SAFE) - iterations, 0)
     quintics = _SAFE[:1] * (iterations - len(_SAFE)) + _SAFE[first:]
+    alike: dict[object, list[int]] = defaultdict(list)
+    for place, stack in enumerate(stacks):
+        alike[stack.dtype, stack.device].append(place)
+    found = list(stacks)
+    for places in alike.values():
+        own = _of_one_kind([stacks[place] for place in places], _TOPS[first], quintics)
+        for place, one in zip(places, own, strict=True):
+            found[place] = one.to(stacks[place].dtype).reshape(stacks[place].shape)
+    return found
+
+
+def _of_one_kind(stacks: list[Tensor], top: float, quintics: Sequence[Quintic]) -> list[Tensor]:
+    """The matrices ``[b, out, columns]`` of stacks of one type and device."""
+    flat, scales = _with_scales([stack.flatten(0, 1) for stack in stacks], top)
+    found = []
+    for one, scale in zip(flat, scales, strict=True):
+        is_wide = one.shape[1] <= one.shape[2]
+        x = one if is_wide else one.mT
+        half = _goes_in_half(x)
+        # By products: a step takes 2m²n + m³, and a step of XXᵀ four of m³.
+        if not half and 2 * x.shape[2] > 3 * x.shape[1]:
+            x = _multiplied_twice(x, scale, quintics)
+        else:
+            x = x * scale
+            x = _multiplied_whole(x.to(torch.bfloat16) if half else x, quintics)
+        found.append(x if is_wide else x.mT)
+    return found
+
+
+def _goes_in_half(x: Tensor) -> bool:
+    """Whether matrices ``[b, m, n]`` are multiplied in bfloat16."""
+    if x.dtype != torch.float32:
+        return x.dtype == torch.bfloat16
+    if not multiplies_bfloat16(x.device):
+        return False
+    if x.device.type != "cpu":
+        return True
+    return x.shape[1] >= (_FEW_ROWS_IN_TILES if multiplies_bfloat16_in_tiles() else _FEW_ROWS)
+
+
+def _with_scales(stacks: list[Tensor], top: float) -> tuple[list[Tensor], list[Tensor]]:
+    """Matrices whose squares are normal numbers, and what gives them a length, ``[b, 1, 1]``."""
+    first = stacks[0]
+    wide = torch.finfo(first.dtype).max > _SAFE_LENGTHS[1] ** 2
+    if wide and first.device.type == "cpu" and not torch.compiler.is_compiling():
+        lengths = torch.cat([torch.linalg.vector_norm(one, dim=(1, 2)) for one in stacks])
+        low, high = lengths.aminmax()
+        if _SAFE_LENGTHS[0] < low.item() and high.item() < _SAFE_LENGTHS[1]:
+            counts = [len(one) for one in stacks]
+            return stacks, list((top / lengths).view(-1, 1, 1).split(counts))
     # Squares of what momentum has decayed to would be zero, those of what has grown infinite.
-    least = torch.finfo(matrices.dtype).tiny
-    largest = matrices.abs().amax((1, 2), keepdim=True)
-    x: Tensor = matrices / largest.clamp_min(least)
-    lengths = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
-    x = x * (_TOPS[first] / lengths.clamp_min(least))
-    small = x.device.type == "cpu" and x.shape[1] < _FEW_ROWS
-    if x.dtype == torch.float32 and not small and multiplies_bfloat16(x.device):
-        x = x.to(torch.bfloat16)
-    # By products: a step takes 2m²n + m³, and a step of XXᵀ four of m³.
-    long = x.dtype != torch.bfloat16 and 2 * x.shape[2] > 3 * x.shape[1]
-    together = _STEPS_OF_GRAM if long else 1
-    for number in range(0, iterations, together):
-        x = _steps(x, quintics[number : number + together])
+    least = torch.finfo(first.dtype).tiny
+    found = [one / one.abs().amax((1, 2), keepdim=True).clamp_min(least) for one in stacks]
+    norms = [torch.linalg.vector_norm(one, dim=(1, 2), keepdim=True) for one in found]
+    return found, [top / norm.clamp_min(0.5) for norm in norms]  # at least 1, or zero
+
+
+def _multiplied_whole(x: Tensor, quintics: Sequence[Quintic]) -> Tensor:
+    """The steps of ``[b, m, n]``, n not less than m."""
+    for a, b, c in quintics:
+        gram = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
 
 
-def _steps(x: Tensor, quintics: Sequence[tuple[float, float, float]]) -> Tensor:
-    """Some steps, whose polynomials p of S = XXᵀ commute: X ← pX and S ← p²S."""
-    gram, product = torch.bmm(x, x.mT), None
-    for number, (a, b, c) in enumerate(quintics):
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        if len(quintics) == 1:
-            return torch.baddbmm(x, polynomial, x, beta=a)
-        polynomial.diagonal(dim1=1, dim2=2).add_(a)
-        product = polynomial if product is None else torch.bmm(product, polynomial)
-        if number + 1 < len(quintics):
-            gram = torch.bmm(torch.bmm(gram, polynomial), polynomial)
-    return x if product is None else torch.bmm(product, x)
+def _multiplied_twice(x: Tensor, scale: Tensor, quintics: Sequence[Quintic]) -> Tensor:
+    """The same by steps of XXᵀ, of matrices that are still to be scaled."""
+    for number in range(0, len(quintics), _STEPS_OF_GRAM):
+        some, gram = quintics[number : number + _STEPS_OF_GRAM], torch.bmm(x, x.mT)
+        if number:
+            polynomial = _polynomials(gram, some)
+        else:
+            polynomial = _polynomials(gram.mul_(scale.square()), some).mul_(scale)
+        x = torch.bmm(polynomial, x)
+    return x
+
+
+def _polynomials(gram: Tensor, quintics: Sequence[Quintic]) -> Tensor:
+    """Π p of S = XXᵀ for some steps, whose polynomials commute: X ← pX and S ← p²S."""
+    product = polynomial = _polynomial(gram, quintics[0])
+    for quintic in quintics[1:]:
+        gram = torch.bmm(torch.bmm(gram, polynomial), polynomial)
+        polynomial = _polynomial(gram, quintic)
+        product = torch.bmm(product, polynomial)
+    return product
+
+
+def _polynomial(gram: Tensor, quintic: Quintic) -> Tensor:
+    a, b, c = quintic
+    polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    polynomial.diagonal(dim1=1, dim2=2).add_(a)
+    return polynomial

@@ -100,7 +100,7 @@ class DirectionPlan:
             one.stack.direction(one.slots, source)
             for one, source in zip(self._alone, written, strict=True)
         ]
-        raw = [self._control.turn(direction) for direction in raw]
+        raw = self._control.turn(raw)
         _scale(raw, self._factors(raw, packed, rates, found_inf), memory)
         directions = dict(sources)
         for room in rooms:

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from torch_thor.layers.adapter import LayerAdapter, with_ones
 from torch_thor.layers.geometry import Geometry
+from torch_thor.linalg.foreach import is_asynchronous
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch_thor.layers.rows import RowPlan
 
 ForwardConv: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -70,10 +73,12 @@ class PatchAdapter(LayerAdapter[ConvT]):
 
     def output_rows(self, module: ConvT, gradient: Tensor, plan: RowPlan) -> Tensor:
         """Gathers the output gradients of the planned positions."""
-        gradient = _batched(module, gradient)
-        sample, position = plan.coordinates(gradient.device)
-        where = _unravel(position, tuple(gradient.shape[2:]))
-        rows = gradient.movedim(1, -1)[(sample, *where)]
+        pixels = _batched(module, gradient).movedim(1, -1)
+        if plan.index is None or pixels.is_contiguous():
+            rows = plan.take(pixels)
+        else:
+            sample, position = plan.coordinates(gradient.device)
+            rows = pixels[(sample, *_unravel(position, pixels.shape[1:-1]))]
         return plan.reduce_gradients(_by_group(module, rows))
 
     def _gather(self, module: ConvT, inputs: Tensor, sample: Tensor, where: list[Tensor]) -> Tensor:
@@ -89,9 +94,9 @@ class PatchAdapter(LayerAdapter[ConvT]):
             if valid is not None:
                 valid = valid.view(shape)
                 inside = valid if inside is None else inside & valid
-        patches = inputs.movedim(1, -1)[tuple(index)]
+        patches = _pixels(inputs.movedim(1, -1), index)
         if inside is not None:
-            patches *= inside.unsqueeze(-1)  # a gather makes a tensor of its own
+            _clear(patches, inside)  # a gather makes a tensor of its own
         return patches.movedim(-1, 1)
 
 
@@ -139,6 +144,26 @@ class TransposedConvAdapter(PatchAdapter[TransposedConv]):
         return plan.output_shape[-len(module.kernel_size) :]
 
 
+def _pixels(maps: Tensor, index: list[Tensor]) -> Tensor:
+    """Copies pixels of ``[N, *spatial, channels]``; whole ones where channels lie side by side."""
+    if not maps.is_contiguous():
+        return maps[tuple(index)]
+    flat = index[0]
+    for size, own in zip(maps.shape[1:-1], index[1:], strict=True):
+        flat = flat * size + own
+    channels = maps.shape[-1]
+    return maps.view(-1, channels).index_select(0, flat.flatten()).view(*flat.shape, channels)
+
+
+def _clear(pixels: Tensor, kept: Tensor) -> None:
+    """Sets pixels ``[..., channels]`` to zero where a mask ``[...]`` says so."""
+    if is_asynchronous(pixels.device):
+        pixels *= kept.unsqueeze(-1)
+    else:  # there are few of them, and whoever counts them need not wait
+        outside = (~kept).flatten().nonzero().squeeze(1)
+        pixels.view(-1, pixels.shape[-1]).index_fill_(0, outside, 0.0)
+
+
 def _by_group(module: ForwardConv | TransposedConv, rows: Tensor) -> Tensor:
     return rows.reshape(len(rows), module.groups, -1).transpose(0, 1)
 
@@ -158,7 +183,7 @@ def _padding(module: ForwardConv, axis: int) -> tuple[int, int]:
     return amount, amount
 
 
-def _unravel(position: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
+def _unravel(position: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     """Splits a flat position into one coordinate per axis."""
     coordinates = []
     for size in reversed(sizes):

@@ -49,11 +49,11 @@ class RowPlan:
 
     def take_inputs(self, table: Tensor) -> Tensor:
         """Takes input rows from ``[N, T, d]``: ``[r, d]``."""
-        return table.mean(1) if self.reduce else self._take(table)
+        return table.mean(1) if self.reduce else self.take(table)
 
     def take_gradients(self, table: Tensor) -> Tensor:
         """Takes output gradient rows from ``[N, T, d]``: ``[r, d]``."""
-        return table.sum(1) if self.reduce else self._take(table)
+        return table.sum(1) if self.reduce else self.take(table)
 
     def reduce_inputs(self, rows: Tensor) -> Tensor:
         """Averages gathered rows ``[k, N·T, d]`` over positions where asked to."""
@@ -66,12 +66,13 @@ class RowPlan:
     def _per_sample(self, rows: Tensor) -> Tensor:
         return rows.reshape(rows.shape[0], self.samples, self.positions, -1)
 
-    def _take(self, table: Tensor) -> Tensor:
-        flat = table.reshape(-1, table.shape[-1])
+    def take(self, table: Tensor) -> Tensor:
+        """Copies the rows of ``[N, ..., d]``: ``[r, d]``."""
         if self.index is None:
             # The caller may change its tensor before the backward.
-            return flat.clone()
-        return flat[self.index.to(flat.device, non_blocking=True)]
+            return table.clone(memory_format=torch.contiguous_format).view(-1, table.shape[-1])
+        flat = table.reshape(-1, table.shape[-1])
+        return flat.index_select(0, self.index.to(flat.device, non_blocking=True))
 
 
 @lru_cache(maxsize=64)

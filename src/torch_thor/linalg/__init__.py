@@ -2,6 +2,7 @@
 
 from torch_thor.linalg.matrices import (
     add_to_diagonal,
+    are_nonzero,
     diagonal_blocks,
     eigh,
     inverse_root,
@@ -15,6 +16,7 @@ from torch_thor.linalg.numbers import constants, owners, padding_of, vector
 
 __all__ = [
     "add_to_diagonal",
+    "are_nonzero",
     "constants",
     "diagonal_blocks",
     "eigh",

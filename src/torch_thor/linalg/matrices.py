@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from torch_thor.linalg.foreach import is_asynchronous
 from torch_thor.linalg.square_roots import inverse_square_root
 
 if TYPE_CHECKING:
@@ -109,10 +110,24 @@ def sum_of_squares(rows: Tensor) -> Tensor:
     return torch.stack([torch.dot(row, row) for row in flat.unbind(0)])
 
 
-def norms(tensors: Sequence[Tensor], dtype: torch.dtype, order: float = 2.0) -> Tensor:
-    """Norms ``[n]`` of tensors of any shapes on one device: Euclidean, or of another order."""
-    wide = reduce(torch.promote_types, {tensor.dtype for tensor in tensors}, dtype)
-    return torch.stack(torch._foreach_norm(list(tensors), order, dtype=wide))
+def norms(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Euclidean norms ``[n]`` of tensors of any shapes on one device."""
+    return torch.stack(torch._foreach_norm(list(tensors), dtype=_wide(tensors, dtype)))
+
+
+def are_nonzero(tensors: Sequence[Tensor]) -> Tensor:
+    """Whether tensors on one device hold anything but zeros, NaN included: ``[n]``."""
+    if is_asynchronous(tensors[0].device):
+        dtype = _wide(tensors, torch.float32)
+        return torch.stack(torch._foreach_norm(list(tensors), math.inf, dtype=dtype)) != 0
+    # A CPU takes ten times as long for the largest absolute value.
+    ends = [torch.aminmax(tensor) for tensor in tensors]
+    low, high = (torch.stack([end != 0 for end in own]) for own in zip(*ends, strict=True))
+    return low | high
+
+
+def _wide(tensors: Sequence[Tensor], dtype: torch.dtype) -> torch.dtype:
+    return reduce(torch.promote_types, {tensor.dtype for tensor in tensors}, dtype)
 
 
 def largest_eigenvalue(rows: Tensor, iterations: int = 64) -> Tensor:

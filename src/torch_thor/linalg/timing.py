@@ -56,6 +56,12 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and probe is not None and bool(probe())
 
 
+def multiplies_bfloat16_in_tiles() -> bool:
+    """Says whether the CPU multiplies bfloat16 in tiles (AMX), where small ones gain too."""
+    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)  # a private name, as above
+    return probe is not None and bool(probe())
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes that a CUDA device or Linux' CPU can still give; ``None`` where nobody knows."""
     if device.type == "cuda":

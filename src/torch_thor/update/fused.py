@@ -1,4 +1,4 @@
-"""The rule of momentum and decay by torch's fused kernels, which skip a step on the device.
+"""The rule of momentum and decay by torch's fused kernels: one pass, skipped on the device.
 
 ``found_inf`` is one where a gradient was not finite, as torch.amp has it: then all stays as it is,
 to the bit, and the host need not know. A learning rate may be a tensor beside the weights.
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from torch_thor.linalg.foreach import Lots
 
+_MANY = 1 << 17  # entries from which a CPU's passes through memory cost more than calls
+
 
 @torch.compiler.disable  # type: ignore[untyped-decorator] # a compiler has no kernels for them
 def step_fused(
@@ -24,8 +26,8 @@ def step_fused(
     steps: Sequence[Tensor],
     buffers: Sequence[Tensor],
     *,
-    found_inf: Tensor,
     lr: float | Tensor,
+    found_inf: Tensor | None = None,
     weight_decay: float = 0.0,
     momentum: float = 0.0,
     nesterov: bool = False,
@@ -47,7 +49,7 @@ def step_fused(
             maximize=False,
             is_first_step=False,
             grad_scale=None,
-            found_inf=found_inf.to(device, non_blocking=True),
+            found_inf=None if found_inf is None else found_inf.to(device, non_blocking=True),
         )
 
 
@@ -56,11 +58,20 @@ def renew_fused(
     buffers: Sequence[Tensor],
     steps: Sequence[Tensor],
     momentum: float,
-    found_inf: Tensor,
+    found_inf: Tensor | None,
 ) -> None:
     """Takes steps into their momentum, m ← m + (step - (1 - momentum) · m)."""
-    rule = {"lr": -1.0, "weight_decay": momentum - 1.0}
-    step_fused(lots, buffers, steps, [], found_inf=found_inf, **rule)
+    decay = momentum - 1.0
+    step_fused(lots, buffers, steps, [], found_inf=found_inf, lr=-1.0, weight_decay=decay)
+
+
+def save_passes(weights: Sequence[Tensor], steps: Sequence[Tensor]) -> bool:
+    """Whether the kernels save time on a CPU: many entries, whose order in memory is the same."""
+    first = weights[0]
+    if first.device.type != "cpu" or not first.is_floating_point():
+        return False
+    alike = all(x.stride() == y.stride() for x, y in zip(weights, steps, strict=True))
+    return alike and sum(weight.numel() for weight in weights) >= _MANY
 
 
 def laid_like(weights: Sequence[Tensor], steps: Sequence[Tensor]) -> list[Tensor]:

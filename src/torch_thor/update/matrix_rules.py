@@ -66,15 +66,16 @@ def _turned(steps: Sequence[Tensor], shapes: Sequence[_Shape]) -> list[Tensor]:
     for place, (step, shape) in enumerate(zip(steps, shapes, strict=True)):
         alike[shape, step.dtype, step.device].append(place)
     turned = list(steps)
+    stacks = []
     for places in alike.values():
+        wide = torch.promote_types(steps[places[0]].dtype, torch.float32)
         shape = shapes[places[0]]
-        first = steps[places[0]]
-        wide = torch.promote_types(first.dtype, torch.float32)
-        stacked = torch.stack([steps[place].reshape(shape) for place in places]).to(wide)
-        found = orthogonalize(stacked, _ITERATIONS)
+        stacks.append(torch.stack([steps[place].reshape(shape) for place in places]).to(wide))
+    for places, found in zip(alike.values(), orthogonalize(stacks, _ITERATIONS), strict=True):
+        rows, dtype = shapes[places[0]][1], steps[places[0]].dtype
         lengths = torch.linalg.vector_norm(found, dim=(2, 3), keepdim=True)
-        found *= math.sqrt(shape[1]) / lengths.clamp_min(_SHORTEST)
-        for place, one in zip(places, found.to(first.dtype).unbind(0), strict=True):
+        scaled = found * (math.sqrt(rows) / lengths.clamp_min(_SHORTEST))
+        for place, one in zip(places, scaled.to(dtype).unbind(0), strict=True):
             turned[place] = one.reshape(steps[place].shape)
     return turned
 

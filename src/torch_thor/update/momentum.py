@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from torch_thor.directions.banded import gradient_of
 from torch_thor.layers.shards import local
-from torch_thor.linalg.foreach import ONE_BY_ONE, Lots, add, add_, mul_, renew_
-from torch_thor.update.fused import renew_fused, step_fused
+from torch_thor.linalg.foreach import Lots, add, add_, lots_of, mul_, renew_
+from torch_thor.update.fused import renew_fused, save_passes, step_fused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -79,10 +79,16 @@ class Moving:
         if not (gradients and self.order.momentum_first and momentum):
             return gradients
         nesterov, buffers = self.order.nesterov, self._buffers()
-        if self.found_inf is None:
+        if not self._fuses(buffers, gradients):
             return after_momentum(self.lots, gradients, buffers, momentum, nesterov=nesterov)
         renew_fused(self.lots, buffers, gradients, momentum, self.found_inf)
         return add(self.lots, gradients, buffers, alpha=momentum) if nesterov else buffers
+
+    def _fuses(self, tensors: list[Tensor], steps: list[Tensor]) -> bool:
+        """Whether fused kernels take steps: on a CPU where they save passes through memory."""
+        return self.found_inf is not None or all(
+            lot.together and save_passes(lot.take(tensors), lot.take(steps)) for lot in self.lots
+        )
 
     def move(self, directions: list[Tensor], scale: float = 1.0) -> None:
         """Adds decay and momentum to ``scale`` times the directions and moves the weights."""
@@ -90,8 +96,10 @@ class Moving:
             return
         order, group, lots = self.order, self.group, self.lots
         weights = [self._inside(local(parameter)) for parameter in self.parameters]
-        if self.found_inf is not None:
-            self._move_fused(weights, directions, self.found_inf)
+        if self._fuses(weights, directions):
+            if scale != 1.0:
+                mul_(lots, directions, scale)
+            self._move_fused(weights, directions)
             return
         lr, decay = float(group["lr"]), group["weight_decay"]
         if decay and (order.decoupled_decay or order.momentum_first):
@@ -113,20 +121,20 @@ class Moving:
             nesterov=order.nesterov,
         )
 
-    def _move_fused(
-        self, weights: list[Tensor], directions: list[Tensor], found_inf: Tensor
-    ) -> None:
-        """The same for whole parameters, unless ``found_inf``."""
+    def _move_fused(self, weights: list[Tensor], directions: list[Tensor]) -> None:
+        """The same in one call, unless ``found_inf``."""
         order, lots, lr = self.order, self.lots, self.group["lr"]
+        lr = float(lr) if self.found_inf is None else lr
         decay, momentum = self.group["weight_decay"], self.group["momentum"]
+        marked = {"found_inf": self.found_inf}
         if order.momentum_first:
             momentum = 0.0
         elif decay and order.decoupled_decay:
-            step_fused(lots, weights, weights, [], found_inf=found_inf, lr=lr * decay)
+            step_fused(lots, weights, weights, [], lr=lr * decay, **marked)
             decay = 0.0
         buffers = self._buffers() if momentum else []
         rule = {"weight_decay": decay, "momentum": momentum, "nesterov": order.nesterov}
-        step_fused(lots, weights, directions, buffers, found_inf=found_inf, lr=lr, **rule)
+        step_fused(lots, weights, directions, buffers, lr=lr, **marked, **rule)
 
     def _buffers(self) -> list[Tensor]:
         kept = momentum_buffers(self.parameters, [self.states[p] for p in self.parameters])
@@ -154,4 +162,5 @@ class MovingRows:
 
     def _some(self, parameter: nn.Parameter, rows: slice) -> Moving:
         own = self.groups[parameter]
-        return Moving(self.order, own, [parameter], self.states, ONE_BY_ONE, rows)
+        lots = lots_of([parameter], [gradient_of(parameter)])
+        return Moving(self.order, own, [parameter], self.states, lots, rows)

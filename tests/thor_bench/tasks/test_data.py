@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from thor_bench.tasks.data import Data, FlipAndCrop, TensorSplit, TrainTest
+from thor_bench.tasks.batches import Data, Share
+from thor_bench.tasks.data import FlipAndCrop, TensorSplit, TrainTest
 
 
 def splits(samples: int = 10) -> TrainTest[TensorSplit]:
@@ -92,7 +93,7 @@ def test_the_ranks_shares_make_up_the_batch_of_one_process_with_its_augmentation
     )
 
     def data(rank: int, ranks: int) -> Data:
-        return Data(pair, batch_size=6, seed=0, rank=rank, ranks=ranks)
+        return Data(pair, batch_size=6, seed=0, share=Share(rank, ranks))
 
     shares = [list(data(rank, 3).batches(1)) for rank in range(3)]
     for number, (inputs, labels) in enumerate(data(0, 1).batches(1)):
@@ -106,4 +107,4 @@ def test_the_ranks_shares_make_up_the_batch_of_one_process_with_its_augmentation
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused() -> None:
     with pytest.raises(ValueError, match=r"batch_size=5 must be a multiple of 2 \(ranks\)"):
-        Data(splits(), batch_size=5, seed=0, ranks=2)
+        Data(splits(), batch_size=5, seed=0, share=Share(0, 2))

@@ -15,9 +15,9 @@ from thor_bench.errors import BenchError
 from thor_bench.optimizers.recipes import RunOptions, plan_run
 from thor_bench.records.config import DataSource
 from thor_bench.records.reading import read_run
-from thor_bench.tasks import WORKLOADS, Workload, find_workload
+from thor_bench.tasks import WORKLOADS, Task, find_task
 from thor_bench.tasks import cifar10 as cifar10_module
-from thor_bench.tasks.data import Data
+from thor_bench.tasks.batches import Data
 from thor_bench.tasks.models import small_resnet
 from thor_bench.training.train import train
 
@@ -50,7 +50,7 @@ def test_the_published_set_ups_train_end_to_end(
     # Emulated where it has to be: that it works is what is tested.
     monkeypatch.setattr("thor_bench.training.precision.multiplies_bfloat16", lambda _device: True)
     # The pipeline is what is tested: a small network in the place of the large one.
-    workload = replace(find_workload(name), autocast=dtype, build_model=small_model)
+    workload = replace(find_task(name), autocast=dtype, model=small_model)
     monkeypatch.setitem(WORKLOADS, name, workload)
     options = RunOptions(epochs=1, batch_size=4, preset=preset)
     config = plan_run(workload, "paper-thor", seed=0, options=options)
@@ -65,12 +65,11 @@ def test_the_published_set_ups_train_end_to_end(
 
 def test_the_networks_are_the_published_ones() -> None:
     parameters = {
-        name: sum(p.numel() for p in find_workload(name).build_model().parameters())
-        for name in WRITERS
+        name: sum(p.numel() for p in find_task(name).build().parameters()) for name in WRITERS
     }
     # He et al. 2016: ResNet-18 with a 3×3 stem and ten classes, and ResNet-50
     assert parameters == {"cifar10-resnet18": 11_173_962, "imagenet-resnet50": 25_557_032}
-    resnet50 = find_workload("imagenet-resnet50").build_model()
+    resnet50 = find_task("imagenet-resnet50").build()
     last = [value for key, value in resnet50.named_parameters() if key.endswith("bn3.weight")]
     assert len(last) == 16
     assert all(not gamma.any() for gamma in last)
@@ -108,7 +107,7 @@ def test_missing_files_are_named_with_the_remedy(
     name: str, told: tuple[str, ...], tmp_path: Path
 ) -> None:
     with pytest.raises(BenchError) as caught:
-        find_workload(name).load(DataSource(tmp_path))
+        find_task(name).data(DataSource(tmp_path))
     message = str(caught.value)
     assert all(text in message for text in (*told, str(tmp_path)))
     assert "\n" not in message
@@ -133,18 +132,18 @@ def test_a_broken_or_hostile_pickle_is_refused_and_not_run(
 
 
 @pytest.fixture
-def imagenet(tmp_path: Path) -> Workload:
+def imagenet(tmp_path: Path) -> Task:
     write_imagenet(tmp_path)
-    return find_workload("imagenet-resnet50")
+    return find_task("imagenet-resnet50")
 
 
-def loader(workload: Workload, directory: Path, workers: int, seed: int = 0) -> Data:
-    splits = workload.load(DataSource(directory, workers=workers))
+def loader(workload: Task, directory: Path, workers: int, seed: int = 0) -> Data:
+    splits = workload.data(DataSource(directory, workers=workers))
     return Data(splits, batch_size=2, seed=seed)
 
 
 def test_batches_do_not_depend_on_workers_and_go_on_anywhere(
-    imagenet: Workload, tmp_path: Path
+    imagenet: Task, tmp_path: Path
 ) -> None:
     before = torch.get_rng_state()
     alone = list(loader(imagenet, tmp_path, 0).batches(1))
@@ -160,15 +159,13 @@ def test_batches_do_not_depend_on_workers_and_go_on_anywhere(
     assert not torch.equal(other[0][0], alone[0][0])
 
 
-def test_the_test_images_come_whole_and_in_order(imagenet: Workload, tmp_path: Path) -> None:
+def test_the_test_images_come_whole_and_in_order(imagenet: Task, tmp_path: Path) -> None:
     targets = torch.cat([y for _, y in loader(imagenet, tmp_path, 0).test_batches()])
     assert targets.tolist() == [0] * 4 + [1] * 4
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_image_is_named_in_one_line(
-    workers: int, imagenet: Workload, tmp_path: Path
-) -> None:
+def test_a_broken_image_is_named_in_one_line(workers: int, imagenet: Task, tmp_path: Path) -> None:
     broken = tmp_path / "val" / "n00000001" / "2.JPEG"
     broken.write_bytes(b"\xff\xd8 no image")
     with pytest.raises(BenchError) as caught:
@@ -178,13 +175,13 @@ def test_a_broken_image_is_named_in_one_line(
     assert "\n" not in message
 
 
-def test_classes_that_differ_are_refused(imagenet: Workload, tmp_path: Path) -> None:
+def test_classes_that_differ_are_refused(imagenet: Task, tmp_path: Path) -> None:
     (tmp_path / "val" / "n00000001").rename(tmp_path / "val" / "n00000007")
     with pytest.raises(BenchError, match="2 classes in train, 2 in val"):
-        imagenet.load(DataSource(tmp_path))
+        imagenet.data(DataSource(tmp_path))
 
 
-def test_a_batch_size_beyond_the_data_is_refused(imagenet: Workload, tmp_path: Path) -> None:
+def test_a_batch_size_beyond_the_data_is_refused(imagenet: Task, tmp_path: Path) -> None:
     config = plan_run(imagenet, "sgd", seed=0, options=RunOptions(batch_size=9))
     with pytest.raises(BenchError, match=r"--batch-size: batch_size=9 must be in 1 … 8"):
         train(config, tmp_path / "run", source=DataSource(tmp_path))

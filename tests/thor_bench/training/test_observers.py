@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from thor_bench.tasks import Workload
+    from thor_bench.tasks import Task
 
 
-def shown(tiny: Workload, directory: Path, *, terminal: bool) -> str:
+def shown(tiny: Task, directory: Path, *, terminal: bool) -> str:
     file = io.StringIO()
     console = Console(file=file, force_terminal=terminal, width=140)
     observer = TerminalObserver(console, title="[1/2] thor-seed0", metric=ACCURACY)
@@ -34,23 +34,19 @@ def shown(tiny: Workload, directory: Path, *, terminal: bool) -> str:
     return file.getvalue()
 
 
-def test_a_log_has_a_line_per_evaluation_and_no_control_codes(
-    tiny: Workload, tmp_path: Path
-) -> None:
+def test_a_log_has_a_line_per_evaluation_and_no_control_codes(tiny: Task, tmp_path: Path) -> None:
     lines = shown(tiny, tmp_path, terminal=False).splitlines()
     assert len(lines) == 3
     assert all(line.startswith("[1/2] thor-seed0") for line in lines)
     assert "\x1b" not in "".join(lines)
 
 
-def test_a_terminal_shows_loss_accuracy_decisions_and_time_left(
-    tiny: Workload, tmp_path: Path
-) -> None:
+def test_a_terminal_shows_loss_accuracy_decisions_and_time_left(tiny: Task, tmp_path: Path) -> None:
     text = shown(tiny, tmp_path, terminal=True)
     assert all(part in text for part in ("loss", "accuracy", "update", "left", "/8"))
 
 
-def test_tensorboard_has_the_recorded_numbers(tiny: Workload, tmp_path: Path) -> None:
+def test_tensorboard_has_the_recorded_numbers(tiny: Task, tmp_path: Path) -> None:
     config = plan_run(tiny, "thor", seed=0, options=RunOptions(epochs=30))
     train(config, tmp_path, observers=[TensorBoardObserver(tmp_path, ACCURACY)])
     events = EventAccumulator(str(tmp_path / "tensorboard"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def workloads_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def losses(run: Run) -> list[float]:
     train = [record.loss for record in run.steps]
-    return train + [record.test_loss for record in run.evaluations]
+    return train + [record.test_loss or math.nan for record in run.evaluations]
 
 
 def trajectory(run: Run) -> list[object]:
@@ -78,6 +79,17 @@ def test_two_ranks_train_as_one_process_does(folder: Path, tmp_path: Path) -> No
         # An image on the border between two classes may fall either way: one of eight or more.
         image = 100 / 8
         assert abs(two.evaluations[0].test_metric - one.evaluations[0].test_metric) <= image
+
+
+def test_a_task_file_trains_on_two_ranks_as_on_one(folder: Path, tmp_path: Path) -> None:
+    on_ranks.train_own(tmp_path, Ranks())
+    one, two = (read_run(where / "own") for where in (tmp_path, folder / "two"))
+    assert (one.started.ranks, two.started.ranks, len(two.steps)) == (1, 2, 5)
+    assert [step.loss for step in two.steps] == pytest.approx(
+        [step.loss for step in one.steps], rel=1e-4
+    )
+    values = [run.evaluations[-1].test_metric for run in (one, two)]
+    assert values[0] == pytest.approx(values[1], rel=1e-3)
 
 
 def test_the_published_set_ups_train_under_bf16_on_two_ranks(folder: Path) -> None:

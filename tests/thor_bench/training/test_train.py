@@ -22,7 +22,7 @@ from thor_bench.optimizers.registry import find_optimizer
 from thor_bench.records.config import DataSource
 from thor_bench.records.reading import read_run
 from thor_bench.records.records import RECORDS_FILE, Record, RunFailed, RunFinished
-from thor_bench.tasks import find_workload
+from thor_bench.tasks import find_task
 from thor_bench.training.checkpoint import CHECKPOINT_FILE
 from thor_bench.training.early_stop import EarlyStop
 from thor_bench.training.rundir import is_pending
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
     from thor_bench.records.config import RunConfig
     from thor_bench.records.reading import Run
-    from thor_bench.tasks import Workload
+    from thor_bench.tasks import Task
     from thor_bench.training.observers import Observer
 
 OPTIMIZERS = ("thor", "kfac", "ekfac", "sgd", "adamw", "muon")
 
 
-def plan(workload: Workload, optimizer: str = "sgd", **options: Any) -> RunConfig:
+def plan(workload: Task, optimizer: str = "sgd", **options: Any) -> RunConfig:
     return plan_run(workload, optimizer, seed=0, options=RunOptions(**options))
 
 
@@ -69,7 +69,7 @@ class SignalAt:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_each_optimizer_learns_the_tiny_workload(
-    optimizer: str, tiny: Workload, tmp_path: Path
+    optimizer: str, tiny: Task, tmp_path: Path
 ) -> None:
     # Rates that are past the target early, from any start.
     changes = {"kfac": ["lr=0.01"], "ekfac": ["lr=0.01"], "adamw": ["lr=0.03"]}.get(optimizer, [])
@@ -79,7 +79,7 @@ def test_each_optimizer_learns_the_tiny_workload(
     assert result.best_metric > 90
 
 
-def test_records_tell_the_whole_run(tiny: Workload, tmp_path: Path) -> None:
+def test_records_tell_the_whole_run(tiny: Task, tmp_path: Path) -> None:
     result = train(plan(tiny, epochs=3, evals_per_epoch=2), tmp_path)
     run = read_run(tmp_path)
     assert run.started.steps_per_epoch == 4
@@ -97,7 +97,7 @@ def test_records_tell_the_whole_run(tiny: Workload, tmp_path: Path) -> None:
     assert all(record.peak_memory_mb > 10 for record in run.epochs)
 
 
-def test_a_horizon_may_end_inside_an_epoch(tiny: Workload, tmp_path: Path) -> None:
+def test_a_horizon_may_end_inside_an_epoch(tiny: Task, tmp_path: Path) -> None:
     train(plan(tiny, epochs=2.25, evals_per_epoch=2), tmp_path)
     run = read_run(tmp_path)
     assert run.started.total_steps == 9
@@ -110,7 +110,7 @@ def test_a_horizon_may_end_inside_an_epoch(tiny: Workload, tmp_path: Path) -> No
     assert "--epochs 1.23456789 " in odd.command(tmp_path)
 
 
-def test_a_run_cut_in_its_last_part_of_an_epoch_resumes(tiny: Workload, tmp_path: Path) -> None:
+def test_a_run_cut_in_its_last_part_of_an_epoch_resumes(tiny: Task, tmp_path: Path) -> None:
     config = replace(plan(tiny, "thor", epochs=1.75), record_every=1)
     train(config, tmp_path / "whole")
     with pytest.raises(RunInterruptedError, match=r"at epoch 1\.[25]"):
@@ -122,21 +122,21 @@ def test_a_run_cut_in_its_last_part_of_an_epoch_resumes(tiny: Workload, tmp_path
 
 
 def test_evaluation_is_outside_the_clock(
-    tiny: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slow(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def slow(_model: object, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         time.sleep(0.5)
-        return (outputs.argmax(dim=1) == targets).float()
+        return torch.zeros(len(batch[1]))
 
     workload = replace(tiny, metric=replace(tiny.metric, score=slow))
-    monkeypatch.setattr("thor_bench.training.train.find_workload", lambda _: workload)
+    monkeypatch.setattr("thor_bench.training.train.find_task", lambda _: workload)
     begun = time.perf_counter()
     result = train(plan(tiny, epochs=2), tmp_path)
     assert time.perf_counter() - begun > 1.0
     assert result.seconds < time.perf_counter() - begun - 1.0
 
 
-def test_same_seed_same_run_other_seed_other_run(tiny: Workload, tmp_path: Path) -> None:
+def test_same_seed_same_run_other_seed_other_run(tiny: Task, tmp_path: Path) -> None:
     config = plan(tiny)
     runs = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -151,7 +151,7 @@ def test_same_seed_same_run_other_seed_other_run(tiny: Workload, tmp_path: Path)
     "optimizer", ["thor", "ekfac", "muon", "muon-polar", "normuon", "adamuon", "kron", "splus"]
 )
 def test_a_signal_saves_and_resume_is_bit_exact(
-    optimizer: str, number: signal.Signals, tiny: Workload, tmp_path: Path
+    optimizer: str, number: signal.Signals, tiny: Task, tmp_path: Path
 ) -> None:
     if told := find_optimizer(optimizer).lacks():
         pytest.skip(told)
@@ -183,13 +183,13 @@ def test_a_killed_process_resumes_bit_exact(tmp_path: Path) -> None:
     )
     assert child.returncode == -signal.SIGKILL
     assert read_run(out).end is None
-    config = plan(find_workload("digits"), "thor", epochs=epochs)
+    config = plan(find_task("digits"), "thor", epochs=epochs)
     train(config, out, resume=True)
     train(config, tmp_path / "whole")
     assert trajectory(read_run(out)) == trajectory(read_run(tmp_path / "whole"))
 
 
-def test_a_stopped_comparison_says_how_to_go_on_and_does(tiny: Workload, tmp_path: Path) -> None:
+def test_a_stopped_comparison_says_how_to_go_on_and_does(tiny: Task, tmp_path: Path) -> None:
     options = CompareOptions(seeds=2)
     comparison = plan_comparison(tiny, ["sgd", "adamw"], options)
 
@@ -205,7 +205,7 @@ def test_a_stopped_comparison_says_how_to_go_on_and_does(tiny: Workload, tmp_pat
     assert names == ["sgd-seed0", "adamw-seed0", "sgd-seed1", "adamw-seed1"]
 
 
-def test_resume_drops_a_half_written_line(tiny: Workload, tmp_path: Path) -> None:
+def test_resume_drops_a_half_written_line(tiny: Task, tmp_path: Path) -> None:
     config = plan(tiny, epochs=4)
     train(config, tmp_path / "whole")
     with pytest.raises(RunInterruptedError):
@@ -216,9 +216,7 @@ def test_resume_drops_a_half_written_line(tiny: Workload, tmp_path: Path) -> Non
     assert trajectory(read_run(tmp_path / "cut")) == trajectory(read_run(tmp_path / "whole"))
 
 
-def test_a_run_stopped_before_its_first_checkpoint_begins_anew(
-    tiny: Workload, tmp_path: Path
-) -> None:
+def test_a_run_stopped_before_its_first_checkpoint_begins_anew(tiny: Task, tmp_path: Path) -> None:
     config = plan(tiny)
     train(config, tmp_path / "whole")
     cut = tmp_path / "cut"
@@ -234,7 +232,7 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_anew(
     [(0.0, 60.0, "at the target"), (101.0, 0.0, "slower than an earlier trial")],
 )
 def test_a_run_ends_at_the_evaluation_that_settles_it(
-    target: float, limit: float, why: str, tiny: Workload, tmp_path: Path
+    target: float, limit: float, why: str, tiny: Task, tmp_path: Path
 ) -> None:
     config = plan(tiny, evals_per_epoch=2)
     train(config, tmp_path / "whole")
@@ -252,18 +250,18 @@ def test_a_run_ends_at_the_evaluation_that_settles_it(
 
 
 def test_nan_loss_fails_with_the_last_good_checkpoint_kept(
-    tiny: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0
 
-    def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def loss(model: torch.nn.Module, batch: object) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        value = tiny.loss(outputs, targets)
-        return value if calls < 8 else value * float("nan")
+        value = tiny.loss(model, batch)
+        return value if calls < 7 else value * float("nan")
 
     workload = replace(tiny, loss=loss)
-    monkeypatch.setattr("thor_bench.training.train.find_workload", lambda _: workload)
+    monkeypatch.setattr("thor_bench.training.train.find_task", lambda _: workload)
     with pytest.raises(RunDivergedError, match=r"sgd on tiny: loss became nan at step 7.*epoch 1"):
         train(plan(tiny), tmp_path)
     end = read_run(tmp_path).end
@@ -277,7 +275,7 @@ def test_nan_loss_fails_with_the_last_good_checkpoint_kept(
 
 @pytest.mark.parametrize("kind", [CurvatureError, NonFiniteGradientError])
 def test_an_optimizer_that_gives_up_fails_the_run(
-    kind: type[Exception], tiny: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type[Exception], tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def give_up(_self: object) -> None:
         raise kind("layer 0 could not be inverted")
@@ -289,7 +287,7 @@ def test_an_optimizer_that_gives_up_fails_the_run(
 
 
 def test_a_full_disk_leaves_the_former_checkpoint(
-    tiny: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = plan(tiny, epochs=4)
     train(config, tmp_path / "whole")

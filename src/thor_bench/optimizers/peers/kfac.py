@@ -36,7 +36,8 @@ def build(kind: type[KFAC], training: Training, settings: Any) -> Sequence[Optim
     """Builds one of both."""
     arguments = _DERIVED.arguments(training, settings)
     every = settings.interval
-    return [kind(training.model, factor_interval=every, inverse_interval=every, **arguments)]
+    intervals = {"factor_interval": every, "inverse_interval": every}
+    return [kind(training.model, exclude=training.exclude, **intervals, **arguments)]
 
 
 _RECIPES = {
@@ -46,7 +47,7 @@ _RECIPES = {
     "cifar10-resnet18/paper": Recipe("lr=0.1 schedule=polynomial lr_power=2", 90, 128),
 }
 PEERS = tuple(
-    Peer(name, description, KFACSettings(), partial(build, kind), recipes=_RECIPES)
+    Peer(name, description, KFACSettings(), partial(build, kind), ours=True, recipes=_RECIPES)
     for name, description, kind in (
         ("kfac", "K-FAC: unsplit, fixed interval", KFAC),
         ("ekfac", "K-FAC, eigenvalues corrected", EKFAC),

@@ -128,6 +128,7 @@ def divided(training: Training, settings: MuonSettings) -> Divided:
     modules = [module for module in training.model.modules() if isinstance(module, nn.Embedding)]
     head = training.head if settings.exclude_head else None
     kept = {id(module.weight) for module in (*modules, head) if module is not None}
+    kept |= {id(parameter) for parameter in training.excluded}
     weights = (p for p in training.model.parameters() if p.dim() >= 2)
     return training.divide(p for p in weights if id(p) not in kept)
 

@@ -67,6 +67,7 @@ PEERS = tuple(
         description,
         override(THORSettings(), f"{_KFAC} {changes}".split()),
         build,
+        ours=True,
         recipes={
             # Eq. 6 at λ = 0.03 diverges on digits: the smallest eigenvalues of one batch are near
             # zero. An epoch has 16 steps: at the paper's interval a run would refresh four times.

@@ -102,7 +102,7 @@ def build(training: Training, settings: Any) -> Sequence[Optimizer]:
     return [
         THOR(
             training.model,
-            exclude=[name for name, module in modules if module is head],
+            exclude=[*(name for name, module in modules if module is head), *training.exclude],
             include=[name for name, module in modules if isinstance(module, norms)],
             **arguments,
         )
@@ -145,6 +145,7 @@ PEERS = (
         "THOR as tuned here",
         THORSettings(),
         build,
+        ours=True,
         untuned=_UNTUNED,
         recipes={
             "digits": Recipe(_DIGITS, 2),

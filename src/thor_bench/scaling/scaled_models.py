@@ -10,10 +10,12 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from thor_bench.errors import unknown_choice
-from thor_bench.tasks import find_workload
-from thor_bench.tasks.data import Batch
+from thor_bench.tasks import find_task, imagenet
 from thor_bench.tasks.gpt import GPT
+from thor_bench.tasks.pairs import Compare
 from torch_thor import KFAC, THOR, Distributed, Intervals, Refresh, Statistics
+
+Batch = tuple[Tensor, Tensor]
 
 RULES = ("sgd", "kfac", "thor")
 
@@ -22,13 +24,13 @@ _SYMBOLS, _CONTEXT = 50_257, 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class ScaledModel:
     """A model with batches of random data."""
 
     name: str  # on the command line
     build_model: Callable[[], nn.Module]
     draw: Callable[[int], Batch]  # samples -> batch
-    loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
+    loss: Compare = functional.cross_entropy
     batch: int  # samples per step and rank
     split: int  # of THOR; K-FAC takes whole factors
     loss_reduction: Literal["mean", "positions_mean"] = "mean"
@@ -37,7 +39,9 @@ class Task:
     memory_format: torch.memory_format = torch.contiguous_format
 
 
-def build_optimizer(name: str, model: nn.Module, task: Task, intervals: Intervals) -> Optimizer:
+def build_optimizer(
+    name: str, model: nn.Module, task: ScaledModel, intervals: Intervals
+) -> Optimizer:
     """Builds one of ``RULES``: K-FAC with whole factors and all rows, THOR with SGD's lengths.
 
     Layers refresh together, so that a step either refreshes all of them or none.
@@ -66,11 +70,11 @@ def build_optimizer(name: str, model: nn.Module, task: Task, intervals: Interval
     )
 
 
-def find_task(name: str) -> Task:
+def find_model(name: str) -> ScaledModel:
     """Returns a task by its name."""
-    if name not in TASKS:
-        raise unknown_choice("WORKLOAD", name, TASKS)
-    return TASKS[name]
+    if name not in MODELS:
+        raise unknown_choice("WORKLOAD", name, MODELS)
+    return MODELS[name]
 
 
 def _classified(classes: int, *shape: int) -> Callable[[int], Batch]:
@@ -100,14 +104,16 @@ def _mlp() -> nn.Module:
     )
 
 
-def _images(name: str, *, side: int, classes: int, batch: int, split: int) -> Task:
+def _images(
+    name: str, loss: Compare, *, side: int, classes: int, batch: int, split: int
+) -> ScaledModel:
     """Returns the task of a workload on images."""
-    workload = find_workload(name)
-    return Task(
+    workload = find_task(name)
+    return ScaledModel(
         name=name,
-        build_model=workload.build_model,
+        build_model=workload.build,
         draw=_classified(classes, 3, side, side),
-        loss=workload.loss,
+        loss=loss,
         batch=batch,
         split=split,
         autocast=workload.autocast,
@@ -115,9 +121,9 @@ def _images(name: str, *, side: int, classes: int, batch: int, split: int) -> Ta
     )
 
 
-CHECK = Task(name="mlp", build_model=_mlp, draw=_classified(10, 784), batch=128, split=128)
+CHECK = ScaledModel(name="mlp", build_model=_mlp, draw=_classified(10, 784), batch=128, split=128)
 
-_GPT2_SMALL = Task(
+_GPT2_SMALL = ScaledModel(
     name="gpt2-small",
     build_model=_gpt2_small,
     draw=_text,
@@ -129,12 +135,16 @@ _GPT2_SMALL = Task(
     autocast=torch.bfloat16,
 )
 
-TASKS: dict[str, Task] = {
+MODELS: dict[str, ScaledModel] = {
     task.name: task
     for task in (
-        _images("cifar10-resnet18", side=32, classes=10, batch=128, split=72),
+        _images(
+            "cifar10-resnet18", functional.cross_entropy, side=32, classes=10, batch=128, split=72
+        ),
         # 32 images a device in each of the paper's rows: 256 on 8, 4096 on 128, 8192 on 256
-        _images("imagenet-resnet50", side=224, classes=1000, batch=32, split=128),
+        _images(
+            "imagenet-resnet50", imagenet.CRITERION, side=224, classes=1000, batch=32, split=128
+        ),
         _GPT2_SMALL,
     )
 }

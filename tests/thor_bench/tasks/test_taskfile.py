@@ -1,0 +1,188 @@
+"""Mistakes in a task file: each is one line, with the user's own file and line in it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from typer.testing import CliRunner
+
+from thor_bench.cli.commands import app
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+FILE = """\
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from thor_bench import Metric, Task
+
+inputs, labels = torch.randn(40, 4), torch.arange(40) % 2
+pairs = list(zip(inputs, labels))
+
+def loss(model, batch):
+    x, y = batch
+    return F.cross_entropy(model(x), y)  # LOSS
+
+def right(model, batch):
+    x, y = batch
+    return (model(x).argmax(1) == y).float()  # SCORE
+
+def task():
+    model = lambda: nn.Linear(4, 2)  # MODEL
+    train = test = (inputs, labels)
+    more = {}
+    # HERE
+    return Task(
+        model=model, loss=loss, train=train, test=test, epochs=1,
+        metric=Metric(name="right", score=right, higher_is_better=True), **more
+    )
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder to work in; what a file leaves in Python is taken back."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    for name in [one for one in sys.modules if one.startswith(("thor_task_", "net_beside"))]:
+        del sys.modules[name]
+
+
+def run(*words: object) -> Any:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def written(folder: Path, *changes: tuple[str, str], name: str = "my_task.py") -> str:
+    """Writes the file, changed; returns its path."""
+    text = FILE
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    (folder / name).write_text(text, encoding="utf-8")
+    return str(folder / name)
+
+
+def mistake(file: str, *words: object, code: int = 2) -> str:
+    result = run("train", file, "--optimizer", "sgd", *words)
+    assert result.exit_code == code, result.output
+    (line,) = result.stderr.splitlines()
+    assert "Traceback" not in result.output
+    return str(line)
+
+
+def test_it_trains(folder: Path) -> None:
+    result = run("train", written(folder), "--optimizer", "thor")
+    assert result.exit_code == 0, result.output
+    assert "nothing is tuned for it" in result.output
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "told"),
+    [
+        ("import torch\n", "import toch\n", 1, "reading the file: ModuleNotFoundError: No module"),
+        ("def loss(model, batch):", "def loss(model, batch)", 10, "reading the file: SyntaxError"),
+        ("# HERE", "return {}", 18, "task(): it returned an object of type dict; it must return"),
+        ("# HERE", "return None", 18, "task(): it returned None"),
+        ("# HERE", "1 / 0", 22, "task(): ZeroDivisionError: division by zero"),
+        ("# HERE", "exit(3)", 22, "task(): SystemExit: 3"),
+        (
+            "loss=loss, ",
+            "",
+            23,
+            "task(): TypeError: Task.__init__() missing 1 required keyword-only",
+        ),
+        ("train=train, ", "", 23, "task(): train is missing; give tensors, a data set"),
+        ("metric=Metric(", "metric=dict(", 23, "metric is an object of type dict; it must be a"),
+        (", higher_is_better=True", "", 25, "missing 1 required keyword-only argument: 'higher_is"),
+        ("epochs=1", "epochs=0", 23, "epochs=0 must be above 0"),
+        ("# HERE", "more = {'batch_size': '64'}", 23, "batch_size is '64'; it must be a whole"),
+        ("# LOSS", "+ None", 12, "the loss of a batch: TypeError: unsupported operand"),
+        ("model(x), y)  # LOSS", "model(x[:, :3]), y)", 12, "mat1 and mat2 shapes cannot be mult"),
+        ("# LOSS", " * torch.ones(3)", 10, "loss returned a tensor of shape [3]; it must be one"),
+        ("y)  # LOSS", "y).item()", 10, "loss returned an object of type float; it must be one"),
+        ("# LOSS", ".detach()", 10, "loss returned a number without a gradient"),
+        ("return (model(x)", "return (model(x) / no", 16, "NameError: name 'no' is not defined"),
+        ("# SCORE", ".expand(2, -1)", 14, "metric returned a tensor of shape [2, 32]; it must ret"),
+        ("return (model", "(model", 14, "metric returned None; it must return a number, the mean"),
+        ("lambda: nn.Linear(4, 2)", "lambda: 'net'", 19, "model() returned an object of type str"),
+        ("nn.Linear(4, 2)", "nn.Linear(4, [])", 19, "building the model: TypeError"),
+        ("# HERE", "train = (inputs[:0], labels[:0])", 18, "the training data have no sample"),
+        ("# HERE", "train = (inputs, labels[:9])", 18, "train has tensors of 9 and 40 samples"),
+        ("# HERE", "train = (x for x in pairs)", 18, "generator, which can be read only once"),
+        ("# HERE", "train = DataLoader([])", 18, "training data have no batch"),
+        ("# HERE", "train = DataLoader([], batch_sampler=[])", 18, "training data have no batch"),
+        ("# HERE", "train = lambda: [(inputs, labels)]", 18, "no length; set steps_per_epoch"),
+        ("# HERE", "test = lambda: []", 18, "the test data have no batch"),
+        ("# HERE", "train = [(x, 'a', {1}) for x in inputs]", 18, "reading the training data"),
+        ("# HERE", "train = 3", 18, "train is an object of type int; it must be tensors, a data"),
+        (
+            "# HERE",
+            "train, more = lambda: [(inputs, labels)], {'steps_per_epoch': 3}",
+            18,
+            "the training data ended after 1 of 3 batches of an epoch; set steps_per_epoch",
+        ),
+        (
+            "def loss(model, batch):",
+            "other = nn.Linear(4, 2)\ndef loss(_, batch, model=other):",
+            11,
+            "no parameter of the model has a gradient; compute the loss with the model",
+        ),
+    ],
+)
+def test_a_mistake_is_told_by_line(old: str, new: str, line: int, told: str, folder: Path) -> None:
+    text = mistake(written(folder, (old, new)))
+    assert f"my_task.py:{line}: " in text
+    assert told in text
+
+
+def test_a_missing_file_and_a_missing_function_are_told(folder: Path) -> None:
+    assert "nowhere.py cannot be read (No such file or directory); begin" in mistake("nowhere.py")
+    file = written(folder, ("def task", "def tasks"))
+    line = mistake(file)
+    assert "my_task.py has no function task(); it has loss, right, tasks; write def task()" in line
+    assert "my_task.py has no function other()" in mistake(f"{file}:other")
+    assert run("train", f"{file}:tasks", "--optimizer", "sgd").exit_code == 0
+    assert (folder / "runs" / "my_task-tasks" / "sgd-seed0").is_dir()
+
+
+def test_a_file_beside_it_is_told_of_as_well(folder: Path) -> None:
+    (folder / "net_beside.py").write_text("def build():\n    return 1 / 0\n", encoding="utf-8")
+    file = written(folder, ("lambda: nn.Linear(4, 2)", "__import__('net_beside').build"))
+    assert "net_beside.py:2: building the model: ZeroDivisionError" in mistake(file)
+
+
+def test_a_worker_of_a_loader_is_told_of_by_line(folder: Path) -> None:
+    data = "class Data:\n    def __len__(self): return 40\n    def __getitem__(self, i): 1 / 0\n\n"
+    file = written(
+        folder,
+        ("def task", data + "def task"),
+        ("# HERE", "train = DataLoader(Data(), num_workers=1)"),
+    )
+    line = mistake(file)
+    assert "my_task.py:20: reading the training data: ZeroDivisionError: division by zero" in line
+    changes = ("def task", data + "def task"), ("# HERE", "train = Data()")
+    file = written(folder, *changes, name="b.py")
+    assert "b.py:20: reading the training data: ZeroDivisionError" in mistake(file, "--workers", 1)
+
+
+def test_numbers_that_are_none_end_the_run_with_a_record(folder: Path) -> None:
+    line = mistake(written(folder, ("# LOSS", "* float('nan')")), code=1)
+    assert "loss became nan at step 1; try a lower --set lr" in line
+    file = written(folder, ("# SCORE", " * float('nan')"), name="b.py")
+    assert "test right became nan after step 1" in mistake(file, code=1)
+
+
+def test_a_name_that_thor_cannot_exclude_is_told(folder: Path) -> None:
+    file = written(folder, ("# HERE", "more = {'exclude': ('head',)}"))
+    result = run("train", file, "--optimizer", "thor")
+    assert result.exit_code == 2
+    assert "--optimizer thor: Invalid exclude='head'" in result.stderr
