@@ -129,20 +129,20 @@ def compare(
 
     source = DataSource(data_dir, download, workers)
     with claimed(directory):
-        if overwrite:
-            forget_runs(directory)
-        _tell_what_stands(comparison, directory)
+        _make_room(comparison, directory, overwrite=overwrite)
         run_comparison(comparison, directory, source=source, observe=observe)
         report(directory)
 
 
-def _tell_what_stands(comparison: Comparison, directory: Path) -> None:
-    """Says how many runs were made before; the rest are trained."""
+def _make_room(comparison: Comparison, directory: Path, *, overwrite: bool) -> None:
+    """Forgets earlier runs, or says how many stand; the rest are trained."""
+    if overwrite:
+        forget_runs(directory)
     runs = comparison.runs
     made = sum(not is_pending(config, directory / config.name) for config in runs)
     if made:
         told = f"{made} of {len(runs)} runs stand in {directory} and are not repeated"
-        console.print(f"{told}; another --out makes them anew", highlight=False, soft_wrap=True)
+        console.print(f"{told}; --overwrite makes them anew", highlight=False, soft_wrap=True)
 
 
 app.command()(tune)
