@@ -6,6 +6,9 @@ from torch_thor.curvature.memory import LayerMemory, MemoryReport
 from torch_thor.curvature.split import SplitCurves
 from torch_thor.layers import Geometry, LayerAdapter, register_adapter
 from torch_thor.layers.rows import RowPlan
+from torch_thor.least_squares.fields import Derivatives, derivatives
+from torch_thor.least_squares.optimizer import GaussNewton
+from torch_thor.least_squares.search import StepReport
 from torch_thor.linalg.timing import multiplies_bfloat16
 from torch_thor.optimizers import EKFAC, KFAC, THOR
 from torch_thor.options.curvature import Damping, Intervals, Refresh, Statistics
@@ -45,8 +48,10 @@ __all__ = [
     "CurvatureWarning",
     "Damping",
     "Decision",
+    "Derivatives",
     "Distributed",
     "ExponentialDamping",
+    "GaussNewton",
     "Geometry",
     "GrowingInterval",
     "Intervals",
@@ -68,10 +73,12 @@ __all__ = [
     "SplitMeasurement",
     "StateMismatchError",
     "Statistics",
+    "StepReport",
     "TraceRule",
     "Treatment",
     "Update",
     "WarmupPolynomialDecay",
+    "derivatives",
     "measure_split",
     "multiplies_bfloat16",
     "register_adapter",

@@ -167,7 +167,7 @@ def test_the_installed_command_begins_there() -> None:
     [
         ((), "lr=0.0355"),
         (("--optimizer", "sgd"), "lr=0.05"),
-        (("--preset", "defaults"), "lr=0.02"),
+        (("--preset", "defaults"), "lr=0.03"),
     ],
 )
 def test_a_wrong_setting_is_told_the_recipes_own_value(words: tuple[str, ...], usual: str) -> None:

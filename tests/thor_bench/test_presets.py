@@ -135,7 +135,7 @@ def test_defaults_are_nobodys_tuned_settings() -> None:
     assert built.norm_control == untuned.norm_control
     assert built._rule == untuned._rule
     assert built.engine.options == untuned.engine.options
-    assert config.settings["lr"] == 0.02
+    assert config.settings["lr"] == 0.03
     torchs = plan_run(workload, "adamw", seed=0, options=RunOptions(preset="defaults")).settings
     adamw = torch.optim.AdamW(workload.build().parameters()).defaults
     assert (torchs["lr"], torchs["weight_decay"]) == (adamw["lr"], adamw["weight_decay"])

@@ -21,12 +21,13 @@ from torch_thor.capture.hooks import ModelHooks, other_listeners
 from torch_thor.capture.ledger import drop_zeroed
 from torch_thor.capture.pending import CallRules, PendingCall, Sampling
 from torch_thor.capture.statistics import count_rows
+from torch_thor.layers.jets import Jet, streams_of
 from torch_thor.options.notices import warn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from torch_thor.capture.hooks import Listener
+    from torch_thor.capture.hooks import Listener, Seen
     from torch_thor.capture.tracked import TrackedLayer
     from torch_thor.options.curvature import Statistics
 
@@ -133,7 +134,7 @@ class Capture:
     # A compiled model pays a graph break in steps with statistics, and none in the others.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def on_forward(
-        self, layer: TrackedLayer, weight: Tensor, inputs: Tensor, output: Tensor, first: int = 0
+        self, layer: TrackedLayer, weight: Tensor, inputs: Seen, output: Seen, first: int = 0
     ) -> None:
         """Takes the input rows and waits for the gradient of the output.
 
@@ -144,6 +145,8 @@ class Capture:
             output: Output of the call.
             first: The first matrix of the layer that took part in the call.
         """
+        has_derivatives = isinstance(inputs, Jet)
+        inputs, output = streams_of(inputs), streams_of(output)
         if is_transformed(output):
             return
         layer.begin_call()
@@ -152,7 +155,9 @@ class Capture:
         elif weight.requires_grad and output.requires_grad:
             with layer.obstructed():
                 require_plain(output)
-                call = PendingCall(layer, weight, self._rules, as_plain(inputs), output, first)
+                rules = self._rules
+                rules = replace(rules, has_derivatives=True) if has_derivatives else rules
+                call = PendingCall(layer, weight, rules, as_plain(inputs), output, first)
                 self._mask_fits |= call.fits_mask
 
     def settle(self, layers: Iterable[TrackedLayer], *, now: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import defaultdict
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch_thor.capture.autograd import graph_must_stay_whole
 from torch_thor.capture.registering import StaysBehind, go_first, hang, take_off
 from torch_thor.layers import ProjectionWatch
+from torch_thor.layers.jets import Jet
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
     from torch_thor.capture.outputs import OutputProbe
     from torch_thor.capture.tracked import TrackedLayer
+
+
+# What goes into a layer and comes out: values, or values with their derivatives.
+Seen: TypeAlias = Tensor | Jet
 
 
 class Listener(Protocol):
@@ -33,7 +38,7 @@ class Listener(Protocol):
     turns: int
 
     def on_forward(
-        self, layer: TrackedLayer, weight: Tensor, inputs: Tensor, output: Tensor, first: int = 0
+        self, layer: TrackedLayer, weight: Tensor, inputs: Seen, output: Seen, first: int = 0
     ) -> None:
         """Takes a call of a layer; ``first`` is the first of its matrices that took part."""
 
@@ -166,7 +171,7 @@ class _ForwardHook(_Hook):
         weight = layer.adapter.weight(module)
         if isinstance(weight, Tensor) and not weight.requires_grad:
             return
-        if isinstance(weight, Tensor) and isinstance(inputs, Tensor) and isinstance(output, Tensor):
+        if isinstance(weight, Tensor) and isinstance(inputs, Seen) and isinstance(output, Seen):
             listener.on_forward(layer, weight, inputs, output)
         else:
             layer.obstacle = "its call has no tensor as input, weight or output"

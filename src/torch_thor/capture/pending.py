@@ -23,6 +23,7 @@ from torch_thor.capture.autograd import (
 )
 from torch_thor.capture.calls import Call
 from torch_thor.layers.geometry import DENSE
+from torch_thor.layers.jets import leave_bias_to_values
 from torch_thor.layers.rows import plan_rows
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class CallRules:
         sampling: Which backwards count.
         seed: Seed of the row choice.
         mask: True where a position counts, ``[N, T]``.
+        has_derivatives: Whether positions are a value and its derivatives (``Jet``).
     """
 
     options: Statistics
@@ -60,12 +62,14 @@ class CallRules:
     sampling: Sampling
     seed: int = 0
     mask: Tensor | None = None
+    has_derivatives: bool = False
 
     def plan(self, geometry: Geometry, samples: int, positions: int) -> RowPlan:
         """Chooses the rows of a call."""
         structure, options = geometry.structure, self.options
         budget = None if self.matched and structure.counts_all_inputs else options.rows
         reduce = structure.reduces(asked=options.weight_sharing == "reduce")
+        reduce = reduce and not self.has_derivatives  # which no mean mixes with a value
         return plan_rows(samples, positions, budget, reduce=reduce, seed=self.seed)
 
 
@@ -111,6 +115,7 @@ class PendingCall:
         plan = rules.plan(geometry, *adapter.call_shape(module, inputs, turned))
         self._plan = plan = replace(plan, output_shape=tuple(turned.shape))
         tokens = adapter.has_tokens and plan.positions > 1 and geometry.structure.is_factored
+        tokens = tokens and not rules.has_derivatives
         mask = rules.mask if tokens else None
         self._may_be_padded = tokens and not plan.reduce
         self._kept, self._kept_of_all = _kept(mask, plan), _kept(mask, replace(plan, index=None))
@@ -118,6 +123,8 @@ class PendingCall:
         if plan.reduce and mask is not None and mask.shape == inputs.shape[:-1]:
             inputs, self.fits_mask = _weighed(inputs, mask), True
         self._rows = adapter.input_rows(module, inputs, plan, bias=geometry.bias)
+        if rules.has_derivatives and geometry.bias:
+            leave_bias_to_values(self._rows, plan)
 
     def _on_gradient(self, gradient: Tensor) -> None:
         """Takes the gradient of the output in, which one backward or several bring."""

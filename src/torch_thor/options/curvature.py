@@ -136,3 +136,8 @@ def as_damping(value: ScheduledFloat | Damping, mode: DampingMode = "relative") 
 def as_intervals(value: ScheduledFloat | Intervals) -> Intervals:
     """Accepts one interval for factors and inverses."""
     return value if isinstance(value, Intervals) else Intervals(value, value)
+
+
+def balanced_damping(value: float) -> Damping:
+    """Shares λ of the whole A ⊗ G out between both, as Martens and Grosse do."""
+    return Damping(value, "pi")
