@@ -1,7 +1,8 @@
 """Promise: each script under ``examples`` runs with the real packages, and THOR trains it well.
 
 Both train for the same few steps, on one thread and in this process: to import the packages takes
-longer than to train. ``ddp.py`` and ``fsdp.py`` need ranks: tests/distributed/test_torchrun.py. ``pinn.py`` has no AdamW.
+longer than to train. ``ddp.py`` and ``fsdp.py`` need ranks: tests/distributed/test_torchrun.py.
+``pinn.py`` shows Gauss-Newton, and has no AdamW.
 """
 
 from __future__ import annotations
