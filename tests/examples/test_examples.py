@@ -107,3 +107,9 @@ def test_an_example_trains_ahead_of_adamw_or_near_it(case: Case) -> None:
 def test_every_example_is_run() -> None:
     scripts = {path.stem for path in EXAMPLES.glob("*.py")}
     assert scripts == {case.script for case in CASES} | OTHERS
+
+
+@pytest.mark.cpu
+def test_the_equation_is_solved(capsys: pytest.CaptureFixture[str]) -> None:
+    load("pinn").main()
+    assert float(capsys.readouterr().out.split()[-1]) < 1e-2  # its relative error
