@@ -27,7 +27,8 @@ def seed_all(number: int) -> None:
 def random_states() -> Tensor:
     """Returns the states of torch's CPU generator, ``random`` and NumPy as bytes."""
     _, words, gauss = random.getstate()
-    _, keys, place, *rest = np.random.get_state()  # noqa: NPY002
+    state: Any = np.random.get_state()  # noqa: NPY002
+    _, keys, place, *rest = state
     numbers = [*words, math.nan if gauss is None else gauss, *keys.tolist(), place, *rest]
     others = torch.tensor(numbers, dtype=torch.float64).view(torch.uint8)
     return torch.cat([torch.get_rng_state(), others])
