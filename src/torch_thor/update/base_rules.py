@@ -204,7 +204,7 @@ class AdamW(FirstOrder):
             )
             require("gradient", step.layout, step.layout == torch.strided, allowed)
         said, fused = self._options, self._fused(own) if own.together else None
-        averages = [
+        first, second = [
             kept_alike(name, own.parameters, own.states)
             if fused
             else [local(state[name]) for state in own.states]
@@ -213,7 +213,8 @@ class AdamW(FirstOrder):
         adamw(
             own.weights,
             laid_like(own.weights, own.steps) if fused else own.steps,
-            *averages,
+            first,
+            second,
             [],
             [state["step"] for state in own.states],
             fused=fused,
