@@ -54,9 +54,8 @@ test-robust: $(STAMP) ## The tests in random order: other threads, other process
 fuzz: $(STAMP) ## 2,000 random training loops against an oracle by hand
 	FUZZ_EXAMPLES=2000 HYPOTHESIS_PROFILE=search $(BIN)/python -m pytest -n 0 tests/contracts/test_fuzzed_loops.py $(ARGS)
 
-demo: export OMP_NUM_THREADS = 2
-demo: $(STAMP) ## Train digits with THOR, SGD and AdamW; print the table, write the report
-	$(BIN)/thor compare digits --optimizers thor,sgd,adamw --seeds 1 --out runs/demo
+demo: ## Train digits with THOR, SGD and AdamW; needs no setup, print the table, write the report
+	scripts/demo.sh $(PYTHON)
 
 lint: $(STAMP) ## Ruff (rules and format), mypy --strict, import layers
 	$(BIN)/ruff check .
@@ -77,4 +76,4 @@ docs: $(DOCS) ## Build the documentation into site/
 	$(BIN)/mkdocs build --strict
 
 clean: ## Remove caches, builds and the virtual environment (runs/ stays)
-	rm -rf $(VENV) $(OLDEST) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(OLDEST) .venv-demo build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

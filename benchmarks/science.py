@@ -129,6 +129,10 @@ def _muon(net: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
 
 
 def _thor(net: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    return [THOR(net, lr=lr, weight_decay=0.0)]
+
+
+def _thor_evened(net: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     control = NormControl("rms", row_decay=0.95)
     return [THOR(net, lr=lr, norm_control=control, weight_decay=0.0)]
 
@@ -142,7 +146,8 @@ def settings(*, image: bool) -> Iterator[Setting]:
         _muon: ("Muon", (3e-3, 1e-2, 3e-2)),
     }
     if image:
-        rates[_thor] = ("THOR, rows evened", (0.01, 0.02, 0.03))
+        rates[_thor] = ("THOR", (0.01, 0.02, 0.03))
+        rates[_thor_evened] = ("THOR, rows evened", (0.01, 0.02, 0.03))
     for build, (name, choices) in rates.items():
         for lr in choices:
             yield Setting(

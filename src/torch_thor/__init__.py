@@ -3,6 +3,7 @@
 from torch_thor.capture.coverage import Coverage, ParameterCoverage, Treatment
 from torch_thor.curvature.measure import LayerSplit, SplitMeasurement, measure_split
 from torch_thor.curvature.memory import LayerMemory, MemoryReport
+from torch_thor.curvature.report import LayerNumbers, StatisticsReport
 from torch_thor.curvature.split import SplitCurves
 from torch_thor.layers import Geometry, LayerAdapter, register_adapter
 from torch_thor.layers.rows import RowPlan
@@ -59,6 +60,7 @@ __all__ = [
     "LayerAdapter",
     "LayerDecision",
     "LayerMemory",
+    "LayerNumbers",
     "LayerSplit",
     "MemoryReport",
     "NonFiniteGradientError",
@@ -73,6 +75,7 @@ __all__ = [
     "SplitMeasurement",
     "StateMismatchError",
     "Statistics",
+    "StatisticsReport",
     "StepReport",
     "TraceRule",
     "Treatment",

@@ -8,6 +8,7 @@ import math
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
+from unittest.mock import Mock
 
 import matplotlib.image
 import numpy as np
@@ -17,7 +18,7 @@ from rich.console import Console
 from thor_bench.compare import CompareOptions, plan_comparison, run_comparison
 from thor_bench.optimizers.recipes import RunOptions
 from thor_bench.optimizers.registry import OPTIMIZERS
-from thor_bench.records.config import DataSource, RunConfig
+from thor_bench.records.config import DataSource, RunConfig, SettingValue
 from thor_bench.records.machine import Machine
 from thor_bench.records.reading import Run
 from thor_bench.records.records import (
@@ -29,16 +30,18 @@ from thor_bench.records.records import (
     RunStarted,
 )
 from thor_bench.report.curves import curves, draw_curve
+from thor_bench.report.differences import differences_table, settings_table
 from thor_bench.report.figures import draw_figures
 from thor_bench.report.page import write_report
-from thor_bench.report.style import LIGHT, colours
-from thor_bench.report.summary import Spread, summarize
-from thor_bench.report.tables import TextTable, comparison_csv, comparison_table
+from thor_bench.report.style import DARK, LIGHT, colours
+from thor_bench.report.summary import Spread, headline, summarize
+from thor_bench.report.tables import TextTable, comparison_csv, comparison_table, legend_of
 from thor_bench.tasks import ACCURACY, WORKLOADS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from thor_bench.report.style import Theme
     from thor_bench.tasks import Task
 
 
@@ -96,6 +99,11 @@ def made_run(
         else (),
         end=RunFinished(step=4, seconds=1.0, best_metric=1.0, final_metric=1.0),
     )  # fmt: skip
+
+
+def with_settings(run: Run, settings: dict[str, SettingValue]) -> Run:
+    config = replace(run.config, settings=settings)
+    return replace(run, started=replace(run.started, config=config))
 
 
 @pytest.fixture
@@ -203,19 +211,93 @@ def test_figures_stand_a_run_without_evaluations(runs: list[Run], tmp_path: Path
     assert len(draw_figures([*runs, failed], 90.0, tmp_path)) == 6
 
 
-def test_colours_differ_and_stay_with_their_optimizer() -> None:
+THEMES = pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+
+
+@THEMES
+def test_colours_differ_and_stay_with_their_optimizer(theme: Theme) -> None:
     names = ["thor", "sgd", "soap", "shampoo", "adamw"]
-    palette = colours(names)
+    palette = colours(names, theme)
     assert len(set(palette.values())) == len(names)
-    assert palette["thor"] == colours(["thor"])["thor"]
+    assert palette["thor"] == colours(["thor"], theme)["thor"]
 
 
-def test_there_are_colours_for_every_optimizer_at_once() -> None:
+@THEMES
+def test_there_are_colours_for_every_optimizer_at_once(theme: Theme) -> None:
     names = list(OPTIMIZERS)
-    assert len(colours(names)) == len(names)  # more than there are hues: some repeat
-    palette = colours(names[:14])
+    assert len(colours(names, theme)) == len(names)  # more than there are hues: some repeat
+    palette = colours(names[:14], theme)
     assert len(set(palette.values())) == 14
-    assert len(set(colours(["muon", "paper-thor-stop"]).values())) == 2  # both are usually pink
+    assert len(set(colours(["muon", "paper-thor-stop"], theme).values())) == 2  # both usually pink
+
+
+def test_no_line_is_dark_on_a_dark_page() -> None:
+    """WCAG asks for a contrast of 4.5; black on white has 21."""
+
+    def luminance(colour: str) -> float:
+        parts = np.array([int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)])
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    lines = colours(list(OPTIMIZERS), DARK).values()
+    paper = luminance(DARK.paper)
+    assert min((luminance(line) + 0.05) / (paper + 0.05) for line in lines) >= 4.5
+
+
+def test_a_run_without_a_trace_rule_shows_nothing_of_one(runs: list[Run], tmp_path: Path) -> None:
+    plain = [with_settings(run, {"lr": 0.1, "update_above": None}) for run in runs]
+    stems = {figure.light.stem for figure in draw_figures(plain, 90.0, tmp_path)}
+    assert stems == {"loss-epoch", "loss-seconds", "accuracy-epoch", "accuracy-seconds"}
+
+
+def test_what_the_trace_rule_drew_is_explained(runs: list[Run], tmp_path: Path) -> None:
+    notes = [figure.note for figure in draw_figures(runs, 90.0, tmp_path)]
+    assert notes[:4] == [""] * 4
+    assert "ω1" in notes[4]
+    assert "freeze" in notes[5]
+
+
+@pytest.mark.parametrize(
+    ("memory", "waits", "columns"),
+    [(100.0, 0.1, set()), (150.0, 0.1, {"MiB"}), (100.0, 8.0, {"data %"})],
+)
+def test_columns_stand_where_they_tell_optimizers_apart(
+    runs: list[Run], memory: float, waits: float, columns: set[str]
+) -> None:
+    thor, sgd = summarize(runs, 90.0)
+    thor = replace(thor, peak_memory_mb=Spread(memory), wait_percent=Spread(waits))
+    sgd = replace(sgd, peak_memory_mb=Spread(100.0), wait_percent=Spread(0.0))
+    table = comparison_table([thor, sgd], ACCURACY, 90.0)
+    assert {"MiB", "data %"} & set(table.headings) == columns
+    legend = legend_of(table)
+    assert {name for name in ("MiB", "data %") if f"{name}:" in legend} == columns
+    assert "s to 90 %: seconds of training" in legend
+
+
+def test_the_headline_says_how_sure_it_is(runs: list[Run]) -> None:
+    thor, sgd = summarize(runs, 90.0)
+    sentence = "thor is first at 90 %: 4.00 (3.00–6.00) s of training, 0.67 of SGD's time; then sgd"
+    told = headline([sgd, thor], "90 %")
+    assert told.startswith(sentence)
+    assert "overlap: more seeds" in told
+    late = replace(sgd, seconds=Spread(9.0, 8.0, 10.0))
+    assert "do not overlap" in headline([thor, late], "90 %")
+    assert "One seed says little" in headline(summarize(runs[:2], 90.0), "90 %")
+    assert headline(summarize(runs, 99.0), "99 %") == "No optimizer reached 99 %."
+
+
+def test_settings_are_told_by_what_is_no_default(tiny: Task) -> None:
+    def table(changes: list[str], preset: str | None) -> tuple[TextTable, TextTable]:
+        options = CompareOptions(seeds=1, changes=changes, run=RunOptions(preset=preset))
+        configs = plan_comparison(tiny, ["thor", "sgd"], options).runs
+        runs = [Mock(Run, config=config) for config in configs]
+        return differences_table(runs), settings_table(runs)
+
+    short, long = table(["thor.lr=0.05", "sgd.nesterov=no"], "defaults")
+    assert [row[-1] for row in short.rows] == ["lr=0.05", "nesterov=False"]
+    assert all("weight_decay=" in row[-1] and "end_epoch=none" in row[-1] for row in long.rows)
+    short, _ = table([], "defaults")
+    assert {row[-1] for row in short.rows} == {"nothing: its defaults"}
 
 
 def test_the_page_is_self_contained(tiny: Task, tmp_path: Path) -> None:

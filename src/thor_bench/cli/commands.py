@@ -8,6 +8,7 @@ import torch
 import typer
 
 from thor_bench.cli import options
+from thor_bench.cli.find import find
 from thor_bench.cli.league import league
 from thor_bench.cli.new import new
 from thor_bench.cli.one_line import OneLineErrors
@@ -16,6 +17,7 @@ from thor_bench.cli.train import train
 from thor_bench.cli.tune import tune
 from thor_bench.compare import (
     CompareOptions,
+    Comparison,
     checked_target,
     parse_horizons,
     plan_comparison,
@@ -32,7 +34,7 @@ from thor_bench.scaling.command import scale
 from thor_bench.tasks import find_task
 from thor_bench.training.claim import claimed
 from thor_bench.training.observers import Observer
-from thor_bench.training.rundir import forget_runs
+from thor_bench.training.rundir import forget_runs, is_pending
 from torch_thor import __version__
 
 app = typer.Typer(
@@ -128,14 +130,25 @@ def compare(
 
     source = DataSource(data_dir, download, workers)
     with claimed(directory):
-        if overwrite:
-            forget_runs(directory)
+        _make_room(comparison, directory, overwrite=overwrite)
         run_comparison(comparison, directory, source=source, observe=observe)
         report(directory)
 
 
+def _make_room(comparison: Comparison, directory: Path, *, overwrite: bool) -> None:
+    """Forgets earlier runs, or says how many stand; the rest are trained."""
+    if overwrite:
+        forget_runs(directory)
+    runs = comparison.runs
+    made = sum(not is_pending(config, directory / config.name) for config in runs)
+    if made:
+        told = f"{made} of {len(runs)} runs stand in {directory} and are not repeated"
+        console.print(f"{told}; --overwrite makes them anew", highlight=False, soft_wrap=True)
+
+
 app.command()(tune)
 app.command()(league)
+app.command()(find)
 
 
 @app.command()
@@ -211,4 +224,6 @@ def report(
     """Write tables, figures and one HTML page about the runs in a folder."""
     written = write_report(directory)
     console.print(written.table.to_rich(written.title, console))
+    console.print(written.legend, style="dim", highlight=False)
+    console.print(written.headline, style="bold", highlight=False)
     typer.echo(f"report: {written.page}")

@@ -15,7 +15,7 @@ from thor_bench.optimizers.peer import Training
 from thor_bench.optimizers.registry import find_optimizer
 from thor_bench.optimizers.settings import from_values
 from thor_bench.records.config import RunConfig
-from thor_bench.records.records import DecisionRecord
+from thor_bench.records.records import DecisionRecord, StatisticsRecord
 from thor_bench.tasks import Likelihood, find_task
 from torch_thor import KFAC, THOR
 
@@ -43,8 +43,29 @@ class TrainingRule:
                     layer=made.layer,
                     step=made.step,
                     decision=made.decision.name.lower(),
-                    change=made.change if math.isfinite(made.change) else None,
+                    change=_finite(made.change),
                     norm=norms[made.layer],
+                )
+
+    def statistics(self, step: int) -> Iterator[StatisticsRecord]:
+        """Yields what is to be seen of each layer's curvature, and of the latest step."""
+        for optimizer in self.optimizers:
+            if not isinstance(optimizer, THOR | KFAC):
+                continue
+            for one in optimizer.statistics():
+                yield StatisticsRecord(
+                    layer=one.name,
+                    step=step,
+                    size=one.size,
+                    age=_finite(one.age),
+                    change=_finite(one.change),
+                    rank_a=_finite(one.rank_a),
+                    rank_g=_finite(one.rank_g),
+                    condition_a=_finite(one.condition_a),
+                    condition_g=_finite(one.condition_g),
+                    ratio=_finite(one.step),
+                    turned=_finite(one.turned),
+                    failures=int(one.failures),
                 )
 
     @property
@@ -97,6 +118,10 @@ class TrainingRule:
             optimizer.load_state_dict(saved)
         for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
             scheduler.load_state_dict(saved)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _samples_fisher(optimizer: Optimizer) -> bool:

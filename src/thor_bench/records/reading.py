@@ -17,6 +17,7 @@ from thor_bench.records.records import (
     RunFailed,
     RunFinished,
     RunStarted,
+    StatisticsRecord,
     StepRecord,
     from_json,
 )
@@ -33,6 +34,7 @@ class Run:
     epochs: tuple[EpochRecord, ...]
     decisions: tuple[DecisionRecord, ...]
     end: RunFinished | RunFailed | None
+    statistics: tuple[StatisticsRecord, ...] = ()
 
     @property
     def config(self) -> RunConfig:
@@ -80,6 +82,7 @@ def read_run(directory: Path) -> Run:
         evaluations=tuple(r for r in records if isinstance(r, EvaluationRecord)),
         epochs=tuple(r for r in records if isinstance(r, EpochRecord)),
         decisions=tuple(r for r in records if isinstance(r, DecisionRecord)),
+        statistics=tuple(r for r in records if isinstance(r, StatisticsRecord)),
         end=next((r for r in reversed(records) if isinstance(r, RunFinished | RunFailed)), None),
     )
 

@@ -107,6 +107,25 @@ class DecisionRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StatisticsRecord:
+    """What ``statistics()`` said of one layer at an evaluation; None where it is not finite."""
+
+    layer: str
+    step: int
+    size: tuple[int, int]  # rows of A and G
+    age: float | None
+    change: float | None
+    rank_a: float | None
+    rank_g: float | None
+    condition_a: float | None
+    condition_g: float | None
+    ratio: float | None  # length of the step ÷ length of the weight
+    turned: float | None
+    failures: int
+    kind: Literal["statistics"] = "statistics"
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunFinished:
     """Last line of a run that reached its horizon, or that ended before it by intent."""
 
@@ -135,6 +154,7 @@ Record = (
     | EvaluationRecord
     | EpochRecord
     | DecisionRecord
+    | StatisticsRecord
     | RunFinished
     | RunFailed
 )

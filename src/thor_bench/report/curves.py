@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from thor_bench.records.reading import Run
 from thor_bench.records.task_card import Measure
@@ -53,26 +54,44 @@ def curves(metric: Measure, target: float) -> list[Curve]:
     ]
 
 
-def draw_curve(_theme: Theme, *, curve: Curve, runs: Sequence[Run]) -> Figure:
+def draw_curve(theme: Theme, *, curve: Curve, runs: Sequence[Run]) -> Figure:
     """Draws the median over seeds with the range as a band, one colour per optimizer."""
     points = _points(curve, runs)
     groups = points.partition_by("optimizer", maintain_order=True)
     seeds = max((group["run"].n_unique() for group in groups), default=1)
-    title = curve.title if seeds == 1 else f"{curve.title} (median and range, {seeds} seeds)"
-    figure, axes = new_figure(title)
-    palette = colours([group["optimizer"][0] for group in groups])
+    # Small, so that its words can be read on a telephone.
+    figure, axes = new_figure(curve.title, width=5.2, height=3.3)
+    palette = colours([group["optimizer"][0] for group in groups], theme)
     for group, (name, colour) in zip(groups, palette.items(), strict=True):
         _draw_median(axes, group, name, colour)
         # Marked too because a run that ends there is shorter than the median's curve can show.
         reached = group.filter("arrives").unique("run", keep="first", maintain_order=True)
         if len(reached):
-            axes.scatter(reached["x"], reached["y"], s=22, color=colour, edgecolors="white",
-                         linewidths=0.6, zorder=3)  # fmt: skip
+            axes.scatter(reached["x"], reached["y"], s=30, color=colour, edgecolors=theme.ink,
+                         linewidths=0.9, zorder=3)  # fmt: skip
     axes.set(xlabel=_ACROSS[curve.x], ylabel=curve.y_label)
     axes.set_xlim(left=0)
     curve.shape(axes, points)
-    legend(figure)
+    shown = axes.get_legend_handles_labels()[0]
+    if points["arrives"].any():
+        shown.append(_ring(theme, "a seed arrives" if seeds > 1 else "arrives"))
+    legend(figure, handles=shown)
     return figure
+
+
+def _ring(theme: Theme, label: str) -> Line2D:
+    """Returns the sign of an arrival for a legend."""
+    return Line2D(
+        [],
+        [],
+        linestyle="",
+        marker="o",
+        markersize=5.5,
+        markerfacecolor=theme.paper,
+        markeredgecolor=theme.ink,
+        markeredgewidth=0.9,
+        label=label,
+    )
 
 
 def _points(curve: Curve, runs: Sequence[Run]) -> pl.DataFrame:

@@ -11,6 +11,7 @@ from thor_bench.records.reading import Run
 from thor_bench.report.curves import curves, draw_curve
 from thor_bench.report.layer_figures import draw_changes, draw_decisions, runs_with_decisions
 from thor_bench.report.style import DARK, LIGHT, Theme, themed
+from thor_bench.report.watch_figures import NOTE, draw_statistics, runs_with_statistics
 from thor_bench.tasks import card_of
 
 
@@ -21,6 +22,18 @@ class FigureFile:
     title: str
     light: Path  # PNG for light pages
     dark: Path
+    note: str = ""  # what a reader has to know who has not read the paper
+
+
+_RULE = "The trace rule compares the trace of a layer's curvature with that of its last refresh. "
+_CHANGES = (
+    f"{_RULE}Δ is the relative change: above ω1 the layer is refreshed, below ω2 it is frozen, and "
+    "in between it keeps what it has. The first run of the optimizer is shown."
+)
+_DECISIONS = (
+    f"{_RULE}A bar is what was decided for the layer at its last turn: to refresh (update), to "
+    "keep what it has, or never to look again (freeze)."
+)
 
 
 def draw_figures(runs: Sequence[Run], target: float, directory: Path) -> list[FigureFile]:
@@ -35,22 +48,32 @@ def draw_figures(runs: Sequence[Run], target: float, directory: Path) -> list[Fi
         The figures, in reading order.
     """
     metric = card_of(runs[0].started).metric
-    drawings: list[tuple[str, str, Callable[[Theme], Figure]]] = [
-        (one.stem, one.title, partial(draw_curve, curve=one, runs=runs))
+    written = [
+        write_figure(directory, one.stem, one.title, partial(draw_curve, curve=one, runs=runs))
         for one in curves(metric, target)
     ]
     for run in runs_with_decisions(runs):
-        name = run.config.optimizer
+        name, draw = run.config.optimizer, partial(draw_decisions, run=run)
         if any(record.change for record in run.decisions):
-            draw = partial(draw_changes, run=run)
-            drawings.append((f"change-{name}", f"Δ per layer, {name}", draw))
-        draw = partial(draw_decisions, run=run)
-        drawings.append((f"decisions-{name}", f"Decisions over time, {name}", draw))
-    return [write_figure(directory, *drawing) for drawing in drawings]
+            title, change = f"Δ per layer, {name}", partial(draw_changes, run=run)
+            written.append(write_figure(directory, f"change-{name}", title, change, note=_CHANGES))
+        title = f"Decisions over time, {name}"
+        written.append(write_figure(directory, f"decisions-{name}", title, draw, note=_DECISIONS))
+    for run in runs_with_statistics(runs):
+        name, layers = run.config.optimizer, partial(draw_statistics, run=run)
+        title = f"Layers over time, {name}"
+        written.append(write_figure(directory, f"layers-{name}", title, layers, note=NOTE))
+    return written
 
 
 def write_figure(
-    directory: Path, stem: str, title: str, draw: Callable[[Theme], Figure], *, pdf: bool = False
+    directory: Path,
+    stem: str,
+    title: str,
+    draw: Callable[[Theme], Figure],
+    *,
+    pdf: bool = False,
+    note: str = "",
 ) -> FigureFile:
     """Draws one figure as PNG, for light and for dark pages, and as PDF where asked.
 
@@ -60,8 +83,9 @@ def write_figure(
         title: What it shows.
         draw: ``theme -> figure``.
         pdf: Whether the light one is written as PDF too.
+        note: What stands under it on a page.
     """
-    files = FigureFile(title, directory / f"{stem}.png", directory / f"{stem}-dark.png")
+    files = FigureFile(title, directory / f"{stem}.png", directory / f"{stem}-dark.png", note)
     for theme, path in ((LIGHT, files.light), (DARK, files.dark)):
         with themed(theme):
             figure = draw(theme)

@@ -6,6 +6,7 @@ from operator import attrgetter
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -20,38 +21,46 @@ _DECISIONS = ("update", "keep", "freeze")
 
 
 def runs_with_decisions(runs: Sequence[Run]) -> list[Run]:
-    """Returns, of each optimizer that made decisions, its first run."""
-    return [group[0] for group in group_by_optimizer([r for r in runs if r.decisions]).values()]
+    """Returns, of each optimizer that had a trace rule, its first run; others only refresh."""
+    ruled = [run for run in runs if run.decisions and "update_above" in _thresholds(run)]
+    return [group[0] for group in group_by_optimizer(ruled).values()]
 
 
-def draw_changes(_theme: Theme, *, run: Run) -> Figure:
+def _thresholds(run: Run) -> dict[str, float]:
+    """Returns those thresholds of a run's trace rule that it has."""
+    said = {key: run.config.settings.get(key) for key in ("update_above", "freeze_below")}
+    return {key: float(value) for key, value in said.items() if value}
+
+
+def draw_changes(theme: Theme, *, run: Run) -> Figure:
     """Draws Δ of each layer over the steps, with both thresholds (the paper's Figures 2 and 3)."""
     title = f"Relative change Δ of the trace, {run.config.name}"
-    figure = _draw_layers(run, title, "Δ", attrgetter("change"))
+    figure = _draw_layers(theme, run, title, "Δ", attrgetter("change"))
     axes = figure.axes[0]
-    for symbol, key in (("ω1", "update_above"), ("ω2", "freeze_below")):
-        if value := run.config.settings.get(key):
-            axes.axhline(float(value), color="0.5", linestyle=(0, (4, 3)), linewidth=1.1)
-            axes.annotate(
-                f"{symbol} = {value:g}", (1, float(value)), xycoords=("axes fraction", "data"),
-                ha="right", va="bottom", fontsize=8.5,
-            )  # fmt: skip
+    symbols = {"update_above": "ω1", "freeze_below": "ω2"}
+    for key, value in _thresholds(run).items():
+        axes.axhline(value, color="0.5", linestyle=(0, (4, 3)), linewidth=1.1)
+        axes.annotate(
+            f"{symbols[key]} = {value:g}", (1, value), xycoords=("axes fraction", "data"),
+            ha="right", va="bottom", fontsize=8.5,
+        )  # fmt: skip
     return figure
 
 
-def draw_norms(_theme: Theme, *, run: Run) -> Figure:
+def draw_norms(theme: Theme, *, run: Run) -> Figure:
     """Draws the Frobenius norm of each layer's curvature over the steps (Figure 1)."""
     title = f"Frobenius norm of the FIM, {run.config.name}"
-    return _draw_layers(run, title, "‖A ⊗ G‖", attrgetter("norm"))
+    return _draw_layers(theme, run, title, "‖A ⊗ G‖", attrgetter("norm"))
 
 
 def _draw_layers(
-    run: Run, title: str, label: str, value: Callable[[DecisionRecord], float | None]
+    theme: Theme, run: Run, title: str, label: str, value: Callable[[DecisionRecord], float | None]
 ) -> Figure:
     """Draws one value of each layer's refreshes over the steps, on a logarithmic axis."""
     figure, axes = new_figure(title, height=4.2)
     layers = _by_layer(run)
-    shades = colormaps["viridis"](np.linspace(0.15, 0.85, len(layers)))
+    places = np.linspace(0.15, 0.85, len(layers))
+    shades = [theme.readable(to_hex(shade)) for shade in colormaps["viridis"](places)]
     for (layer, records), shade in zip(layers.items(), shades, strict=True):
         if made := [(record.step, value(record)) for record in records if value(record)]:
             axes.plot(*zip(*made, strict=True), color=shade, linewidth=1.2, marker="o",
@@ -62,7 +71,7 @@ def _draw_layers(
         legend(figure)
     else:
         first, *_, last = layers
-        ends = f"{len(layers)} layers, from {first} (dark) to {last} (light)"
+        ends = f"{len(layers)} layers, from {first} (blue) to {last} (green)"
         axes.annotate(ends, (0.01, 0.02), xycoords="axes fraction", fontsize=8)
     return figure
 

@@ -13,9 +13,10 @@ from thor_bench.errors import BenchError, reason
 from thor_bench.optimizers.registry import lacking
 from thor_bench.records.reading import Run, find_runs
 from thor_bench.records.records import RunFailed, RunFinished
+from thor_bench.report.differences import differences_table, settings_table
 from thor_bench.report.figures import FigureFile, draw_figures
-from thor_bench.report.summary import Summary, group_by_optimizer, reached_by_others, summarize
-from thor_bench.report.tables import TextTable, comparison_csv, comparison_table
+from thor_bench.report.summary import headline, reached_by_others, summarize
+from thor_bench.report.tables import TextTable, comparison_csv, comparison_table, legend_of
 from thor_bench.tasks import card_of
 
 REPORT_FILE = "report.html"
@@ -27,8 +28,10 @@ class Report:
     """What a report wrote, and what it says."""
 
     title: str  # what was compared
+    headline: str  # the result in a sentence
     page: Path
     table: TextTable
+    legend: str  # what its columns mean
     figures: tuple[FigureFile, ...]
 
 
@@ -69,21 +72,6 @@ def _load(directory: Path) -> tuple[list[Run], Comparison | None]:
         order = {name: number for number, name in enumerate(comparison.optimizers)}
         runs.sort(key=lambda r: (order.get(r.config.optimizer, len(order)), r.config.seed))
     return runs, comparison
-
-
-def _configurations(runs: Sequence[Run]) -> TextTable:
-    """Returns the settings of each optimizer as a table."""
-    firsts = [group[0].config for group in group_by_optimizer(runs).values()]
-    rows = tuple(
-        (
-            one.optimizer,
-            f"{one.epochs:g}",
-            str(one.batch_size or "its own"),
-            ", ".join(f"{key}={value}" for key, value in one.settings.items()),
-        )
-        for one in firsts
-    )
-    return TextTable(("optimizer", "epochs", "batch", "settings"), rows)
 
 
 def run_list(runs: Sequence[Run]) -> TextTable:
@@ -131,17 +119,6 @@ def render(template: str, **values: object) -> str:
     return environment.get_template(template).render(**values)
 
 
-def _headline(summaries: Sequence[Summary], goal: str) -> str:
-    """Returns the result in one sentence."""
-    best = min(summaries, key=lambda row: row.seconds.median)
-    if best.misses * 2 > best.runs:
-        return f"No optimizer reached {goal}."
-    sentence = f"{best.optimizer} is first at {goal}, in {best.seconds.median:.2f} s of training"
-    if best.ratio is not None and best.ratio < 1:
-        sentence += f" ({best.ratio:.2f} of SGD's time)"
-    return f"{sentence}; median over {best.runs} seed{'s' if best.runs > 1 else ''}."
-
-
 def _target(runs: Sequence[Run], comparison: Comparison | None) -> tuple[float, str]:
     """Returns what is timed, and who set it where that was not the user."""
     task = card_of(runs[0].started)
@@ -175,6 +152,7 @@ def write_report(directory: Path, *, command: str | None = None) -> Report:
     )
     table = comparison_table(summaries, task.metric, target, absent)
     goal = f"{task.metric.name} {task.metric.goal(target)}"
+    sentence, legend = headline(summaries, goal), legend_of(table)
     if command is None and comparison is not None:
         command = f"{comparison.command} --out {directory}"
     page = directory / REPORT_FILE
@@ -184,11 +162,14 @@ def write_report(directory: Path, *, command: str | None = None) -> Report:
         html = render(
             "report.html.j2",
             task=task,
-            headline=_headline(summaries, goal),
+            goal=goal,
+            headline=sentence,
             target_told=told,
             table=table,
+            legend=legend,
             figures=figures,
-            configurations=_configurations(runs),
+            differences=differences_table(runs),
+            settings=settings_table(runs),
             runs=run_list(runs),
             command=command,
             machines=sorted({str(run.started.machine) for run in runs}),
@@ -199,4 +180,4 @@ def write_report(directory: Path, *, command: str | None = None) -> Report:
     except OSError as error:
         message = f"DIR {directory} cannot be written ({reason(error)})"
         raise BenchError(f"{message}; copy the runs to a folder of yours") from error
-    return Report(f"{task.name}: test {goal}", page, table, tuple(figures))
+    return Report(f"{task.name}: test {goal}", sentence, page, table, legend, tuple(figures))

@@ -9,9 +9,10 @@ from typing import Any
 
 import matplotlib as mpl
 from cycler import cycler
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 _LOOK = Path(__file__).with_name("look.mplstyle")
 
@@ -43,17 +44,46 @@ class Theme:
     ink: str  # text and axes
     faint: str  # grid and secondary lines
     decisions: tuple[str, str, str]  # update, keep and freeze
+    contrast: float = 1.0  # that lines have to the paper, at least (WCAG 2's ratio, 1 … 21)
+
+    def readable(self, colour: str) -> str:
+        """Returns a colour, nearer to the ink's where it stands out too little."""
+        weights = (share / 20 for share in range(21))
+        mixed = (_mixed(colour, self.ink, weight) for weight in weights)
+        return next((one for one in mixed if _contrast(one, self.paper) >= self.contrast), self.ink)
+
+
+def _mixed(colour: str, other: str, weight: float) -> str:
+    red, green, blue = (
+        (1 - weight) * one + weight * two
+        for one, two in zip(to_rgb(colour), to_rgb(other), strict=True)
+    )
+    return to_hex((red, green, blue))
+
+
+def _contrast(one: str, other: str) -> float:
+    light, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in to_rgb(colour)]
+    return sum(w * x for w, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 LIGHT = Theme("light", "#ffffff", "#1f2933", "#c9d1d9", ("#D55E00", "#56B4E9", "#8a97a6"))
-DARK = Theme("dark", "#14181d", "#e6edf3", "#3d4650", ("#E8762D", "#56B4E9", "#6c7885"))
+DARK = Theme("dark", "#14181d", "#e6edf3", "#3d4650", ("#E8762D", "#56B4E9", "#6c7885"), 4.5)
 
 
-def colours(names: Sequence[str]) -> Mapping[str, str]:
+def colours(names: Sequence[str], theme: Theme) -> Mapping[str, str]:
     """Returns a colour for each optimizer; the well-known ones keep theirs in every figure.
 
     Of two whose usual colour is the same, the first has it. Colours repeat after fourteen names.
     """
+    return {name: theme.readable(hue) for name, hue in _hues(names).items()}
+
+
+def _hues(names: Sequence[str]) -> Mapping[str, str]:
     owner = {_FIXED[name]: name for name in reversed(names) if name in _FIXED}
     hues = (*_HUES, *_MORE_HUES)
     free = cycle([hue for hue in hues if hue not in owner] or hues)
@@ -76,15 +106,15 @@ def themed(theme: Theme) -> Iterator[None]:
         yield
 
 
-def new_figure(title: str, *, height: float = 3.8) -> tuple[Figure, Axes]:
-    """Returns a figure with one pair of axes under a title."""
-    figure = Figure(figsize=(6.4, height), layout="constrained")
+def new_figure(title: str, *, height: float = 3.8, width: float = 6.4) -> tuple[Figure, Axes]:
+    """Returns a figure with one pair of axes under a title; its size is in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title)
     return figure, axes
 
 
-def legend(figure: Figure, *, handles: Sequence[Patch] | None = None) -> None:
+def legend(figure: Figure, *, handles: Sequence[Artist] | None = None) -> None:
     """Puts the legend under the axes, away from the data."""
     axes = figure.axes[0]
     chosen = handles or axes.get_legend_handles_labels()[0]

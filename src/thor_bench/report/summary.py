@@ -114,6 +114,31 @@ def summarize(runs: Sequence[Run], target: float) -> list[Summary]:
     return _ROWS.validate_python(rows.with_columns(ratio=median / baseline).to_dicts())
 
 
+def headline(summaries: Sequence[Summary], goal: str) -> str:
+    """Returns the result of a comparison in a sentence or two.
+
+    Args:
+        summaries: One optimizer each.
+        goal: What was timed, such as "test accuracy 98 %".
+    """
+    best, *others = sorted(summaries, key=lambda row: row.seconds.median)
+    if best.misses * 2 > best.runs:
+        return f"No optimizer reached {goal}."
+    told = f"{best.optimizer} is first at {goal}: {best.seconds.text(2)} s of training"
+    if best.ratio is not None and best.ratio < 1:
+        told += f", {best.ratio:.2f} of SGD's time"
+    if not others:
+        return f"{told}."
+    second = others[0]
+    told += f"; then {second.optimizer}, {second.seconds.text(2)} s."
+    if best.runs == 1:
+        return f"{told} One seed says little: another may order them otherwise."
+    seeds = f"{best.runs} seeds"
+    if second.seconds.low <= best.seconds.high:
+        return f"{told} Medians of {seeds}, whose ranges overlap: more seeds would be surer."
+    return f"{told} Medians of {seeds}, whose ranges do not overlap."
+
+
 def _spread(values: pl.Expr) -> pl.Expr:
     parts = {"median": values.median(), "low": values.min(), "high": values.max()}
     return pl.struct(part.fill_null(math.nan).alias(name) for name, part in parts.items())

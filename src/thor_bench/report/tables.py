@@ -21,6 +21,18 @@ from thor_bench.tasks import WORKLOADS, Task
 _LISTING: dict[str, Any] = {"title_justify": "left", "box": SIMPLE_HEAD}
 _DISPENSABLE = ("horizon", "final", "data %")
 
+# What a column of a comparison means, in the order of the columns; the first fits any target.
+_MEANINGS = {
+    "s to ": "seconds of training, without evaluation and saving",
+    f"÷ {BASELINE}": "share of SGD's time",
+    "horizon": "epochs that the schedule is made for",
+    "missed": "seeds that never arrive, which count as ∞",
+    "best": "best evaluation",
+    "final": "last evaluation",
+    "MiB": "peak memory",
+    "data %": "share of the time that waits for batches",
+}
+
 
 @dataclass(frozen=True)
 class TextTable:
@@ -64,7 +76,8 @@ class TextTable:
         csv = self.to_csv() if numbers is None else numbers
         (directory / f"{stem}.csv").write_text(csv, encoding="utf-8")
 
-    def _transposed(self) -> "TextTable":
+    def transposed(self) -> "TextTable":
+        """Returns the table with a column for each row."""
         headings, *rows = zip(self.headings, *self.rows, strict=True)
         return TextTable(headings, tuple(rows))
 
@@ -76,7 +89,7 @@ class TextTable:
 
     def to_rich(self, title: str, console: Console) -> Table:
         """Returns a table for the terminal: the fullest form that fits its width."""
-        forms = [_to_rich(form, title) for form in (self, self._transposed(), self._narrow())]
+        forms = [_to_rich(form, title) for form in (self, self.transposed(), self._narrow())]
         free = console.options.update(max_width=10_000)
         fitting = (
             one for one in forms if console.measure(one, options=free).maximum <= console.width
@@ -109,30 +122,53 @@ def comparison_table(
         target: Value that was timed.
         absent: Optimizers that could not run, and what they lack; one row each.
     """
-    headings = (
-        "optimizer", f"s to {metric.goal(target)}", f"÷ {BASELINE}", "steps", "epochs", "horizon",
-        "missed", "best", "final", "s/epoch", "MiB", "data %",
-    )  # fmt: skip
-    rows = tuple(
-        (
-            row.optimizer,
-            row.seconds.text(2),
-            "–" if row.ratio is None else number_text(row.ratio, 2),
-            row.steps.text(0),
-            row.epochs.text(1),
-            f"{row.horizon:g}",
-            f"{row.misses}/{row.runs}",
-            row.best_metric.text(metric.digits),
-            row.final_metric.text(metric.digits),
-            row.epoch_seconds.text(2),
-            number_text(row.peak_memory_mb.median, 0),
-            number_text(row.wait_percent.median, 1),
-        )
+    hidden = _columns_that_tell_nothing(summaries)
+    table = TextTable.of(
+        {name: cell for name, cell in _cells(row, metric, target).items() if name not in hidden}
         for row in summaries
     )
-    empty = tuple("–" for _ in headings[2:])
+    empty = tuple("–" for _ in table.headings[2:])
     missing = tuple((name, what, *empty) for name, what in (absent or {}).items())
-    return TextTable(headings, rows + missing)
+    return TextTable(table.headings, table.rows + missing)
+
+
+def _cells(row: Summary, metric: Measure, target: float) -> dict[str, str]:
+    return {
+        "optimizer": row.optimizer,
+        f"s to {metric.goal(target)}": row.seconds.text(2),
+        f"÷ {BASELINE}": "–" if row.ratio is None else number_text(row.ratio, 2),
+        "steps": row.steps.text(0),
+        "epochs": row.epochs.text(1),
+        "horizon": f"{row.horizon:g}",
+        "missed": f"{row.misses}/{row.runs}",
+        "best": row.best_metric.text(metric.digits),
+        "final": row.final_metric.text(metric.digits),
+        "s/epoch": row.epoch_seconds.text(2),
+        "MiB": number_text(row.peak_memory_mb.median, 0),
+        "data %": number_text(row.wait_percent.median, 1),
+    }
+
+
+def _columns_that_tell_nothing(summaries: Sequence[Summary]) -> set[str]:
+    """Returns the columns that are the process's and not the optimizers', or near nothing."""
+    memory = [row.peak_memory_mb.median for row in summaries]
+    hidden = {
+        "MiB": max(memory, default=0.0) <= 1.05 * min(memory, default=0.0),
+        "data %": all(row.wait_percent.median < 1 for row in summaries),
+        f"÷ {BASELINE}": all(row.ratio is None for row in summaries),
+    }
+    return {name for name, tells_nothing in hidden.items() if tells_nothing}
+
+
+def legend_of(table: TextTable) -> str:
+    """Returns what the columns of a comparison mean, in one line."""
+    told = [
+        f"{heading}: {meaning}"
+        for name, meaning in _MEANINGS.items()
+        for heading in table.headings
+        if heading.startswith(name)
+    ]
+    return f"Medians over seeds (lowest–highest). {'; '.join(told)}."
 
 
 def comparison_csv(summaries: Sequence[Summary], target: float) -> str:

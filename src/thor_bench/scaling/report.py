@@ -114,10 +114,10 @@ def paper_table(profile: Profile, network: Network, assumptions: Assumptions) ->
     return TextTable.of(rows)
 
 
-def draw_efficiency(_theme: Theme, *, steps: StepTimes, title: str) -> Figure:
+def draw_efficiency(theme: Theme, *, steps: StepTimes, title: str) -> Figure:
     """Draws efficiency over ranks, one curve per optimizer."""
     figure, axes = new_figure(title)
-    palette = colours(list(steps))
+    palette = colours(list(steps), theme)
     ranks: list[int] = []
     for name, over in steps.items():
         ranks = [step.ranks for step in over]

@@ -28,7 +28,7 @@ from thor_bench.training.early_stop import EarlyStop
 from thor_bench.training.observers import Observer
 from thor_bench.training.session import Session
 from thor_bench.training.signals import StopRequest
-from thor_bench.training.timing import Stopwatch, peak_memory_mb, reset_peak_memory
+from thor_bench.training.timing import Stopwatch, peak_memory_mb, reset_peak_memory, wake
 from torch_thor import CurvatureError, NonFiniteGradientError
 
 
@@ -72,6 +72,7 @@ class Loop:
 
     def run(self, stop: StopRequest) -> RunFinished:
         """Trains to the end."""
+        wake(self._session.device)
         reset_peak_memory(self._session.device)
         self._announce()
         while self._ended is None and not self._at_horizon:
@@ -167,10 +168,12 @@ class Loop:
             )
 
     def _after_step(self) -> None:
-        """Writes decisions and evaluates where that is due, outside the clock."""
+        """Writes what layers did and evaluates, where that is due, outside the clock."""
         for decision in self._session.rule.decisions():
             self._emit(decision)
         if self._at_horizon or self._progress.step_in_epoch in self._evaluation_steps:
+            for record in self._session.rule.statistics(self._progress.step):
+                self._emit(record)
             self._evaluate()
 
     def _evaluate(self) -> None:

@@ -106,6 +106,8 @@ class TerminalObserver:
         self._progress.update(self._task, completed=step, live=live)
 
     def _decision_text(self) -> str:
+        if self._decisions.keys() <= {"update"}:
+            return ""  # there is no trace rule, or it has not spoken yet
         return " ".join(f"{name} {count}" for name, count in sorted(self._decisions.items()))
 
     def _print(self, line: str, style: str | None = None) -> None:

@@ -5,9 +5,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.nn import functional
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -56,6 +59,21 @@ class Stopwatch:
             torch.cuda.synchronize(self._device)
         self._counted = self.seconds
         self._since = None
+
+
+@cache
+def wake(device: torch.device) -> None:
+    """Takes one step of a small convnet, once for a process: threads and libraries begin there.
+
+    Otherwise the first run of a process would pay for all that come after it.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+        images = torch.ones(16, 1, 8, 8, device=device)
+        model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+        model.to(device)
+        optimizer = torch.optim.AdamW(model.parameters())
+        functional.cross_entropy(model(images), images.new_zeros(16, dtype=torch.long)).backward()
+        optimizer.step()
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -118,7 +118,7 @@ def _settings(config: RunConfig) -> str:
 def draw_times(theme: Theme, *, result: StudyResult, rows: Sequence[Tuned], goal: str) -> Figure:
     """Draws each seed's time to the target, with the median and its interval."""
     figure, axes = new_figure(f"Seconds to {goal}, tuned alike", height=1.4 + 0.42 * len(rows))
-    palette = colours([row.optimizer for row in rows])
+    palette = colours([row.optimizer for row in rows], theme)
     runs = measured(result.runs, result.target).select("optimizer", "seconds")
     right = 1.08 * max(filter(math.isfinite, runs["seconds"]), default=1.0)
     for place, row in enumerate(rows):
@@ -190,13 +190,13 @@ def slowdowns(medians: pl.DataFrame) -> pl.DataFrame:
 
 
 def draw_profile(
-    _theme: Theme, *, times: pl.DataFrame, workloads: int, measure: str = "time"
+    theme: Theme, *, times: pl.DataFrame, workloads: int, measure: str = "time"
 ) -> Figure:
     """Draws on how many workloads each optimizer is within a factor of the best (Dolan, Moré)."""
     figure, axes = new_figure(f"Performance profile over {workloads} workloads")
     arrived = times.filter(pl.col("slowdown").is_finite()).sort("slowdown")
     right = 1.1 * max(arrived["slowdown"], default=2.0)
-    palette = colours(times["optimizer"].unique(maintain_order=True).to_list())
+    palette = colours(times["optimizer"].unique(maintain_order=True).to_list(), theme)
     for name, colour in palette.items():
         edges = arrived.filter(optimizer=name)["slowdown"].to_list()
         across = [1.0, *edges, right]

@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from torch_thor.options.tables import Table, Tabular
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -44,8 +46,8 @@ class ParameterCoverage:
 
 
 @dataclass(frozen=True)
-class Coverage:
-    """The report on a whole model; ``str()`` prints it as a table.
+class Coverage(Tabular):
+    """The report on a whole model; it prints as a table, and shows as one in a notebook.
 
     Args:
         parameters: One entry for every parameter of the model.
@@ -61,7 +63,9 @@ class Coverage:
         total = sum(entry.size for entry in self.parameters)
         return sum(e.size for e in self.parameters if e.treatment is treatment) / max(total, 1)
 
-    def __str__(self) -> str:
+    @property
+    def table(self) -> Table:
+        """One row for every parameter."""
         rows = [
             (
                 e.name,
@@ -73,10 +77,5 @@ class Coverage:
             for e in self.parameters
         ]
         head = ("parameter", "shape", "layer", "trains by", "reason")
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in [head, *rows]
-        ]
         totals = ", ".join(f"{t.value} {self.share(t):.1%}" for t in Treatment)
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], f"entries: {totals}"])
+        return Table(head, rows, (f"entries: {totals}",), words=len(head))

@@ -103,7 +103,7 @@ def decide(due_layers: Sequence[DueLayer], rule: TraceRule, ranks: Communicator)
             due_layer.fold, due_layer.decision = False, Decision.KEEP
         elif due_layer.refresh and record.trace is not None:
             change = relative_change(trace, record.trace)
-            due_layer.change = distances.get(due_layer, change)
+            record.change = due_layer.change = distances.get(due_layer, change)
             due_layer.decision = rule.decide(due_layer.change)
             due_layer.fold = due_layer.decision is Decision.UPDATE
             record.frozen = due_layer.decision is Decision.FREEZE

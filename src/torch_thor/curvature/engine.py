@@ -52,6 +52,7 @@ class CurvatureEngine:
         steps: Steps taken.
         scale: What losses are multiplied by.
         calendar: When factors and inverses are due.
+        verdict: What the latest refresh has come to, until the host has taken it in.
     """
 
     def __init__(self, model: nn.Module, options: CurvatureOptions) -> None:
@@ -63,7 +64,7 @@ class CurvatureEngine:
         self.steps = 0
         self.scale, self.skips = LossScale(), SkippedSteps()
         self._decisions: tuple[LayerDecision, ...] = ()
-        self._verdict: Verdict | None = None
+        self.verdict: Verdict | None = None
         stagger = options.refresh.stagger
         self.followed = FollowedModel(
             model, options.exclude, options.include, options.base, stagger=stagger
@@ -165,8 +166,8 @@ class CurvatureEngine:
             self._begin_curvature()
         due = self._due_layers(dampings, gradient_scale)
         if due:
-            self._verdict = renew(due, self.options.trace_rule, self.communicator, self.steps)
-            if not self._verdict.can_wait:
+            self.verdict = renew(due, self.options.trace_rule, self.communicator, self.steps)
+            if not self.verdict.can_wait:
                 self._take_verdict()
         if self.followed.finds_outputs and (self.stacks or not self.layers):
             self._look_for_outputs()
@@ -238,7 +239,7 @@ class CurvatureEngine:
 
     def _take_verdict(self) -> None:
         """Notes what the latest refresh has come to, which the device may have known later."""
-        verdict, self._verdict = self._verdict, None
+        verdict, self.verdict = self.verdict, None
         if verdict is not None:
             renewed = verdict.read(self.options.refresh.tolerated_failures)
             self._decisions = verdict.reports()
@@ -289,7 +290,7 @@ class CurvatureEngine:
             self.capture.hooks.attach(self.followed.all_layers, self.followed.probe)
         self.store.put(restored.stacks, restored.rule, restored.resting)
         self.steps, self.calendar = restored.steps, restored.calendar
-        self._decisions, self._verdict = (), None
+        self._decisions, self.verdict = (), None
         self.discard()
 
     def reset(self) -> None:

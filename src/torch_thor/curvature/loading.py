@@ -109,12 +109,16 @@ class Loading:
         left |= self._left_to_the_base_rule()
         found, resting = self._by_layer(layers, left)
         rule = self._cut(found, layers)
-        stacks = self._store.made(layers, rule)
+        stacks, saved_steps = self._store.made(layers, rule), self._saved.steps
         for place in (place for stack in stacks for place in stack):
             entry = found.get(place.layer.name)
             if entry is not None:
                 self._check_fit(entry, place)
-                entry.fill(place, self._record(entry))
+                record = self._record(entry)
+                if record.renewed is not None:
+                    # Steps that count from another number leave an age as it is.
+                    record = replace(record, renewed=record.renewed + restored.steps - saved_steps)
+                entry.fill(place, record)
         return replace(restored, stacks=stacks, rule=rule, resting=resting)
 
     def _by_layer(

@@ -12,6 +12,7 @@ from torch_thor.curvature.stacks import LayerStack, SplitRule, build_stacks
 from torch_thor.linalg.timing import free_memory
 from torch_thor.options.errors import InvalidOptionError
 from torch_thor.options.notices import warn
+from torch_thor.options.tables import Table, Tabular
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -43,6 +44,7 @@ class LayerMemory:
         buffers: What is kept between steps besides: directions, averages of rows.
         refresh: About what a refresh of this layer takes for its time.
         device: Where it lies.
+        momentum: Of its parameters, which is part of the report's ``state``.
     """
 
     name: str
@@ -53,26 +55,29 @@ class LayerMemory:
     buffers: int
     refresh: int
     device: torch.device
+    momentum: int = 0
 
     @property
     def held(self) -> int:
-        """Bytes that are there between steps."""
+        """Bytes of curvature that are there between steps."""
         return self.factors + self.inverses + self.buffers
 
 
 @dataclass(frozen=True)
-class MemoryReport:
-    """The report on a whole model; ``str()`` prints it as a table.
+class MemoryReport(Tabular):
+    """The report on a whole model; it prints as a table, and shows as one in a notebook.
 
     Rows that calls leave until the step are not counted, which ``Statistics(rows=...)`` bounds.
 
     Args:
         layers: One entry for every preconditioned layer.
         state: Bytes of momentum and of the base rule's state; 0 for a ``Preconditioner``.
+        finds_outputs: Whether output layers count that the first backward will take out.
     """
 
     layers: tuple[LayerMemory, ...]
     state: int = 0
+    finds_outputs: bool = False
 
     def __iter__(self) -> Iterator[LayerMemory]:
         return iter(self.layers)
@@ -102,27 +107,28 @@ class MemoryReport:
         """Bytes that are there between steps, state included."""
         return sum(layer.held for layer in self) + self.state
 
-    def __str__(self) -> str:
-        head = ("layer", "matrix", "blocks of A, G", "factors", "inverses", "buffers", "refresh")
+    @property
+    def table(self) -> Table:
+        """One row for every preconditioned layer."""
+        parts = ("factors", "inverses", "buffers", "momentum", "refresh")
         rows = [
             (
                 layer.name or "(the model)",
                 "x".join(map(str, layer.matrix)),
                 ", ".join(map(str, layer.blocks)),
-                *map(readable, (layer.factors, layer.inverses, layer.buffers, layer.refresh)),
+                *(readable(getattr(layer, part)) for part in parts),
             )
             for layer in self
         ]
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in [head, *rows]
-        ]
-        parts = ("factors", "inverses", "buffers", "state")
-        totals = ", ".join(f"{part} {readable(getattr(self, part))}" for part in parts)
-        last = f"in all {readable(self.held)}: {totals}; about {readable(self.refresh)} more"
-        last += " while all layers refresh"
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], last])
+        totals = ", ".join(
+            f"{part} {readable(getattr(self, part))}"
+            for part in ("factors", "inverses", "buffers", "state")
+        )
+        more = f"about {readable(self.refresh)} more while all layers refresh"
+        foot = [f"in all {readable(self.held)}: {totals}; {more}"]
+        if self.finds_outputs:
+            foot.append("output layers count until the first backward shows which they are")
+        return Table(("layer", "matrix", "blocks of A, G", *parts), rows, foot, words=3)
 
 
 def readable(size: float) -> str:

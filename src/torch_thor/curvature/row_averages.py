@@ -110,6 +110,14 @@ class RowEvening:
         averages = old.lerp_(shares, self._fresh(decay))
         if self._rows is not None:
             kept[self._rows] = averages
+        return self._even(squares, averages)
+
+    def weigh(self) -> Tensor:
+        """Returns what ``fold`` does, by the averages as they are, which stay so."""
+        kept = self._averages.shares
+        return self._even(self._flat.square_(), kept if self._rows is None else kept[self._rows])
+
+    def _even(self, squares: Tensor, averages: Tensor) -> Tensor:
         averages = averages.clamp_min(_LEAST)
         torch.rsqrt(averages, out=self._factors)
         return self._sums(squares.div_(averages)).sqrt_()

@@ -55,6 +55,8 @@ class LayerRecord:
     trace: float | None = None  # damped, of the curvature in use: eq. 8's reference
     frozen: bool = False  # by the trace rule
     failures: int = 0  # failed inversions in a row
+    change: float | None = None  # Δ of eq. 8 when it was last due; infinite at first
+    renewed: int | None = None  # the step of its last refresh
 
 
 class LayerStack:

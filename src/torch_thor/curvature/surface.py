@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from torch_thor.capture.fisher import Likelihood, sampled_loss
+from torch_thor.curvature.report import statistics_of
 from torch_thor.distributed.joining import UnevenInputs
 from torch_thor.layers.shards import local
 from torch_thor.linalg.foreach import Sorter, mark_nonfinite
 from torch_thor.options.errors import require
+from torch_thor.options.schedules import value_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from torch_thor.capture.selection import Selector
     from torch_thor.curvature.engine import CurvatureEngine
     from torch_thor.curvature.memory import MemoryReport
+    from torch_thor.curvature.report import Moves, StatisticsReport
     from torch_thor.distributed.wire import Traffic
     from torch_thor.linalg.foreach import Lots
     from torch_thor.options.distributed import Distributed
@@ -98,7 +101,8 @@ class HasCurvature(UnevenInputs):
         Raises:
             InvalidOptionError: Where the split is measured, before the first statistics.
         """
-        return self.engine.store.memory(self.engine.layers)
+        found = self.engine.store.memory(self.engine.layers)
+        return replace(found, finds_outputs=self.engine.followed.finds_outputs)
 
     def allocate(self) -> None:
         """Makes room for all state now, so that a distributed checkpoint can be loaded into it.
@@ -112,6 +116,28 @@ class HasCurvature(UnevenInputs):
         """
         self.engine.followed.require_outputs()
         self.engine.store.allocate(self.engine.layers)
+
+    def statistics(self) -> StatisticsReport:
+        """Says of each layer how old its curvature is, what it looks like, and how far it steps.
+
+        See ``LayerNumbers``. It is all computed when asked for, without waiting for the device, and
+        plain steps cost nothing. Step and direction are those of the latest ``step()``, found again
+        from momentum and gradients: ask after ``step()`` and before ``zero_grad()``. Where the
+        gradients are gone, a step of the default is that of its momentum alone, and one that
+        needs the gradient itself is NaN. A ``Preconditioner`` takes no steps, so that both are
+        NaN. In a distributed run each rank asks for itself.
+        """
+        self._follow_model()
+        return statistics_of(self.engine, self._damping_of(), self._latest_moves())
+
+    def _damping_of(self) -> Mapping[nn.Parameter, float]:
+        """λ of each weight, as it is now."""
+        damping = value_at(self.engine.options.damping.value, self.engine.steps, "damping")
+        return {layer.weight: damping for layer in self.engine.layers}
+
+    def _latest_moves(self) -> Moves:
+        """What the latest step did, see ``statistics_of``; nothing for who takes no steps."""
+        return ()
 
     @property
     def last_decisions(self) -> tuple[LayerDecision, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,9 @@ from torch_thor.options.trace_rule import Decision, LayerDecision
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torch import Tensor
+
+    from torch_thor.capture.tracked import TrackedLayer
     from torch_thor.curvature.due import DueLayer
     from torch_thor.distributed.communicator import Communicator
     from torch_thor.options.trace_rule import TraceRule
@@ -48,10 +52,14 @@ class Verdict:
         due: All layers that were due.
         renewals: Those of them that were folded or refreshed.
         step: Number of the step.
+
+    Attributes:
+        due: The same.
+        step: The same.
     """
 
     def __init__(self, due: Sequence[DueLayer], renewals: Sequence[Renewal], step: int) -> None:
-        self.due, self._renewals, self._step = due, renewals, step
+        self.due, self._renewals, self.step = due, renewals, step
         found = [renewal.outcome() for renewal in renewals]
         self._found = [one.to("cpu", non_blocking=True) for one in found]
         devices = {one.device for one in found if one.device.type == "cuda"}
@@ -64,6 +72,11 @@ class Verdict:
         return on_device and all(
             c.record.ready and not c.stack.is_corrected for r in self._renewals for c in r.due
         )
+
+    def outlook(self) -> Outlook:
+        """Returns what it will say, for somebody who is not to wait now."""
+        layers = [[c.layer if c.refresh else None for c in r.due] for r in self._renewals]
+        return Outlook(self.step, tuple(zip(layers, self._found, strict=True)), tuple(self._events))
 
     def read(self, tolerated: int) -> list[DueLayer]:
         """Takes it into the records; returns the layers that were refreshed.
@@ -114,14 +127,42 @@ class Verdict:
                 record = c.record
                 if math.isinf(c.change) and record.trace is not None:
                     c.change = relative_change(traces[number], record.trace)
+                record.change = c.change
                 if succeeded[number]:
                     record.trace, record.failures, record.ready = traces[number], 0, True
+                    record.renewed = self.step
                 (renewed if succeeded[number] else failed).append(c)
         return again
 
     def reports(self) -> tuple[LayerDecision, ...]:
         """The decisions that were due, once the verdict was read."""
-        return tuple(one.report(self._step) for one in self.due if one.refresh)
+        return tuple(one.report(self.step) for one in self.due if one.refresh)
+
+
+@dataclass(frozen=True, eq=False)
+class Outlook:
+    """What a refresh has come to, without its statistics and what follows from it.
+
+    Args:
+        step: Number of the step.
+        found: Layers, ``None`` where one was not refreshed, and what the device found of them.
+        events: After which that is known.
+    """
+
+    step: int
+    found: tuple[tuple[list[TrackedLayer | None], Tensor], ...]
+    events: tuple[torch.cuda.Event, ...]
+
+    def read(self) -> list[tuple[TrackedLayer, float, bool]]:
+        """Layers that were refreshed, their new traces, and whether it succeeded; waits."""
+        for event in self.events:
+            event.synchronize()
+        return [
+            (layer, trace, bool(succeeded))
+            for layers, values in self.found
+            for layer, (trace, _, counts, succeeded) in zip(layers, values.T.tolist(), strict=True)
+            if layer is not None and counts
+        ]
 
 
 def _fail(due_layer: DueLayer, tolerated: int) -> None:

@@ -56,11 +56,14 @@ class Lengths:
         directions: Sequence[Tensor],
         sources: Sequence[Tensor],
         found_inf: Tensor | None = None,
+        *,
+        again: bool = False,
     ) -> list[Tensor]:
         """Returns ``[l, 1, 1, 1]`` or ``[l, k, out, 1]`` of each stack, in its directions' type.
 
         Directions, and sources that were preconditioned, are ``[l, k, out, columns]`` a stack.
-        Where ``found_inf`` is one they are not finite, and no average takes them in.
+        Where ``found_inf`` is one they are not finite, and no average takes them in; nor does it
+        where they are looked at ``again``.
         """
         found: dict[int, Tensor] = {}
         if self._plain:
@@ -68,23 +71,19 @@ class Lengths:
             found.update(zip(self._plain, self._by_layers(own, before), strict=True))
         for places, evening in self._evened:
             own, before = [[side[n] for n in places] for side in (directions, sources)]
-            found.update(zip(places, self._by_rows(own, before, evening, found_inf), strict=True))
+            _write_lengths(own, evening)
+            decay = self._control.options.row_decay or 0.0
+            lengths = evening.weigh() if again else evening.fold(decay, found_inf)
+            found.update(zip(places, self._by_rows(lengths, before, evening), strict=True))
         return [found[place].to(direction) for place, direction in enumerate(directions)]
 
     def _by_rows(
         self,
-        directions: Sequence[Tensor],
+        lengths: Tensor,
         sources: Sequence[Tensor],
         evening: RowEvening,
-        found_inf: Tensor | None,
     ) -> list[Tensor]:
-        """The factors ``[l, k, out, 1]`` of directions whose rows are evened."""
-        for direction, lengths in zip(directions, evening.lengths, strict=True):
-            if direction.dtype == lengths.dtype and direction.device == lengths.device:
-                torch.linalg.vector_norm(direction, dim=3, out=lengths)
-            else:
-                lengths.copy_(torch.linalg.vector_norm(direction, dim=3))
-        lengths = evening.fold(self._control.options.row_decay or 0.0, found_inf)
+        """The factors ``[l, k, out, 1]`` of directions of such lengths once rows are evened."""
         targets = self._targets(evening, lambda: evening.counts, lengths)
         if targets is None:
             targets = torch.cat([_lengths(source, None).to(lengths) for source in sources])
@@ -119,6 +118,15 @@ class Lengths:
             fixed = [length for length in said if length is not None]
             self._fixed[evening] = like.new_tensor(fixed) if len(fixed) == len(said) else None
         return self._fixed[evening]
+
+
+def _write_lengths(directions: Sequence[Tensor], evening: RowEvening) -> None:
+    """Tells it how long the rows of directions are."""
+    for direction, lengths in zip(directions, evening.lengths, strict=True):
+        if direction.dtype == lengths.dtype and direction.device == lengths.device:
+            torch.linalg.vector_norm(direction, dim=3, out=lengths)
+        else:
+            lengths.copy_(torch.linalg.vector_norm(direction, dim=3))
 
 
 def row_cut(stack: LayerStack, control: LengthControl) -> Partition | None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch_thor.curvature.stacks import LayerStack
     from torch_thor.curvature.tiling import SharedTiles
     from torch_thor.directions.controls import Control
-    from torch_thor.directions.together import Member
+    from torch_thor.directions.together import Member, Together
 
 
 class DirectionPlan:
@@ -57,14 +57,7 @@ class DirectionPlan:
         self._alone = [one for one in found if one.tiles is None]
         self._chosen = [*(one for own in self._tiled for _, one in own.members), *self._alone]
         self._control = control
-        self._lengths = None
-        if isinstance(control, LengthControl):
-            self._lengths = Lengths(
-                control,
-                [row_cut(one.stack, control) for one in self._chosen],
-                [rows_of(one.stack, one.slots, control) for one in self._chosen],
-                [one.stack.held for one in self._chosen],
-            )
+        self._lengths = lengths_of(control, self._chosen)
 
     def renew(self) -> None:
         """Takes over what a refresh has changed; to be called before ``take``."""
@@ -117,14 +110,37 @@ class DirectionPlan:
         found_inf: Tensor | None,
     ) -> Sequence[Tensor | float]:
         """What each stack's directions are multiplied by."""
-        if not raw:
-            return []
-        if self._lengths is not None:
+        if self._lengths is not None and raw:
             return self._lengths.factors(raw, packed, found_inf)
-        needed = self._control.needs_rates
-        own = [[rates[w] for w, _ in one.parameters] if needed else [] for one in self._chosen]
-        factor = self._control.factor(raw, packed, own)
-        return [factor.to(one) if isinstance(factor, Tensor) else factor for one in raw]
+        return alike(self._control, self._chosen, raw, packed, rates)
+
+
+def lengths_of(control: Control, chosen: Sequence[Together]) -> Lengths | None:
+    """What gives layers their lengths; ``None`` where the control has none for each."""
+    if not isinstance(control, LengthControl):
+        return None
+    return Lengths(
+        control,
+        [row_cut(one.stack, control) for one in chosen],
+        [rows_of(one.stack, one.slots, control) for one in chosen],
+        [one.stack.held for one in chosen],
+    )
+
+
+def alike(
+    control: Control,
+    chosen: Sequence[Together],
+    raw: list[Tensor],
+    packed: list[Tensor],
+    rates: Mapping[nn.Parameter, float],
+) -> Sequence[Tensor | float]:
+    """What each stack's directions are multiplied by where no layer has a length of its own."""
+    if not raw:
+        return []
+    needed = control.needs_rates
+    own = [[rates[w] for w, _ in one.parameters] if needed else [] for one in chosen]
+    factor = control.factor(raw, packed, own)
+    return [factor.to(one) if isinstance(factor, Tensor) else factor for one in raw]
 
 
 def _scale(

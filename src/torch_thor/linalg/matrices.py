@@ -137,8 +137,8 @@ def largest_eigenvalue(rows: Tensor, iterations: int = 64) -> Tensor:
     together do no harm.
     """
     generator = torch.Generator("cpu").manual_seed(0)
-    vector = torch.randn(rows.shape[-1], 1, generator=generator, device="cpu").to(rows)
-    vector = vector.expand(*rows.shape[:-2], -1, -1)
+    vector = torch.randn(rows.shape[-1], 1, generator=generator, device="cpu")
+    vector = vector.to(rows, non_blocking=True).expand(*rows.shape[:-2], -1, -1)
     tiny = torch.finfo(rows.dtype).tiny
     for _ in range(iterations):
         vector = rows.mT @ (rows @ vector)

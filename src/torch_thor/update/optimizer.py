@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -29,11 +28,11 @@ from torch_thor.update.groups import (
     tell_foreign,
 )
 from torch_thor.update.plan import Planner
+from torch_thor.update.reports import ReportsSteps
 from torch_thor.update.rule import UpdateRule
 
 if TYPE_CHECKING:
     from torch_thor.curvature.engine import CurvatureEngine
-    from torch_thor.curvature.memory import MemoryReport
     from torch_thor.linalg.foreach import Lots
     from torch_thor.options.norm_control import NormControl, NormControlKind
     from torch_thor.update.plan import StepPlan
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 Parameters = Iterable[nn.Parameter] | Iterable[ParameterGroup]
 
 
-class CurvatureOptimizer(CopiedWithModel, torch.optim.Optimizer, HasCurvature):
+class CurvatureOptimizer(CopiedWithModel, torch.optim.Optimizer, ReportsSteps):
     """The step that THOR, KFAC and EKFAC share.
 
     Args:
@@ -105,20 +104,6 @@ class CurvatureOptimizer(CopiedWithModel, torch.optim.Optimizer, HasCurvature):
         options = (type(self), self._scheduled.schedules, self.norm_control, self._rule)
         ranks = self.engine.communicator
         ranks.agree("options of the optimizer", describe([*options, groups]))
-
-    @property
-    def skipped_steps(self) -> int:
-        """Steps that were left out because a gradient was not finite; a scaler's don't count.
-
-        With sharded weights each rank counts its own rows' steps.
-        """
-        return self.engine.skips.total
-
-    def memory(self) -> MemoryReport:
-        """Says what curvature and momentum take, see ``HasCurvature.memory``."""
-        curved = self.engine.followed.layer_of
-        own = sum(self._rule.state_bytes(group, curved) for group in self.param_groups)
-        return replace(super().memory(), state=own)
 
     def add_param_group(self, param_group: ParameterGroup) -> None:
         """Adds a group, as any torch optimizer does.
@@ -195,7 +180,8 @@ class CurvatureOptimizer(CopiedWithModel, torch.optim.Optimizer, HasCurvature):
         plan = self._planner.plan(self.param_groups, looked.lots)
         plan.directions.renew()
         self._rule.overshoot.look_back(plan.curved, self.engine.steps - 1)
-        return plan.at(self._rule.overshoot.share), looked.found_inf
+        self._share = self._rule.overshoot.share
+        return plan.at(self._share), looked.found_inf
 
     def _defers(self, lots: Lots) -> bool:
         """Says so of plain steps on a device whose every parameter moves by fused kernels."""
@@ -207,6 +193,7 @@ class CurvatureOptimizer(CopiedWithModel, torch.optim.Optimizer, HasCurvature):
     def _refresh(self, values: list[dict[str, float]], scale: float = 1.0) -> None:
         """Takes in scheduled values and the statistics, of losses that were multiplied by scale."""
         self._scheduled.give(self.param_groups, values)
+        self._taken_at = {id(group): group["lr"] for group in self.param_groups}
         self.engine.update(self._dampings(), scale)
 
     def _dampings(self) -> dict[nn.Parameter, float]:

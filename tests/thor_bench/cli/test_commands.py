@@ -90,7 +90,11 @@ def test_compare_writes_tables_figures_and_page_and_does_not_repeat_runs(tmp_pat
     assert "thor" in (tmp_path / "table.md").read_text()
     records = {path: path.read_bytes() for path in tmp_path.rglob(RECORDS_FILE)}
     assert len(records) == 4
-    assert run(*words).exit_code == 0
+    assert "not repeated" not in first.output
+    again = run(*words)
+    assert again.exit_code == 0
+    assert "4 of 4 runs stand in" in again.output
+    assert "is first at accuracy" in again.output
     assert all(path.read_bytes() == text for path, text in records.items())
 
 

@@ -48,7 +48,7 @@ def trajectory(run: Run) -> list[object]:
     """Everything that a run recorded, without what differs by the machine's mood."""
     same_clock = [replace(record, seconds=0.0) for record in (*run.steps, *run.evaluations)]
     losses = [(record.epoch, record.step, record.train_loss) for record in run.epochs]
-    return [*same_clock, *losses, *run.decisions]
+    return [*same_clock, *losses, *run.decisions, *run.statistics]
 
 
 class SignalAt:

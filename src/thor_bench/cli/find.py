@@ -1,0 +1,50 @@
+"""``thor find``: rate and damping for a task, from short runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from thor_bench.cli import options
+from thor_bench.find import figure
+from thor_bench.find.finder import find_settings
+from thor_bench.optimizers.recipes import DEFAULTS, RunOptions, plan_run
+from thor_bench.records.config import DataSource
+from thor_bench.tasks import find_task
+from thor_bench.training.session import Session
+
+
+def find(
+    workload: options.TaskName = "digits",
+    *,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights and order.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder of the curve.")] = None,
+    device: options.Device = "cpu",
+    data_dir: options.DataDir = None,
+    download: options.Download = False,
+) -> None:
+    """Find THOR's learning rate and damping for a task, in a tenth of the steps of one run.
+
+    Short runs begin at the same weights, each at another rate, and are all taken back.
+    """
+    task = find_task(workload)
+    run = RunOptions(epochs=epochs, batch_size=batch_size, device=device, preset=DEFAULTS)
+    config = plan_run(task, "thor", seed=seed, changes=["overshoot=none"], options=run)
+    options.told(task)
+    found = find_settings(Session(config, task, DataSource(data_dir, download)))
+    written = figure.write(found, out or Path("runs") / task.label / "find")
+    console = options.console
+    console.print(figure.table(found).to_rich("Short runs", console))
+    rates = [one.rate for one in found.rates]
+    console.print(f"rate {rates[0]:.2g} {figure.line(found)} {rates[-1]:.2g}", highlight=False)
+    if found.is_at_edge:
+        typer.echo("the best rate is the last one tried: a value beyond it may be better")
+    typer.echo(
+        f"{found.taken} steps of {found.total} ({found.taken / found.total:.0%}); "
+        f"curve: {written.light}"
+    )
+    typer.echo(f"take THOR(model, lr={found.rate:.2g}, damping={found.damping:.2g}), or here:")
+    chosen = f"--set lr={found.rate:.2g} --set damping={found.damping:.2g}"
+    typer.echo(f"  thor train {workload} --preset {DEFAULTS} {chosen}")

@@ -1,0 +1,1 @@
+"""What to set on a task: short runs from one start, which are all taken back."""

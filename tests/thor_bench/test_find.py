@@ -1,0 +1,160 @@
+"""Short runs: they find what is better, take a tenth of the steps, and leave nothing behind."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from thor_bench.cli.commands import app
+from thor_bench.errors import BenchError
+from thor_bench.find import figure
+from thor_bench.find.finder import Found, Trial, find_settings
+from thor_bench.find.taken_back import taken_back
+from thor_bench.optimizers.recipes import DEFAULTS, RunOptions, plan_run
+from thor_bench.records.config import DataSource
+from thor_bench.tasks import find_task
+from thor_bench.training.session import Session
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LOSSES = (2.0, 1.8, 1.5, 1.0, 0.9, 0.5, 1.4, math.inf)
+RATES = tuple(0.02 * 2.0**power for power in range(-4, 4))
+
+
+def session(optimizer: str = "thor", epochs: float = 30, **options: Any) -> Session:
+    task = find_task("tiny")
+    chosen = RunOptions(epochs=epochs, preset=DEFAULTS, **options)
+    return Session(plan_run(task, optimizer, seed=0, options=chosen), task, DataSource())
+
+
+def trained(one: Session, first: int, last: int) -> None:
+    for epoch in range(first, last):
+        for batch in one.data.batches(epoch):
+            one.update(one.loss(batch))
+
+
+def found(losses: tuple[float, ...] = LOSSES, dampings: tuple[float, ...] = ()) -> Found:
+    rates = tuple(Trial(rate, 0.01, loss) for rate, loss in zip(RATES, losses, strict=True))
+    more = (Trial(0.64 / 2, 10.0**-power, loss) for power, loss in zip((3, 1), dampings))  # noqa: B905
+    return Found("tiny", (0.02, 0.01), rates, tuple(more), 2.3, 8, 800)
+
+
+def state_of(one: Session) -> Any:
+    """All but which layers are output layers, which stays known."""
+    state = copy.deepcopy(one.rule.state_dict())
+    state["optimizers"][0]["curvature"].pop("outputs", None)
+    return state
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_steps_are_taken_back(before: int) -> None:
+    """Weights, curvature, momentum, schedules, dropout's draws: the run goes on bit for bit."""
+    asked, silent = session(), session()
+    for one in (asked, silent):
+        torch.manual_seed(1)
+        trained(one, 0, before)
+    draws = torch.get_rng_state()
+    state = state_of(asked)
+    with taken_back(asked):
+        trained(asked, 0, 2)
+        asked.model.eval()
+    assert asked.model.training
+    assert torch.equal(torch.get_rng_state(), draws)
+    torch.testing.assert_close(state_of(asked), state, rtol=0, atol=0, equal_nan=True)
+    for one in (asked, silent):
+        torch.set_rng_state(draws)
+        trained(one, before, before + 2)
+    for ours, theirs in zip(asked.model.parameters(), silent.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("epochs", "runs"), [(30, (6, 0)), (50, (8, 0)), (200, (8, 2))])
+def test_a_tenth_of_the_steps_is_enough(epochs: float, runs: tuple[int, int]) -> None:
+    one = find_settings(session(epochs=epochs))
+    assert (len(one.rates), len(one.dampings)) == runs
+    assert one.taken <= 0.1 * one.total
+    assert one.total == 4 * epochs
+    assert one.best.loss < one.start
+    assert one.rates[0].loss > one.best.loss
+
+
+def test_the_same_is_found_again() -> None:
+    assert find_settings(session()) == find_settings(session())
+
+
+def test_a_rate_that_is_clearly_better_is_taken() -> None:
+    """Half way to it, in logarithms; the best place may lie between two rates."""
+    assert not found().is_at_edge
+    assert RATES[4] < found().lowest < RATES[6]
+    assert found().rate == pytest.approx((0.02 * found().lowest) ** 0.5, rel=0.05)
+    even = (*LOSSES[:4], 1.0, 0.5, 1.0, 1.4)
+    assert found(even).lowest == pytest.approx(RATES[5])
+
+
+def test_a_rate_at_the_edge_is_told() -> None:
+    assert found((0.1, *LOSSES[1:])).is_at_edge
+
+
+def test_what_diverged_is_never_taken() -> None:
+    assert found((math.inf,) * 7 + (1.0,)).lowest == RATES[7]
+    assert RATES[4] < found((*LOSSES[:6], math.inf, math.inf)).lowest < RATES[5]
+
+
+@pytest.mark.parametrize(("losses", "damping"), [((0.45, 0.6), 0.01), ((0.2, 0.6), 0.001)])
+def test_another_damping_has_to_be_clearly_better(
+    losses: tuple[float, float], damping: float
+) -> None:
+    assert found(dampings=losses).damping == damping
+
+
+def test_a_run_that_is_too_short_is_told() -> None:
+    with pytest.raises(BenchError, match=r"12 steps is too short.*120 steps"):
+        find_settings(session(epochs=3))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "kfac"])
+def test_other_optimizers_are_told(optimizer: str) -> None:
+    with pytest.raises(BenchError, match=r"no steps of a fixed length; try thor"):
+        find_settings(session(optimizer))
+
+
+def test_a_task_that_always_diverges_is_told() -> None:
+    one = session()
+    with torch.no_grad():
+        next(one.model.parameters()).fill_(math.nan)
+    with pytest.raises(BenchError, match=r"every rate from .* diverged"):
+        find_settings(one)
+
+
+def test_the_curve_is_a_line_and_a_figure(tmp_path: Path) -> None:
+    line = figure.line(found())
+    assert len(line) == len(RATES)
+    assert line[5] == "▁"
+    assert line[-1] == "×"
+    for one in (found(dampings=(0.6, 0.7)), found((3.0,) * 8)):
+        written = figure.write(one, tmp_path)
+        assert written.light.stat().st_size > 1000
+        assert written.dark.exists()
+    rows = figure.table(found()).rows
+    assert [row[-1] for row in rows] == ["", "", "", "", "usual", "best", "", ""]
+    assert rows[-1][2] == "diverged"
+    assert figure.table(found((*LOSSES[:4], 0.1, *LOSSES[5:]))).rows[4][-1] == "usual, best"
+
+
+def test_the_command(tmp_path: Path) -> None:
+    words = ["find", "tiny", "--epochs", "30", "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert "12 steps of 120 (10%)" in result.output
+    assert "take THOR(model, lr=" in result.output
+    assert "thor train tiny --preset defaults --set lr=" in result.output
+    assert (tmp_path / "find.png").exists()
+    short = CliRunner().invoke(app, ["find", "tiny"])
+    assert short.exit_code == 2
+    assert "too short" in short.stderr
