@@ -45,6 +45,20 @@ def test_a_copy_of_model_and_optimizer_goes_on_alike(kind: Any, steps: int) -> N
     assert all(torch.equal(*pair) for pair in zip(before, weights(model), strict=True))
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
+def test_a_copy_takes_over_every_refresh(steps: int) -> None:
+    """torch counts writes to a copy's tensors from the start again."""
+    model = mlp()
+    optimizer = THOR(model, interval=1)
+    train(model, optimizer, [data(8) for _ in range(steps)])
+    twin, second = copy.deepcopy((model, optimizer))
+    batches = [data(8) for _ in range(3)]
+    for batch in batches:
+        train(model, optimizer, [batch])
+        train(twin, second, [batch])
+        assert_same_weights(model, twin)
+
+
 def test_a_scheduler_can_be_copied_along() -> None:
     """Case 67: it holds a bound method of the optimizer."""
     model = mlp()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from calls import Calls
 from helpers import mean_half_square
-from torch_thor import THOR, Update
+from torch_thor import THOR, Base, Update
 from torch_thor.update import fused
 
 ORDERS = [
@@ -45,3 +46,44 @@ def test_fused_kernels_take_the_same_steps(
         found.append(list(model.parameters()))
     torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-12)
     assert calls[0] == 0 < calls[1]
+
+
+def _convolutions() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 128, 3), nn.Conv2d(128, 128, 3)
+    return nn.Sequential(layers[0], nn.Tanh(), layers[1], nn.Flatten()).double()
+
+
+def _three_steps(model: nn.Module, thor: THOR) -> None:
+    torch.manual_seed(1)
+    inputs, targets = torch.randn(2, 3, 6, 6).double(), torch.randn(2, 512).double()
+    for _ in range(3):
+        thor.zero_grad()
+        mean_half_square(model(inputs), targets).backward()
+        thor.step()
+
+
+@pytest.mark.parametrize("excluded", [False, True])
+@pytest.mark.parametrize("base", [Base("sgd", fused=True), Base("adamw")])
+@pytest.mark.parametrize("loads", [False, True])
+def test_momentum_that_lies_in_another_order_belongs_to_the_same_entries(
+    base: Base, *, excluded: bool, loads: bool
+) -> None:
+    options: dict[str, Any] = {"norm_control": "rms", "update": ORDERS[2], "base": base}
+    options["exclude"] = nn.Conv2d if excluded else ()
+    found = []
+    for changes in (False, True):
+        model = _convolutions()
+        thor = THOR(model, lr=0.05, **options)
+        _three_steps(model, thor)
+        if changes and loads:
+            saved = copy.deepcopy((model.state_dict(), thor.state_dict()))
+            model = _convolutions().to(memory_format=torch.channels_last)
+            thor = THOR(model, lr=0.05, **options)
+            model.load_state_dict(saved[0])
+            thor.load_state_dict(saved[1])
+        elif changes:
+            model.to(memory_format=torch.channels_last)
+        _three_steps(model, thor)
+        found.append(list(model.parameters()))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-7, atol=1e-9)

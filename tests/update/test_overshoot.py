@@ -140,3 +140,15 @@ def test_groups_have_rates_of_their_own() -> None:
     optimizer = THOR(model, kept)
     _train(model, optimizer, 20 * EVERY)
     assert _share(optimizer) < 1.0
+
+
+def test_one_outlier_among_batches_tells_of_one_look() -> None:
+    model = _net()
+    optimizer = THOR(model)
+    _train(model, optimizer, EVERY + 1)
+    for sign in (1, -1):
+        twin, second = copy.deepcopy((model, optimizer))
+        (sign * 1e6 * _loss(twin)).backward()
+        second.step()
+        seen = second.state_dict()["curvature"]["overshoot"]
+        assert abs(seen["after"]) <= 2 * abs(seen["before"])

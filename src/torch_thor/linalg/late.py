@@ -34,6 +34,12 @@ class Late:
         arrival.record()
         return cls(there, arrival)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Late:
+        """A copy has come: events can't be copied."""
+        if self.arrival is not None:
+            self.arrival.synchronize()
+        return Late(self.numbers.clone(), None)
+
     @property
     def has_come(self) -> bool:
         """Whether it can be read without waiting."""

@@ -7,9 +7,10 @@ its blocks. What a few wider tiles cost is less than a call, so sizes join other
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from operator import is_
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -103,6 +104,14 @@ class Tiles:
         self.a = [self._room(kind, kind.a) for kind in self.kinds]
         self._blocks: list[Tensor] = []  # that were copied, and which versions of them
         self._versions: list[int] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy takes its blocks over anew: torch counts writes to them from the start again."""
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        vars(twin).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
+        twin._blocks, twin._versions = [], []
+        return twin
 
     def _room(self, kind: Kind, size: int) -> Tensor:
         """Zeros, which stay where a tile is smaller than its kind."""

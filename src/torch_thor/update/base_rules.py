@@ -19,7 +19,7 @@ from torch_thor.directions.banded import gradient_of
 from torch_thor.layers.shards import local
 from torch_thor.linalg.foreach import ALL, Lots, is_asynchronous
 from torch_thor.options.errors import require
-from torch_thor.update.fused import laid_like, step_fused
+from torch_thor.update.fused import kept_alike, laid_like, step_fused
 from torch_thor.update.groups import says
 from torch_thor.update.momentum import ParameterState, States, momentum_buffers, step_with_momentum
 
@@ -129,7 +129,7 @@ class SGD(FirstOrder):
         rule: dict[str, Any] = {"weight_decay": weight_decay}
         rule |= {"momentum": momentum, "nesterov": self._nesterov and momentum > 0}
         if own.found_inf is not None:
-            kept = momentum_buffers(own.parameters, own.states) if momentum else []
+            kept = momentum_buffers(own.parameters, own.states, alike=True) if momentum else []
             marked = {"found_inf": own.found_inf, "lr": lr}
             step_fused(ALL, own.weights, own.steps, kept, **marked, **rule)
             return
@@ -147,7 +147,7 @@ class SGD(FirstOrder):
     def _step_of_torch(self, own: Plain, rule: dict[str, Any]) -> None:
         """Torch's own functions, fused or one by one, know every layout and type."""
         if own.together and rule["momentum"]:
-            momentum_buffers(own.parameters, own.states)
+            momentum_buffers(own.parameters, own.states, alike=True)
         kept = [state.get("momentum_buffer") for state in own.states]
         buffers = [None if buffer is None else local(buffer) for buffer in kept]
         sgd(
@@ -204,11 +204,17 @@ class AdamW(FirstOrder):
             )
             require("gradient", step.layout, step.layout == torch.strided, allowed)
         said, fused = self._options, self._fused(own) if own.together else None
+        first, second = [
+            kept_alike(name, own.parameters, own.states)
+            if fused
+            else [local(state[name]) for state in own.states]
+            for name in ("exp_avg", "exp_avg_sq")
+        ]
         adamw(
             own.weights,
             laid_like(own.weights, own.steps) if fused else own.steps,
-            [local(state["exp_avg"]) for state in own.states],
-            [local(state["exp_avg_sq"]) for state in own.states],
+            first,
+            second,
             [],
             [state["step"] for state in own.states],
             fused=fused,

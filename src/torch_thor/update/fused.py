@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from torch_thor.layers.shards import local
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from torch_thor.linalg.foreach import Lots
 
@@ -88,6 +91,21 @@ def laid_like(weights: Sequence[Tensor], steps: Sequence[Tensor]) -> list[Tensor
         for place, copy in zip(others, copies, strict=True):
             found[place] = copy
     return found
+
+
+def kept_alike(
+    name: str, parameters: Sequence[Tensor], states: Sequence[dict[str, Any]]
+) -> list[Tensor]:
+    """Returns this rank's part of something that states keep, in the order of the parameters.
+
+    Checkpoints of models in another memory format, and ``model.to(memory_format=...)``, bring
+    another order, and the kernels would take entries of other places.
+    """
+    for parameter, state in zip(parameters, states, strict=True):
+        kept = state[name]
+        if local(kept).stride() != local(parameter).stride():
+            state[name] = torch.empty_like(parameter, dtype=kept.dtype).copy_(kept)
+    return [local(state[name]) for state in states]
 
 
 def _empty_like(tensors: Sequence[Tensor]) -> list[Tensor]:

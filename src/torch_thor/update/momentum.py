@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch_thor.directions.banded import gradient_of
 from torch_thor.layers.shards import local
 from torch_thor.linalg.foreach import Lots, add, add_, lots_of, mul_, renew_
-from torch_thor.update.fused import renew_fused, save_passes, step_fused
+from torch_thor.update.fused import kept_alike, renew_fused, save_passes, step_fused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -24,12 +24,17 @@ States: TypeAlias = "Mapping[Any, Any]"
 
 
 def momentum_buffers(
-    parameters: Sequence[Tensor], states: Sequence[ParameterState]
+    parameters: Sequence[Tensor], states: Sequence[ParameterState], *, alike: bool = False
 ) -> list[Tensor]:
-    """Returns this rank's part of each parameter's momentum; a first one is zero."""
+    """Returns this rank's part of each parameter's momentum; a first one is zero.
+
+    Fused kernels need it ``alike``, see ``kept_alike``.
+    """
     for parameter, state in zip(parameters, states, strict=True):
         if state.get("momentum_buffer") is None:
             state["momentum_buffer"] = torch.zeros_like(parameter)
+    if alike:
+        return kept_alike("momentum_buffer", parameters, states)
     return [local(state["momentum_buffer"]) for state in states]
 
 
@@ -132,12 +137,13 @@ class Moving:
         elif decay and order.decoupled_decay:
             step_fused(lots, weights, weights, [], lr=lr * decay, **marked)
             decay = 0.0
-        buffers = self._buffers() if momentum else []
+        buffers = self._buffers(alike=True) if momentum else []
         rule = {"weight_decay": decay, "momentum": momentum, "nesterov": order.nesterov}
         step_fused(lots, weights, directions, buffers, lr=lr, **marked, **rule)
 
-    def _buffers(self) -> list[Tensor]:
-        kept = momentum_buffers(self.parameters, [self.states[p] for p in self.parameters])
+    def _buffers(self, *, alike: bool = False) -> list[Tensor]:
+        states = [self.states[p] for p in self.parameters]
+        kept = momentum_buffers(self.parameters, states, alike=alike)
         return [self._inside(buffer) for buffer in kept]
 
     def _inside(self, tensor: Tensor) -> Tensor:

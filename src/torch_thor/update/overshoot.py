@@ -30,6 +30,7 @@ EVERY = 10  # steps between two looks, each of which is at two steps
 _PART = 8  # the first of so many parts of a weight's rows stands for all
 _KEPT = 0.5  # of the old slopes at each look
 _LEAST = 1e-3  # of the rate
+_MOST = 2.0  # times the slope before, or one outlier among batches would stand for many looks
 
 
 @dataclass
@@ -103,6 +104,8 @@ class Overshoot:
         self._coming = None
         if not (math.isfinite(before) and math.isfinite(after) and before):
             return
+        most = _MOST * abs(before)
+        after = max(-most, min(most, after))
         self._before = _KEPT * self._before + (1 - _KEPT) * before
         self._after = _KEPT * self._after + (1 - _KEPT) * after
         ratio = self._after / self._before if self._before > 0 else -1.0
