@@ -68,10 +68,12 @@ def test_train_writes_records_checkpoint_and_tensorboard(trained: Path) -> None:
 
 
 def test_train_tells_each_epoch_where_there_is_no_terminal(tmp_path: Path) -> None:
-    output = run("train", "tiny", "--epochs", 3, "--out", tmp_path / "run").output
+    rule = ("--set", "interval=1", "--set", "update_above=1e9")
+    output = run("train", "tiny", "--epochs", 3, "--out", tmp_path / "run", *rule).output
     assert output.count("accuracy") == 4
     assert "epoch  3.00" in output
     assert "update" in output
+    assert "keep" in output
 
 
 def test_set_changes_what_is_recorded(tmp_path: Path) -> None:

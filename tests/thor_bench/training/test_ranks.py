@@ -86,7 +86,7 @@ def test_a_task_file_trains_on_two_ranks_as_on_one(folder: Path, tmp_path: Path)
     one, two = (read_run(where / "own") for where in (tmp_path, folder / "two"))
     assert (one.started.ranks, two.started.ranks, len(two.steps)) == (1, 2, 5)
     theirs, own = ([step.loss for step in run.steps] for run in (two, one))
-    assert theirs[:2] == pytest.approx(own[:2], rel=1e-5)
+    assert theirs[0] == pytest.approx(own[0], rel=1e-6)
     assert theirs == pytest.approx(own, rel=2e-3)  # gradients are summed in another order
     values = [run.evaluations[-1].test_metric for run in (one, two)]
     assert values[0] == pytest.approx(values[1], rel=1e-3)
