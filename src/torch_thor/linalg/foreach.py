@@ -45,6 +45,7 @@ class Lot:
 
 Lots: TypeAlias = tuple[Lot, ...]
 ALL: Lots = (Lot(None, together=True),)
+ONE_BY_ONE: Lots = (Lot(None, together=False),)
 
 
 def lots_of(*lists: Sequence[Tensor]) -> Lots:

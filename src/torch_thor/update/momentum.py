@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torch_thor.directions.banded import gradient_of
 from torch_thor.layers.shards import local
-from torch_thor.linalg.foreach import Lots, add, add_, lots_of, mul_, renew_
+from torch_thor.linalg.foreach import ONE_BY_ONE, Lots, add, add_, mul_, renew_
 from torch_thor.update.fused import kept_alike, renew_fused, save_passes, step_fused
 
 if TYPE_CHECKING:
@@ -167,6 +167,6 @@ class MovingRows:
         self._some(parameter, rows).move([direction], scale)
 
     def _some(self, parameter: nn.Parameter, rows: slice) -> Moving:
+        # A band lies in the cache, where fused kernels save nothing and take a pass for the scale.
         own = self.groups[parameter]
-        lots = lots_of([parameter], [gradient_of(parameter)])
-        return Moving(self.order, own, [parameter], self.states, lots, rows)
+        return Moving(self.order, own, [parameter], self.states, ONE_BY_ONE, rows)
