@@ -61,7 +61,12 @@ _KFAC: dict[str, Any] = {
 _RULE = TraceRule(0.05, 0.001)
 CASES: dict[str, Case] = {
     "thor": Case(options=_thor()),
-    "thor in float32": Case(options=_thor(norm_control="graft"), dtype=torch.float32),
+    # Of these two bytes are compared, so that no measured time may choose who inverts.
+    "thor in float32": Case(
+        options=_thor(norm_control="graft"),
+        dtype=torch.float32,
+        distributed=Distributed(inversion="replicate"),
+    ),
     "trace rule": Case(convnet, options=_thor(trace_rule=_RULE)),
     "transformer": Case(
         Transformer, options=_thor(include=included(Transformer()), power=1.0, norm_control="graft")
@@ -87,7 +92,7 @@ CASES: dict[str, Case] = {
     "bfloat16 on the wire": Case(
         options=_thor(norm_control="graft"),
         dtype=torch.float32,
-        distributed=Distributed(wire=torch.bfloat16),
+        distributed=Distributed(wire=torch.bfloat16, inversion="replicate"),
     ),
 }
 
