@@ -114,13 +114,20 @@ def test_a_checkpoint_without_shares_brings_whole_rates() -> None:
 
 
 def test_a_gradient_that_is_not_finite_tells_nothing() -> None:
-    model = _net()
-    optimizer = THOR(model)
-    _train(model, optimizer, EVERY + 1)
-    (_loss(model) * math.nan).backward()
-    optimizer.step()
-    _train(model, optimizer, 2 * EVERY)
-    assert 0 < _share(optimizer) <= 1.0
+    looks = []
+    for broken in (False, True):
+        model = _net()
+        optimizer = THOR(model, lr=0.5)
+        _train(model, optimizer, EVERY + 1)
+        if broken:  # the gradient that the followed step leads to
+            optimizer.zero_grad()
+            (_loss(model) * math.nan).backward()
+            optimizer.step()
+        _train(model, optimizer, 2 * EVERY)
+        kept = optimizer.state_dict()["curvature"]["overshoot"]
+        looks.append((kept["share"], kept["before"], kept["after"]))
+    assert looks[0] == looks[1]
+    assert all(math.isfinite(number) and number for number in looks[0])
 
 
 def test_it_asks_for_the_momentum_of_gradients() -> None:

@@ -6,6 +6,7 @@ Steps differ only where groups, layers or curvature have changed, or others have
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from torch_thor.capture.snapshot import are_same
@@ -44,7 +45,7 @@ class StepPlan:
     group_of: Mapping[nn.Parameter, ParameterGroup]  # of those with curvature
     can_defer: bool  # whether all move by calls for lists, on a device that the host runs ahead of
 
-    @property
+    @cached_property
     def curved(self) -> list[nn.Parameter]:
         """All that move by their curvature, but those of large layers."""
         return [parameter for own in self.groups for parameter in own.curved]
@@ -54,11 +55,13 @@ class StepPlan:
         if share == 1.0:
             return self
 
-        def slower(group: ParameterGroup) -> ParameterGroup:
-            return {**group, "lr": group["lr"] * share}
-
-        groups = [replace(own, group=slower(own.group)) for own in self.groups]
-        group_of = {p: slower(group) for p, group in self.group_of.items()}
+        slower = {
+            id(own.group): {**own.group, "lr": own.group["lr"] * share} for own in self.groups
+        }
+        groups = [replace(own, group=slower[id(own.group)]) for own in self.groups]
+        if not self.directions.banded:  # these alone ask for a parameter's group
+            return replace(self, groups=groups)
+        group_of = {p: slower[id(group)] for p, group in self.group_of.items()}
         return replace(self, groups=groups, group_of=group_of)
 
 
