@@ -162,6 +162,21 @@ def channels_last() -> Uneven:
     return ended(model, optimizer)
 
 
+def batches_of_unlike_sizes() -> Uneven:
+    """What one rank's first batch pays for does not pay for all rows of the other's layers."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(6, 192), nn.Tanh(), nn.Linear(192, 3)).double()
+    wrapped = DistributedDataParallel(model)
+    optimizer = THOR(model)
+    samples = (32, 1024)[dist.get_rank()]
+    for _ in range(3):
+        x = torch.randn(samples, 6, dtype=torch.float64)
+        optimizer.zero_grad()
+        mean_half_square(wrapped(x), x[:, :3].sin()).backward()
+        optimizer.step()
+    return ended(model, optimizer)
+
+
 def odd_batches() -> dict[str, Uneven]:
     """All of these, one after the other."""
     return {
@@ -173,4 +188,5 @@ def odd_batches() -> dict[str, Uneven]:
         "not finite": not_finite(),
         "bad statistics": bad_statistics(),
         "channels last": channels_last(),
+        "batches of unlike sizes": batches_of_unlike_sizes(),
     }
