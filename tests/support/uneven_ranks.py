@@ -177,6 +177,21 @@ def batches_of_unlike_sizes() -> Uneven:
     return ended(model, optimizer)
 
 
+def overshooting() -> Uneven:
+    """Steps that are too long for a valley without noise; each rank has half of its samples."""
+    torch.manual_seed(3)
+    inner = (nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh())
+    model = nn.Sequential(*inner, nn.Linear(16, 3)).double()
+    wrapped = DistributedDataParallel(model)
+    optimizer = THOR(model, lr=0.1)
+    x = torch.randn(32, 6, dtype=torch.float64)[dist.get_rank() :: 2]
+    for _ in range(222):
+        optimizer.zero_grad()
+        mean_half_square(wrapped(x), x[:, :3].sin()).backward()
+        optimizer.step()
+    return ended(model, optimizer)
+
+
 def odd_batches() -> dict[str, Uneven]:
     """All of these, one after the other."""
     return {
@@ -189,4 +204,5 @@ def odd_batches() -> dict[str, Uneven]:
         "bad statistics": bad_statistics(),
         "channels last": channels_last(),
         "batches of unlike sizes": batches_of_unlike_sizes(),
+        "overshooting": overshooting(),
     }
