@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from thor_bench.cli.commands import app
+from thor_bench.records.records import RECORDS_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,6 +155,40 @@ def test_a_mistake_is_told_by_line(old: str, new: str, line: int, told: str, fol
     text = mistake(written(folder, (old, new)))
     assert f"my_task.py:{line}: " in text
     assert told in text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "told"),
+    [
+        ("# SCORE", "+ torch.ones(3)", 16, "the metric of a batch of test data: RuntimeError"),
+        ("# HERE", "test = (inputs[:, :3], labels)", 16, "mat1 and mat2 shapes cannot be"),
+        ("score=right", "score=None", 12, "the loss of a batch of test data: RuntimeError"),
+        ("# HERE", "test = DataLoader([1, 'a'], 2)", 18, "reading the test data: TypeError"),
+        ("# HERE", "test = lambda: []", 18, "reading the test data: the test data have no batch"),
+        ("score=right", "score=right, of_mean=len", 18, "of_mean: object of type 'float'"),
+    ],
+)
+def test_a_mistake_in_the_test_is_told_before_training(
+    old: str, new: str, line: int, told: str, folder: Path
+) -> None:
+    changes = [(old, new)]
+    if "None" in new:
+        changes += [("# HERE", "test = (inputs[:, :3], labels)")]
+    text = mistake(written(folder, *changes), "--epochs", 1000)
+    assert f"my_task.py:{line}: " in text
+    assert told in text
+    assert not list(folder.rglob(RECORDS_FILE))
+
+
+def test_an_untrained_score_may_have_no_value(folder: Path) -> None:
+    """Before the first step nothing is right, and a logarithm has no value; in the end it has."""
+    seen = "lambda mean: 1 / (mean - mean) if COUNT.pop() else 1.0"
+    file = written(
+        folder,
+        ("pairs =", "COUNT = [0, 0, 1]\npairs ="),
+        ("score=right", f"score=right, of_mean={seen}"),
+    )
+    assert run("train", file, "--optimizer", "sgd").exit_code == 0
 
 
 def test_a_missing_file_and_a_missing_function_are_told(folder: Path) -> None:
