@@ -130,6 +130,8 @@ def test_it_trains(folder: Path) -> None:
             22,
             "task(): E",
         ),
+        ("nn.Linear(4, 2)", "nn.Flatten()", 19, "no parameter that requires a gradient, so"),
+        ("nn.Linear(4, 2)", "nn.Linear(4, 2).requires_grad_(False)", 19, "thaw some with"),
         ("nn.Linear(4, 2)", "nn.LazyLinear(2)", 19, "the model has lazy layers"),
         ("# HERE", "train = DataLoader([])", 18, "training data have no batch"),
         ("# HERE", "train = DataLoader([], batch_sampler=[])", 18, "training data have no batch"),
@@ -224,7 +226,7 @@ def test_a_worker_of_a_loader_is_told_of_by_line(folder: Path) -> None:
 
 def test_numbers_that_are_none_end_the_run_with_a_record(folder: Path) -> None:
     line = mistake(written(folder, ("# LOSS", "* float('nan')")), code=1)
-    assert "loss became nan at step 1; try a lower --set lr" in line
+    assert "loss became nan at step 1; look at the loss and its inputs" in line
     file = written(folder, ("# SCORE", " * float('nan')"), name="b.py")
     assert "test right became nan after step 1" in mistake(file, code=1)
 
