@@ -74,9 +74,9 @@ def _what(result: LeagueResult) -> str:
     else:
         setting = f"the best of {league.search} factors of its rates, the same for all tasks"
     return (
-        f"Each optimizer with one setting: {setting}. {_count(range(league.seeds), 'seed')}; 5 % warm-up, then "
-        "linear to zero (a rule with a schedule of its own keeps that); each task has one budget "
-        "of steps."
+        f"Each optimizer with one setting: {setting}. {_count(range(league.seeds), 'seed')}; 5 % "
+        "warm-up, then linear to zero (a rule with a schedule of its own keeps that); each task "
+        "has one budget of steps."
     )
 
 
