@@ -239,8 +239,10 @@ class Loop:
     def _fail(self, what: str) -> Never:
         self._emit(RunFailed(step=self._progress.step, seconds=self._clock.seconds, reason=what))
         name = f"{self._config.optimizer} on {self._config.workload}"
-        lr = self._config.settings["lr"]
-        message = f"{name}: {what}; try a lower --set lr (it was {lr:g})"
+        remedy = f"try a lower --set lr (it was {self._config.settings['lr']:g})"
+        if not self._progress.step:
+            remedy = "look at the loss and its inputs, no step has been taken"
+        message = f"{name}: {what}; {remedy}"
         if self._progress.epoch:
             message += f"; the checkpoint of epoch {self._progress.epoch} is kept"
         raise RunDivergedError(f"{message}; records are in {self._directory}")
