@@ -190,7 +190,7 @@ def run(problem: Problem, setting: Setting, seed: int, seconds: float) -> Run:
             held[0] = problem.draw(problem.sizes[setting.size], stream)
         step(lambda: problem.residuals(net, held[0]), 1 - spent / seconds)
         spent, steps = spent + time.process_time() - started, steps + 1
-        if spent - looked < 0.002 * seconds and spent < seconds:
+        if spent - looked < seconds / problem.looks and spent < seconds:
             continue
         looked, error = spent, problem.error(net)
         for target in problem.targets:

@@ -13,7 +13,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from science_problems import cosines, grid_of, problems, sines, warmth
+from science_problems import problems
+from thor_bench.tasks.equations import cosines, grid, sines, warmth
 from torch_thor import GaussNewton
 
 # Solution, how a plane lies in the cube, and the plane's axes.
@@ -27,7 +28,7 @@ _TICKS = 101
 
 def plane(axes: int) -> Tensor:
     points = torch.full((_TICKS**2, axes), 0.5, dtype=torch.float64)
-    points[:, :2] = grid_of(_TICKS)
+    points[:, :2] = grid(_TICKS)
     return points
 
 
