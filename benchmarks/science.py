@@ -23,6 +23,9 @@ from pytorch_optimizer import SOAP
 from torch import Tensor, nn
 
 from science_problems import Batch, Problem, problems
+from thor_bench.optimizers.peer import Training
+from thor_bench.optimizers.peers import muon
+from thor_bench.optimizers.peers.muon import MuonSettings
 from torch_thor import THOR, GaussNewton, NormControl
 
 Step = Callable[[Callable[[], tuple[Tensor, ...]], float], None]  # closure, share of time left
@@ -124,8 +127,16 @@ def _soap(net: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
 def _muon(net: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     matrices = [p for p in net.parameters() if p.dim() == 2 and min(p.shape) > 3]
     rest = [p for p in net.parameters() if all(p is not m for m in matrices)]
-    muon: Any = torch.optim.Muon
-    return [muon(matrices, lr=lr, weight_decay=0.0), torch.optim.Adam(rest, lr=0.1 * lr)]
+    kind: Any = torch.optim.Muon
+    return [kind(matrices, lr=lr, weight_decay=0.0), torch.optim.Adam(rest, lr=0.1 * lr)]
+
+
+def _normuon(net: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    chosen = MuonSettings(
+        lr=lr, momentum=0.95, weight_decay=0.0, row_decay=0.95,
+        rest="adamw", rest_lr=0.1 * lr, rest_weight_decay=0.0,
+    )  # fmt: skip
+    return list(muon.build(Training(net, 1), chosen))
 
 
 def _thor(net: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
@@ -146,6 +157,7 @@ def settings(*, image: bool) -> Iterator[Setting]:
         _muon: ("Muon", (3e-3, 1e-2, 3e-2)),
     }
     if image:
+        rates[_normuon] = ("NorMuon", (3e-3, 1e-2, 3e-2))
         rates[_thor] = ("THOR", (0.01, 0.02, 0.03))
         rates[_thor_evened] = ("THOR, rows evened", (0.01, 0.02, 0.03))
     for build, (name, choices) in rates.items():

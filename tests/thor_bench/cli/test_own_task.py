@@ -227,7 +227,7 @@ def test_a_task_of_a_file_is_tuned_and_raced(folder: Path) -> None:
     assert "it has no target; set one in its Task" in told
 
 
-@pytest.mark.parametrize("name", ["tensors", "images", "language"])
+@pytest.mark.parametrize("name", ["tensors", "images", "language", "equation"])
 def test_the_examples_train(name: str, folder: Path) -> None:
     if name == "language":
         pytest.importorskip("transformers", reason="install the group 'integrations'")
@@ -262,6 +262,14 @@ def task():
         epochs=1,
     )
 """
+
+
+def test_the_equation_is_solved_by_its_residuals(folder: Path) -> None:
+    words = ("--optimizer", "gauss-newton", "--epochs", 0.8, "--out", "run")
+    run("train", EXAMPLES / "equation.py", *words)
+    end = read_run(folder / "run").end
+    assert isinstance(end, RunFinished)
+    assert end.final_metric < 0.02
 
 
 def test_residuals_of_a_file_are_trained_by_gauss_newton_and_the_others(folder: Path) -> None:

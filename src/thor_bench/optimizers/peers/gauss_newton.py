@@ -34,7 +34,7 @@ def build(training: Training, settings: GaussNewtonSettings) -> Sequence[Optimiz
 PEERS = (
     Peer(
         "gauss-newton",
-        "Gauss-Newton steps of sums of squares, λ by Levenberg-Marquardt",
+        "Gauss-Newton, λ by trust; for tasks whose loss is Squares(residuals)",
         GaussNewtonSettings(),
         build,
         takes=Takes.RESIDUALS,
