@@ -22,7 +22,7 @@ from thor_bench.optimizers.recipes import RunOptions, plan_run
 from thor_bench.optimizers.registry import OPTIMIZERS
 from thor_bench.records.config import DataSource
 from thor_bench.records.reading import read_run
-from thor_bench.records.records import RunFinished, StepRecord
+from thor_bench.records.records import RECORDS_FILE, RunFinished, StepRecord
 from thor_bench.tasks import ACCURACY, WORKLOADS
 from thor_bench.training.checkpoint import CHECKPOINT_FILE
 from thor_bench.tune.search import (
@@ -33,10 +33,10 @@ from thor_bench.tune.search import (
     searched,
     trial_config,
 )
-from thor_bench.tune.study import STUDY_FILE, Study, open_study
+from thor_bench.tune.study import JOURNAL_FILE, STUDY_FILE, Study, open_study
 from thor_bench.tune.study_report import read_medians, slowdowns, write_study
 from thor_bench.tune.tuned import median_of, ratio_of, tuned
-from thor_bench.tune.tuning import JOURNAL_FILE, Pace, StudyRunner, Trial, ranked
+from thor_bench.tune.tuning import Pace, StudyRunner, Trial, ranked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -242,7 +242,9 @@ def test_a_journal_that_is_cut_off_at_any_write_loses_no_trial(
 
 def test_a_broken_journal_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / JOURNAL_FILE).write_text("no journal\n{}\n")
-    with pytest.raises(BenchError, match=r"trials.log cannot be read .*; name another --out"):
+    with pytest.raises(
+        BenchError, match=r"trials.log cannot be read .*; begin anew with --overwrite"
+    ):
         open_journal(tmp_path / JOURNAL_FILE)
 
 
@@ -401,13 +403,27 @@ def test_another_study_in_the_folder_is_refused(tiny: Task, tmp_path: Path) -> N
     command = (
         "thor tune tiny --optimizers sgd --trials 2 --seeds 5 --evals-per-epoch 1 --batch-size 8"
     )
-    with pytest.raises(BenchError, match=f"holds another study, made by {command}; name another"):
+    with pytest.raises(BenchError, match=f"holds another study, made by {command}; begin anew"):
         open_study(replace(study, trials=3), tmp_path)
+
+
+def test_a_study_can_be_made_anew(tmp_path: Path) -> None:
+    words = ["tune", "tiny", "--optimizers", "sgd", "--target", "60", "--seeds", "1"]
+    words += ["--out", str(tmp_path), "--trials"]
+    assert CliRunner().invoke(app, [*words, "2"]).exit_code == 0
+    refused = CliRunner().invoke(app, [*words, "1"])
+    assert "begin anew with --overwrite" in refused.stderr
+    answer = CliRunner().invoke(app, [*words, "1", "--overwrite"])
+    assert answer.exit_code == 0, answer.output
+    runs = sorted(path.parent.name for path in tmp_path.rglob(RECORDS_FILE))
+    assert runs == ["sgd-000", "sgd-seed3"]
 
 
 def test_a_broken_study_is_told_in_one_line(tiny: Task, tmp_path: Path) -> None:
     (tmp_path / STUDY_FILE).write_text('{"workload": "tiny", "trials": []}')
-    with pytest.raises(BenchError, match=r"study.json cannot be read .*; name another --out"):
+    with pytest.raises(
+        BenchError, match=r"study.json cannot be read .*; begin anew with --overwrite"
+    ):
         open_study(ask(tiny), tmp_path)
 
 

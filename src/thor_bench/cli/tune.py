@@ -13,7 +13,7 @@ from thor_bench.records.config import DataSource, RunConfig
 from thor_bench.tasks import find_task
 from thor_bench.training.claim import claimed
 from thor_bench.training.observers import Observer
-from thor_bench.tune.study import Study
+from thor_bench.tune.study import Study, forget_study
 from thor_bench.tune.study_report import StudyReport, write_study
 from thor_bench.tune.tuning import StudyRunner
 
@@ -37,6 +37,7 @@ def tune(
     data_dir: options.DataDir = None,
     download: options.Download = False,
     workers: options.Workers = None,
+    overwrite: options.OverwriteAll = False,
 ) -> None:
     """Tune several optimizers alike, and compare the winners by time to a target.
 
@@ -65,6 +66,8 @@ def tune(
     directory = out / options.told(task).label
     runner = StudyRunner(study, directory, source=source, observe=observe, tell=typer.echo)
     with claimed(directory):
+        if overwrite:
+            forget_study(directory)
         written = write_study(runner.run())
     _show(written)
 

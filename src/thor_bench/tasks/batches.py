@@ -7,7 +7,7 @@ augmentation, that the uninterrupted run would have seen.
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Protocol
 
 import torch
@@ -53,8 +53,8 @@ class Batches(Protocol):
     def epoch(self, epoch: int, first: int, *, pin: bool) -> Iterator[Batch]:
         """Yields this rank's part of an epoch's training batches, from batch ``first`` on."""
 
-    def whole(self, *, pin: bool) -> Iterator[Batch]:
-        """Yields this rank's part of all samples, in a fixed order."""
+    def whole(self, *, most: int | None, pin: bool) -> Iterator[Batch]:
+        """Yields this rank's part of all samples, in a fixed order, in ``most`` batches at most."""
 
 
 class Picked:
@@ -91,10 +91,11 @@ class Picked:
         part = self._share.of(size, "batch_size")
         return split.read(picks, part=part, seed=(self._seed, epoch), pin=pin)
 
-    def whole(self, *, pin: bool) -> Iterator[Batch]:
+    def whole(self, *, most: int | None, pin: bool) -> Iterator[Batch]:
         """Yields all samples, see ``Batches``."""
         split, share = self._split, self._share
         picks = torch.split(torch.arange(len(split)), split.test_batch)[share.rank :: share.ranks]
+        picks = picks[:most]
         seed = (self._seed, 0)
         return split.read(dict(enumerate(picks)), part=slice(None), seed=seed, pin=pin)
 
@@ -123,10 +124,19 @@ class Streamed:
         message = f"the training data ended after {number} of {self.steps} batches of an epoch"
         raise ValueError(f"{message}; set steps_per_epoch to what there are")
 
-    def whole(self, *, pin: bool) -> Iterator[Batch]:
-        """Yields all batches, see ``Batches``; every rank reads all and takes each in turn."""
+    def whole(self, *, most: int | None, pin: bool) -> Iterator[Batch]:
+        """Yields all batches, see ``Batches``; every rank reads all and takes each in turn.
+
+        Raises:
+            ValueError: There is none.
+        """
         del pin
-        return islice(self._stream.read(0, 0), self._share.rank, None, self._share.ranks)
+        batches = self._stream.read(0, 0)
+        first = next(batches, None)
+        if first is None:
+            raise ValueError("the test data have no batch; give some")
+        own = islice(chain([first], batches), self._share.rank, None, self._share.ranks)
+        yield from islice(own, most)
 
 
 class Data:
@@ -182,10 +192,10 @@ class Data:
         batches = islice(self._train.epoch(epoch, first, pin=on_gpu), left)
         return self._placed(batches, "reading the training data")
 
-    def test_batches(self) -> Iterator[Batch]:
-        """Yields this rank's part of the test set, in a fixed order."""
+    def test_batches(self, most: int | None = None) -> Iterator[Batch]:
+        """Yields this rank's part of the test set, in a fixed order, or its first batches."""
         on_gpu = self._device.type == "cuda"
-        return self._placed(self._test.whole(pin=on_gpu), "reading the test data")
+        return self._placed(self._test.whole(most=most, pin=on_gpu), "reading the test data")
 
     def _placed(self, batches: Iterator[Batch], doing: str) -> Iterator[Batch]:
         wait = self._device.type != "cuda"

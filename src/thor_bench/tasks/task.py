@@ -242,8 +242,11 @@ def check_model(model: nn.Module) -> None:
     """Checks that a model can begin a run.
 
     Raises:
-        ValueError: It was trained before, or has weights without a shape.
+        ValueError: It was trained before, has weights without a shape, or none that train.
     """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        message = "the model has no parameter that requires a gradient, so nothing would train"
+        raise ValueError(f"{message}; thaw some with requires_grad_()")
     if any(map(is_lazy, model.parameters())):
         message = "the model has lazy layers, whose weights have no shape yet"
         raise ValueError(f"{message}; name their sizes, or call it once on a batch in model()")

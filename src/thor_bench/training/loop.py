@@ -244,7 +244,11 @@ class Loop:
         self._emit(RunFailed(step=self._progress.step, seconds=self._clock.seconds, reason=what))
         name = f"{self._config.optimizer} on {self._config.workload}"
         lr = self._config.settings.get("lr")
-        remedy = "look at the loss" if lr is None else f"try a lower --set lr (it was {lr:g})"
+        remedy = "look at the loss and its inputs"
+        if not self._progress.step:
+            remedy += ", no step has been taken"
+        elif lr is not None:
+            remedy = f"try a lower --set lr (it was {lr:g})"
         message = f"{name}: {what}; {remedy}"
         if self._progress.epoch:
             message += f"; the checkpoint of epoch {self._progress.epoch} is kept"

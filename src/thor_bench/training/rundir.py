@@ -85,7 +85,7 @@ def refuse_other(directory: Path, config: RunConfig, stored: RunConfig) -> None:
     """
     if config.content != stored.content and config.workload == stored.workload:
         message = f"--out {directory} holds a run of {config.workload} as it was before a change"
-        remedy = "begin anew with --overwrite (thor train, compare), or name another --out"
+        remedy = "begin anew with --overwrite (thor train, compare, tune), or name another --out"
         raise BenchError(f"{message}; {remedy}")
     if differences := config.differences(stored):
         message = f"--out {directory} holds another run ({'; '.join(differences)})"

@@ -1,6 +1,7 @@
 """A model in training: its data, its optimizer, one step, one evaluation, its state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from thor_bench.records.config import DataSource, RunConfig, steps_until
 from thor_bench.tasks import Task
 from thor_bench.tasks.batches import Data, Share
 from thor_bench.tasks.data import Batch
+from thor_bench.tasks.judging import Judged
 from thor_bench.tasks.streams import random_states, restore_random, seed_all
 from thor_bench.tasks.trees import named
 from thor_bench.training.checkpoint import Checkpoint, Progress
@@ -53,6 +55,8 @@ class Session:
         torch.manual_seed(config.seed)
         self.model = task.build().to(self.device)
         self.model.to(memory_format=task.memory_format)
+        if not self.model.training:  # as ``from_pretrained`` leaves it; parts may be in evaluation
+            self.model.train()
         self._trained = ranks.wrap(self.model)
         self.rule = build_rule(self.model, config, self.data.steps_per_epoch)
         self._outputs = _Outputs(self.model) if self.rule.samples_fisher else None
@@ -152,29 +156,30 @@ class Session:
                 self._began = True
                 _check_gradients(self.model)
 
+    def judge(self, batch: Batch) -> Judged:
+        """Returns what loss and metric say of a batch of test data, in the model's present mode."""
+        with autocast(self.task.autocast, self.device):
+            return self.task.judge(self.model, batch)
+
     def evaluate(self) -> tuple[float | None, float]:
         """Returns mean loss, None where it is not known, and metric over the whole test set.
 
         Raises:
-            BenchError: There is no test batch, or a task's own code fails.
+            BenchError: A task's own code fails.
         """
         self.ranks.align(self.model)
-        self.model.eval()
-        self.rule.evaluation()
         loss = score = samples = unknown = 0.0
-        for batch in self.data.test_batches():
-            with autocast(self.task.autocast, self.device):
-                told = self.task.judge(self.model, batch)
-            loss += told.loss or 0.0
-            unknown += told.loss is None
-            score += told.score
-            samples += told.samples
-        self.rule.training()
-        self.model.train()
+        with modes_kept(self.model):
+            self.model.eval()
+            self.rule.evaluation()
+            for batch in self.data.test_batches():
+                told = self.judge(batch)
+                loss += told.loss or 0.0
+                unknown += told.loss is None
+                score += told.score
+                samples += told.samples
+            self.rule.training()
         loss, score, samples, unknown = self.ranks.total([loss, score, samples, unknown])
-        with self.task.telling("data"):
-            if not samples:
-                raise ValueError("the test data have no batch; give some")
         return None if unknown else loss / samples, self.task.metric_of(score / samples)
 
     def snapshot(self, progress: Progress, records_bytes: int) -> Checkpoint:
@@ -205,6 +210,17 @@ class Session:
         state = self.ranks.pick(checkpoint.random)
         if state is not None:
             restore_random(state)
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards each module is in training or evaluation as before."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 class _Outputs:

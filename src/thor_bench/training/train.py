@@ -19,6 +19,7 @@ from thor_bench.training.early_stop import EarlyStop
 from thor_bench.training.loop import Loop
 from thor_bench.training.observers import Observer
 from thor_bench.training.ranks import ALONE, Ranks
+from thor_bench.training.rehearsal import rehearse
 from thor_bench.training.session import Session
 from thor_bench.training.signals import StopRequest
 
@@ -63,6 +64,7 @@ def train(
         find = partial(_checkpoint, directory, config, ranks, resume=resume, overwrite=overwrite)
         checkpoint = ranks.from_first(find)
         session = Session(config, workload, source or DataSource(), ranks)
+        rehearse(session)
         writer = None
         if ranks.is_first:
             if not resume:

@@ -126,8 +126,10 @@ def open_journal(path: Path) -> JournalStorage:
     try:
         return JournalStorage(backend)
     except (ValueError, KeyError) as error:
-        message = f"{path} cannot be read ({reason(error)[:80]})"
-        raise BenchError(f"{message}; name another --out") from error
+        message = f"{path} cannot be read ({reason(error)[:80]}); begin anew"
+        raise BenchError(
+            f"{message}; begin anew with --overwrite, or name another --out"
+        ) from error
 
 
 class Search:

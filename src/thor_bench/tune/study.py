@@ -13,6 +13,7 @@ from thor_bench.tasks import find_task
 from thor_bench.training import rundir
 
 STUDY_FILE = "study.json"
+JOURNAL_FILE = "trials.log"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +77,16 @@ def open_study(study: Study, directory: Path) -> None:
     """
     rundir.make_directory(directory)
     path = directory / STUDY_FILE
-    stored = kept(Study, path, advice="name another --out")
+    stored = kept(Study, path, advice="begin anew with --overwrite, or name another --out")
     if stored is None:
         keep(study, path)
     elif stored != study:
         message = f"--out {directory} holds another study, made by {stored.command}"
-        raise BenchError(f"{message}; name another --out")
+        raise BenchError(f"{message}; begin anew with --overwrite, or name another --out")
+
+
+def forget_study(directory: Path) -> None:
+    """Removes the study of a folder, its trials and its runs; tables and figures stay."""
+    rundir.forget_runs(directory)
+    for name in (STUDY_FILE, JOURNAL_FILE):
+        (directory / name).unlink(missing_ok=True)

@@ -20,9 +20,8 @@ from thor_bench.training.observers import Observer
 from thor_bench.training.rundir import has_run, is_pending
 from thor_bench.training.train import train
 from thor_bench.tune.search import Search, open_journal
-from thor_bench.tune.study import Study, open_study
+from thor_bench.tune.study import JOURNAL_FILE, Study, open_study
 
-JOURNAL_FILE = "trials.log"
 TRIALS_FOLDER = "trials"
 TARGET_FOLDER = "target"
 WINNERS_FOLDER = "winners"

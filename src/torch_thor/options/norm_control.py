@@ -55,6 +55,10 @@ class NormControl:
             rank sees the whole layer. ``None`` takes ``"layer"`` wherever a rank does.
         iterations: Newton–Schulz iterations of ``"spectral"``: four make singular values as alike
             as Muon's five do.
+        tile: Rows, at most, whose singular values ``"spectral"`` makes alike apart from those of
+            other rows. ``None`` takes all rows of a layer together, which costs as much as a
+            backward of four samples a row. ``"auto"``: a quarter of the rows that the layer's
+            first batch has (samples × positions), but no fewer than 64.
         row_decay: Weight ρ of the old value in a running average of every row's mean square, by
             whose root the row is divided before lengths are set, so that output units step alike
             (NorMuon, Li et al. 2025); 0 takes this step's alone. ``None`` leaves rows as they
@@ -68,6 +72,7 @@ class NormControl:
     limit: Annotated[float, POSITIVE] = 1.0
     per: Literal["layer", "rows"] | None = None
     iterations: Annotated[int, NATURAL] = 4
+    tile: Annotated[int, NATURAL] | Literal["auto"] | None = "auto"
     row_decay: Annotated[float, SHARE] | None = None
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from thor_bench.cli.commands import app
+from thor_bench.records.records import RECORDS_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,6 +130,8 @@ def test_it_trains(folder: Path) -> None:
             22,
             "task(): E",
         ),
+        ("nn.Linear(4, 2)", "nn.Flatten()", 19, "no parameter that requires a gradient, so"),
+        ("nn.Linear(4, 2)", "nn.Linear(4, 2).requires_grad_(False)", 19, "thaw some with"),
         ("nn.Linear(4, 2)", "nn.LazyLinear(2)", 19, "the model has lazy layers"),
         ("# HERE", "train = DataLoader([])", 18, "training data have no batch"),
         ("# HERE", "train = DataLoader([], batch_sampler=[])", 18, "training data have no batch"),
@@ -154,6 +157,40 @@ def test_a_mistake_is_told_by_line(old: str, new: str, line: int, told: str, fol
     text = mistake(written(folder, (old, new)))
     assert f"my_task.py:{line}: " in text
     assert told in text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "told"),
+    [
+        ("# SCORE", "+ torch.ones(3)", 16, "the metric of a batch of test data: RuntimeError"),
+        ("# HERE", "test = (inputs[:, :3], labels)", 16, "mat1 and mat2 shapes cannot be"),
+        ("score=right", "score=None", 12, "the loss of a batch of test data: RuntimeError"),
+        ("# HERE", "test = DataLoader([1, 'a'], 2)", 18, "reading the test data: TypeError"),
+        ("# HERE", "test = lambda: []", 18, "reading the test data: the test data have no batch"),
+        ("score=right", "score=right, of_mean=len", 18, "of_mean: object of type 'float'"),
+    ],
+)
+def test_a_mistake_in_the_test_is_told_before_training(
+    old: str, new: str, line: int, told: str, folder: Path
+) -> None:
+    changes = [(old, new)]
+    if "None" in new:
+        changes += [("# HERE", "test = (inputs[:, :3], labels)")]
+    text = mistake(written(folder, *changes), "--epochs", 1000)
+    assert f"my_task.py:{line}: " in text
+    assert told in text
+    assert not list(folder.rglob(RECORDS_FILE))
+
+
+def test_an_untrained_score_may_have_no_value(folder: Path) -> None:
+    """Before the first step nothing is right, and a logarithm has no value; in the end it has."""
+    seen = "lambda mean: 1 / (mean - mean) if COUNT.pop() else 1.0"
+    file = written(
+        folder,
+        ("pairs =", "COUNT = [0, 0, 1]\npairs ="),
+        ("score=right", f"score=right, of_mean={seen}"),
+    )
+    assert run("train", file, "--optimizer", "sgd").exit_code == 0
 
 
 def test_a_missing_file_and_a_missing_function_are_told(folder: Path) -> None:
@@ -189,7 +226,7 @@ def test_a_worker_of_a_loader_is_told_of_by_line(folder: Path) -> None:
 
 def test_numbers_that_are_none_end_the_run_with_a_record(folder: Path) -> None:
     line = mistake(written(folder, ("# LOSS", "* float('nan')")), code=1)
-    assert "loss became nan at step 1; try a lower --set lr" in line
+    assert "loss became nan at step 1; look at the loss and its inputs" in line
     file = written(folder, ("# SCORE", " * float('nan')"), name="b.py")
     assert "test right became nan after step 1" in mistake(file, code=1)
 
