@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("problems", nargs="*", default=["poisson-2d", "poisson-5d", "heat"])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", nargs="+", type=int, default=[50, 100])
+    parser.add_argument("--steps", nargs="+", type=int, default=[25, 50])
     parser.add_argument("--out", type=Path, default=Path("docs/results/science"))
     asked = parser.parse_args()
     torch.set_num_threads(1)
