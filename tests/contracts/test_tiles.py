@@ -86,6 +86,20 @@ def test_a_last_short_batch_and_a_resumed_run_change_nothing() -> None:
     assert all(stack.positions == 600 for stack in other.engine.stacks)
 
 
+def test_a_layer_that_thaws_leaves_the_tiles_of_the_others_as_they_are() -> None:
+    net = model()
+    net.insert(3, late := nn.Linear(WIDTH, WIDTH).double().requires_grad_(False))
+    optimizer = THOR(net)
+    for thaws in (False, True):
+        late.requires_grad_(thaws)
+        for _ in range(2):
+            optimizer.zero_grad()
+            backward(net, torch.randn(16, 6, dtype=torch.float64))
+            optimizer.step()
+    assert {len(stack.layers) for stack in optimizer.engine.stacks} == {1, 2}
+    assert all(stack.positions == 16 for stack in optimizer.engine.stacks)
+
+
 @pytest.mark.parametrize("tile", [0, -3, 2.5, "whole"])
 def test_what_is_no_number_of_rows_is_refused(tile: object) -> None:
     with pytest.raises(InvalidOptionError, match="tile"):

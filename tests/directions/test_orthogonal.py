@@ -155,6 +155,21 @@ def test_tiles_of_rows_are_matrices_of_their_own(
         torch.testing.assert_close(own, orthogonalize(source, 4), rtol=1e-6, atol=1e-8)
 
 
+def test_a_tile_of_more_rows_than_there_are_costs_no_search() -> None:
+    """A convolution's batch has millions of rows, and every step cuts anew."""
+
+    class Counted(int):
+        asked = 0
+
+        def __mod__(self, other: int) -> int:
+            Counted.asked += 1
+            return int(self) % other
+
+    assert orthogonal._cut(Counted(64), 10_000).block == 64
+    assert orthogonal._cut(Counted(64), 64).block == 64
+    assert Counted.asked <= 1
+
+
 def test_tiles_of_half_precision_keep_to_the_band(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are too small for a CPU's products in bfloat16, and go in float32."""
     monkeypatch.setattr(orthogonal, "multiplies_bfloat16", lambda _: True)

@@ -155,8 +155,7 @@ class _Finder:
                         continue
                     for group in groups:
                         group["lr"] = rate * shape(number)
-                    session.rule.zero_grad()
-                    session.loss(batch).backward()
+                    session.backward(session.loss(batch))
                     self._optimizer.step()
                 judged = [session.loss(batch).item() for batch in islice(batches, _JUDGES)]
             except (CurvatureError, NonFiniteGradientError):

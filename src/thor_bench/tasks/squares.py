@@ -9,7 +9,7 @@ from torch import Tensor
 
 from thor_bench.tasks.trees import named
 
-_ALLOWED = "it must return what should be zero: a tensor [samples, ...], or several in a tuple"
+_ALLOWED = "return what should be zero: a tensor [samples, ...], or several in a tuple, none empty"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,10 @@ class Squares:
         """
         told = self.residuals(model, batch)
         terms = tuple(told) if isinstance(told, tuple | list) else (told,)
-        rows = [isinstance(one, Tensor) and one.dim() > 0 and one.numel() > 0 for one in terms]
-        if not rows or not all(rows):
+        if not terms:
             raise TypeError(f"residuals returned {named(told)}; {_ALLOWED}")
+        for number, one in enumerate(terms):
+            if not (isinstance(one, Tensor) and one.dim() > 0 and one.numel() > 0):
+                which = "residuals returned" if one is told else f"term {number} of residuals is"
+                raise TypeError(f"{which} {named(one)}; {_ALLOWED}")
         return terms

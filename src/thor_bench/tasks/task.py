@@ -229,6 +229,9 @@ def check(task: Any) -> None:
     }.items():
         if not callable(value):
             raise TypeError(f"{name} is {named(value)}; it must be a function")
+    if not isinstance(task.exclude, tuple | list):
+        message = f"exclude is {task.exclude!r}; it must be a tuple of modules' names or types"
+        raise TypeError(f"{message}, such as ('head',)")
     for name, data in {"train": task.train, "test": task.test}.items():
         if task.load is None and data is None:
             raise TypeError(f"{name} is missing; give tensors, a data set or a DataLoader")

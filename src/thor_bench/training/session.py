@@ -140,15 +140,20 @@ class Session:
 
     def _loss_and_gradients(self, batch: Batch) -> torch.Tensor:
         loss = self.loss(batch)
-        self._backward(loss)
+        self.backward(loss)
         return loss
 
     def update(self, loss: torch.Tensor) -> None:
         """Takes the optimizer step that a loss asks for, by its gradients."""
-        self._backward(loss)
+        self.backward(loss)
         self.rule.step()
 
-    def _backward(self, loss: torch.Tensor) -> None:
+    def backward(self, loss: torch.Tensor) -> None:
+        """Takes the gradients of a loss in the place of those that are there.
+
+        Raises:
+            BenchError: The task's own code fails, or its loss is none of this model.
+        """
         self.rule.zero_grad()
         with self.task.telling("the backward pass of a loss", self.task.loss):
             loss.backward()

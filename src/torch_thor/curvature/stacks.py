@@ -136,9 +136,10 @@ class LayerStack:
 
     @property
     def positions(self) -> int | None:
-        """Rows of A in a batch, the most of any layer; ``None`` where one's are not known."""
-        known = [record.positions for record in self.records if record.positions is not None]
-        return max(known) if len(known) == len(self.records) else None
+        """Rows of A in a batch, the most of any layer; ``None`` where those of none are known."""
+        # A layer that has thawed or joined, or was not called at first, has none of its own.
+        known = (record.positions for record in self.records)
+        return max((one for one in known if one is not None), default=None)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

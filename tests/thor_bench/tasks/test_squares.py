@@ -23,9 +23,18 @@ def test_half_the_mean_squares_of_rows_are_summed_over_terms() -> None:
     assert [len(term) for term in loss.terms(None, [FIRST, SECOND])] == [2, 3]
 
 
-@pytest.mark.parametrize("told", [None, 3.0, (), torch.tensor(1.0), (FIRST, torch.ones(0))])
-def test_what_is_no_residual_is_refused(told: Any) -> None:
-    with pytest.raises(TypeError, match=r"residuals returned .*; it must return what should be"):
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [
+        (None, "residuals returned None"),
+        (3.0, "residuals returned an object of type float"),
+        ((), "residuals returned an object of type tuple"),
+        (torch.tensor(1.0), r"residuals returned a tensor of shape \[\]"),
+        ((FIRST, torch.ones(0)), r"term 1 of residuals is a tensor of shape \[0\]"),
+    ],
+)
+def test_what_is_no_residual_is_refused(told: Any, name: str) -> None:
+    with pytest.raises(TypeError, match=name + "; return what should be zero"):
         Squares(given)(None, told)
 
 

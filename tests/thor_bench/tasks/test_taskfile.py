@@ -123,6 +123,7 @@ def test_it_trains(folder: Path) -> None:
         ("# HERE", "more = {'autocast': 'bf16'}", 23, "autocast is 'bf16'; allowed: None, torch"),
         ("# HERE", "more = {'loss_reduction': 'sum'}", 23, "allowed: 'mean', 'positions_mean'"),
         ("# HERE", "more = {'collate': 3}", 23, "collate is an object of type int; it must be a"),
+        ("# HERE", "more = {'exclude': 'head'}", 23, "exclude is 'head'; it must be a tuple"),
         ("# HERE", "assert None", 22, "task(): AssertionError"),
         (
             "# HERE",
@@ -235,6 +236,26 @@ def test_what_no_machine_has_is_told(folder: Path) -> None:
     file = written(folder)
     assert "--seed 9223372036854775808 must be at most" in mistake(file, "--seed", 2**63)
     assert "--device 'meta' is not usable" in mistake(file, "--device", "meta")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "told"),
+    [
+        (
+            "model(x), y)  # LOSS",
+            "(h := model(x).exp()) * h.detach().zero_(), y)",
+            10,
+            "RuntimeError: one of the variables",
+        ),
+        ("model(x), y)  # LOSS", "nn.Linear(4, 2)(x), y)", 10, "no parameter of the model"),
+    ],
+)
+def test_a_mistake_is_told_by_the_finder_too(
+    old: str, new: str, line: int, told: str, folder: Path
+) -> None:
+    result = run("find", written(folder, (old, new)), "--epochs", 120)
+    assert result.exit_code == 2
+    assert f"my_task.py:{line}: the backward pass of a loss: {told}" in result.stderr
 
 
 def test_a_name_that_thor_cannot_exclude_is_told(folder: Path) -> None:
