@@ -39,10 +39,9 @@ def trained(one: Session, first: int, last: int) -> None:
             one.update(one.loss(batch))
 
 
-def found(losses: tuple[float, ...] = LOSSES, dampings: tuple[float, ...] = ()) -> Found:
-    rates = tuple(Trial(rate, 0.01, loss) for rate, loss in zip(RATES, losses, strict=True))
-    more = (Trial(0.64 / 2, 10.0**-power, loss) for power, loss in zip((3, 1), dampings))  # noqa: B905
-    return Found("tiny", (0.02, 0.01), rates, tuple(more), 2.3, 8, 800)
+def found(losses: tuple[float, ...] = LOSSES) -> Found:
+    rates = tuple(Trial(rate, loss) for rate, loss in zip(RATES, losses, strict=True))
+    return Found("tiny", 0.02, rates, 2.3, 8, 800)
 
 
 def state_of(one: Session) -> Any:
@@ -74,10 +73,10 @@ def test_steps_are_taken_back(before: int) -> None:
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize(("epochs", "runs"), [(30, (6, 0)), (50, (8, 0)), (200, (8, 2))])
-def test_a_tenth_of_the_steps_is_enough(epochs: float, runs: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("epochs", "runs"), [(30, 6), (50, 8), (200, 8)])
+def test_a_tenth_of_the_steps_is_enough(epochs: float, runs: int) -> None:
     one = find_settings(session(epochs=epochs))
-    assert (len(one.rates), len(one.dampings)) == runs
+    assert len(one.rates) == runs
     assert one.taken <= 0.1 * one.total
     assert one.total == 4 * epochs
     assert one.best.loss < one.start
@@ -89,10 +88,10 @@ def test_the_same_is_found_again() -> None:
 
 
 def test_a_rate_that_is_clearly_better_is_taken() -> None:
-    """Half way to it, in logarithms; the best place may lie between two rates."""
+    """About half way to it, in logarithms; the best place may lie between two rates."""
     assert not found().is_at_edge
     assert RATES[4] < found().lowest < RATES[6]
-    assert found().rate == pytest.approx((0.02 * found().lowest) ** 0.5, rel=0.05)
+    assert found().rate == pytest.approx(0.02**0.45 * found().lowest ** 0.55, rel=0.05)
     even = (*LOSSES[:4], 1.0, 0.5, 1.0, 1.4)
     assert found(even).lowest == pytest.approx(RATES[5])
 
@@ -104,13 +103,6 @@ def test_a_rate_at_the_edge_is_told() -> None:
 def test_what_diverged_is_never_taken() -> None:
     assert found((math.inf,) * 7 + (1.0,)).lowest == RATES[7]
     assert RATES[4] < found((*LOSSES[:6], math.inf, math.inf)).lowest < RATES[5]
-
-
-@pytest.mark.parametrize(("losses", "damping"), [((0.45, 0.6), 0.01), ((0.2, 0.6), 0.001)])
-def test_another_damping_has_to_be_clearly_better(
-    losses: tuple[float, float], damping: float
-) -> None:
-    assert found(dampings=losses).damping == damping
 
 
 def test_a_run_that_is_too_short_is_told() -> None:
@@ -137,13 +129,13 @@ def test_the_curve_is_a_line_and_a_figure(tmp_path: Path) -> None:
     assert len(line) == len(RATES)
     assert line[5] == "▁"
     assert line[-1] == "×"
-    for one in (found(dampings=(0.6, 0.7)), found((3.0,) * 8)):
+    for one in (found(), found((3.0,) * 8)):
         written = figure.write(one, tmp_path)
         assert written.light.stat().st_size > 1000
         assert written.dark.exists()
     rows = figure.table(found()).rows
     assert [row[-1] for row in rows] == ["", "", "", "", "usual", "best", "", ""]
-    assert rows[-1][2] == "diverged"
+    assert rows[-1][1] == "diverged"
     assert figure.table(found((*LOSSES[:4], 0.1, *LOSSES[5:]))).rows[4][-1] == "usual, best"
 
 

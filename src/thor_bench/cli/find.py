@@ -1,4 +1,4 @@
-"""``thor find``: rate and damping for a task, from short runs."""
+"""``thor find``: the learning rate for a task, from short runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +25,7 @@ def find(
     data_dir: options.DataDir = None,
     download: options.Download = False,
 ) -> None:
-    """Find THOR's learning rate and damping for a task, in a tenth of the steps of one run.
+    """Find THOR's learning rate for a task, in a tenth of the steps of one run.
 
     Short runs begin at the same weights, each at another rate, and are all taken back.
     """
@@ -45,6 +45,5 @@ def find(
         f"{found.taken} steps of {found.total} ({found.taken / found.total:.0%}); "
         f"curve: {written.light}"
     )
-    typer.echo(f"take THOR(model, lr={found.rate:.2g}, damping={found.damping:.2g}), or here:")
-    chosen = f"--set lr={found.rate:.2g} --set damping={found.damping:.2g}"
-    typer.echo(f"  thor train {workload} --preset {DEFAULTS} {chosen}")
+    typer.echo(f"take THOR(model, lr={found.rate:.2g}), or here:")
+    typer.echo(f"  thor train {workload} --preset {DEFAULTS} --set lr={found.rate:.2g}")

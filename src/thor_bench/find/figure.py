@@ -14,30 +14,22 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def draw(theme: Theme, *, found: Found) -> Figure:
-    """Draws the loss of every short run over the rate, and over λ where that was tried."""
+    """Draws the loss of every short run over its rate, the usual rate and the one to take."""
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
-    panels = [("learning rate of the whole run", found.rates, found.usual[0], found.rate)]
-    if found.dampings:
-        tried = tuple(sorted((*found.dampings, found.best), key=lambda one: one.damping))
-        panels.append(("damping, at that rate", tried, found.usual[1], found.damping))
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for place, (label, trials, usual, chosen) in zip(axes, panels, strict=True):
-        values = [one.rate if trials is found.rates else one.damping for one in trials]
-        losses = [one.loss if math.isfinite(one.loss) else math.nan for one in trials]
-        place.plot(values, losses, marker="o", markersize=4, color="#D55E00")
-        place.axvline(usual, color=theme.faint, linestyle=(0, (4, 3)))
-        place.annotate(" usual", (usual, 0.98), xycoords=("data", "axes fraction"), va="top",
-                       fontsize=8.5)  # fmt: skip
-        place.axvline(chosen, color="#0072B2", alpha=0.7)
-        place.annotate(f"{chosen:.2g} ", (chosen, 0.02), xycoords=("data", "axes fraction"),
-                       ha="right", fontsize=8.5)  # fmt: skip
-        place.set_xscale("log")
-        gained = found.start - found.best.loss
-        if gained > 0:  # what got worse than it began leaves the picture
-            place.set_ylim(found.best.loss - 0.08 * gained, found.start + 0.15 * gained)
-        place.axhline(found.start, color=theme.faint, linewidth=0.8)
-        place.set(xlabel=label)
-    axes[0].set(ylabel=f"loss after {found.steps} steps")
+    place = figure.subplots()
+    losses = [one.loss if math.isfinite(one.loss) else math.nan for one in found.rates]
+    place.plot([one.rate for one in found.rates], losses, marker="o", markersize=4, color="#D55E00")
+    place.axvline(found.usual, color=theme.faint, linestyle=(0, (4, 3)))
+    place.axvline(found.rate, color="#0072B2", alpha=0.7)
+    for rate, words, height in ((found.usual, "usual", 0.98), (found.rate, "to take", 0.1)):
+        place.annotate(f" {words} {rate:.2g}", (rate, height), xycoords=("data", "axes fraction"),
+                       va="top", fontsize=8.5)  # fmt: skip
+    place.set_xscale("log")
+    gained = found.start - found.best.loss
+    if gained > 0:  # what got worse than it began leaves the picture
+        place.set_ylim(found.best.loss - 0.08 * gained, found.start + 0.15 * gained)
+    place.axhline(found.start, color=theme.faint, linewidth=0.8)
+    place.set(xlabel="learning rate of the short run", ylabel=f"loss after {found.steps} steps")
     figure.suptitle(f"{found.task}: short runs", fontweight="bold", fontsize=11)
     return figure
 
@@ -50,11 +42,8 @@ def write(found: Found, directory: Path) -> FigureFile:
 
 def table(found: Found) -> TextTable:
     """One row for every short run."""
-    rows = [
-        (f"{one.rate:.2g}", f"{one.damping:.2g}", _loss(one), _mark(one, found))
-        for one in (*found.rates, *found.dampings)
-    ]
-    return TextTable(("rate", "damping", f"loss after {found.steps} steps", ""), tuple(rows))
+    rows = [(f"{one.rate:.2g}", _loss(one), _mark(one, found)) for one in found.rates]
+    return TextTable(("rate", f"loss after {found.steps} steps", ""), tuple(rows))
 
 
 def line(found: Found) -> str:
@@ -73,5 +62,5 @@ def _loss(trial: Trial) -> str:
 
 
 def _mark(trial: Trial, found: Found) -> str:
-    words = ["usual"] if (trial.rate, trial.damping) == found.usual else []
+    words = ["usual"] if trial.rate == found.usual else []
     return ", ".join([*words, "best"] if trial is found.best else words)

@@ -1,16 +1,14 @@
-"""Finds THOR's learning rate and damping for a task, in a tenth of the steps of one run.
+"""Finds THOR's learning rate for a task, in a tenth of the steps of one run.
 
-Steps of the default have a fixed length, so that a run goes at most as far as its rate times its
-steps. A short run therefore wants a higher rate: at ``(N / n) ** (1 / 4)`` times the rate of a run
-of N steps, n steps stand for N. All short runs have the whole run's schedule, squeezed,
-begin at the same weights with the same batches, and are judged by the loss of batches that none of
-them has seen. They say less than a whole run, so that the rate to take is half way, in
-logarithms, from the usual one to theirs.
+Short runs, each at another rate, have the whole run's schedule, squeezed, begin at the same weights
+with the same batches, and are judged by the loss of batches that none of them has seen. A short
+run wants to go far, so that its best rate is often higher than a whole one's, and never by the
+same factor. The rate to take is about half way, in logarithms, from the usual one to theirs.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count, islice
 
 from thor_bench.errors import BenchError
@@ -23,14 +21,11 @@ from thor_bench.training.session import Session
 from torch_thor import THOR, CurvatureError, NonFiniteGradientError
 
 SHARE = 0.1  # of a run's steps
-_EXPONENT = 1 / 4  # measured on five tasks, see docs/bench.md
-_RATES = tuple(2.0**power for power in range(-4, 4))  # times the usual one
-_FEWER_RATES = _RATES[2:]
-_DAMPINGS = (0.1, 10.0)  # times the usual one
+_RATES = tuple(2.0**power for power in range(-2, 6))  # times the usual one
+_FEWER_RATES = _RATES[1:-1]
 _LEAST_STEPS = 2  # of a short run
-_STEPS_FOR_DAMPING = 8  # the same where λ is tried too, of which fewer show nothing
 _JUDGES = 4  # batches
-_CLEARLY = 0.1  # of what the best short run gained: what another λ has to gain more
+_WAY = 0.55  # in logarithms, from the usual rate to theirs; chosen on two tasks, see docs/bench.md
 
 
 @dataclass(frozen=True)
@@ -38,13 +33,11 @@ class Trial:
     """A short run.
 
     Attributes:
-        rate: Of the whole run that it stands for.
-        damping: λ.
+        rate: Its peak.
         loss: Of unseen batches at its end; infinite where it diverged.
     """
 
     rate: float
-    damping: float
     loss: float
 
 
@@ -54,31 +47,29 @@ class Found:
 
     Attributes:
         task: Name of the task.
-        usual: What nothing is known with: rate and λ of the defaults.
+        usual: What nothing is known with: the default's rate.
         rates: One short run a rate, rising.
-        dampings: One short run a damping, at the best rate; empty where there are too few steps.
         start: Loss of the same batches before any step.
         steps: Of each short run.
         total: Of a whole run.
     """
 
     task: str
-    usual: tuple[float, float]
+    usual: float
     rates: tuple[Trial, ...]
-    dampings: tuple[Trial, ...]
     start: float
     steps: int
     total: int
 
     @property
     def best(self) -> Trial:
-        """The short run with the lowest loss of all rates."""
+        """The short run with the lowest loss."""
         return min(self.rates, key=lambda one: one.loss)
 
     @property
     def rate(self) -> float:
         """The rate to take, to two digits."""
-        return float(f"{math.sqrt(self.usual[0] * self.lowest):.2g}")
+        return float(f"{self.usual ** (1 - _WAY) * self.lowest**_WAY:.2g}")
 
     @property
     def lowest(self) -> float:
@@ -93,16 +84,9 @@ class Found:
         return self.best.rate * math.pow(self.rates[1].rate / self.rates[0].rate, shift)
 
     @property
-    def damping(self) -> float:
-        """The damping to take: the usual one, unless another is clearly better."""
-        clear = self.best.loss - _CLEARLY * max(0.0, self.start - self.best.loss)
-        other = min(self.dampings, key=lambda one: one.loss, default=None)
-        return other.damping if other is not None and other.loss < clear else self.usual[1]
-
-    @property
     def taken(self) -> int:
         """Steps of all short runs."""
-        return self.steps * (len(self.rates) + len(self.dampings))
+        return self.steps * len(self.rates)
 
     @property
     def is_at_edge(self) -> bool:
@@ -111,7 +95,7 @@ class Found:
 
 
 def find_settings(session: Session) -> Found:
-    """Finds rate and damping for what a session trains; the session is as before.
+    """Finds the rate for what a session trains; the session is as before.
 
     Args:
         session: Of ``THOR`` with steps of a fixed length, as the preset ``defaults`` has it; best
@@ -127,20 +111,15 @@ def find_settings(session: Session) -> Found:
         message = f"the run of {session.total_steps} steps is too short to try rates in a tenth"
         raise BenchError(f"{message}; keep the usual rate, or take --epochs for {least} steps")
     ratios = _RATES if budget >= _LEAST_STEPS * len(_RATES) else _FEWER_RATES
-    all_runs = len(ratios) + len(_DAMPINGS)
-    more = _DAMPINGS if budget >= _STEPS_FOR_DAMPING * all_runs else ()
-    steps = budget // (len(ratios) + len(more))
-    usual = finder.usual
-    start = finder.loss_after(steps, None, usual[1])
-    rates = [finder.trial(steps, usual[0] * ratio, usual[1]) for ratio in ratios]
-    found = Found(
-        session.config.workload, usual, tuple(rates), (), start, steps, session.total_steps
-    )
+    steps = budget // len(ratios)
+    start = finder.loss_after(steps, None)
+    tried = [finder.usual * ratio for ratio in ratios]
+    rates = tuple(Trial(rate, finder.loss_after(steps, rate)) for rate in tried)
+    found = Found(session.config.workload, finder.usual, rates, start, steps, session.total_steps)
     if math.isinf(found.best.loss):
         message = f"every rate from {rates[0].rate:g} to {rates[-1].rate:g} diverged"
         raise BenchError(f"{message}; look at the loss and its inputs")
-    dampings = [finder.trial(steps, found.best.rate, usual[1] * ratio) for ratio in more]
-    return replace(found, dampings=tuple(dampings))
+    return found
 
 
 class _Finder:
@@ -157,16 +136,11 @@ class _Finder:
         self._settings = from_values(kind, session.config.settings)
 
     @property
-    def usual(self) -> tuple[float, float]:
-        """Rate and damping of the session."""
-        return float(self._settings.lr), float(self._optimizer.param_groups[0]["damping"])
+    def usual(self) -> float:
+        """Rate of the session."""
+        return float(self._settings.lr)
 
-    def trial(self, steps: int, rate: float, damping: float) -> Trial:
-        """A short run for a whole one's rate."""
-        higher = (self._session.total_steps / steps) ** _EXPONENT
-        return Trial(rate, damping, self.loss_after(steps, rate * higher, damping))
-
-    def loss_after(self, steps: int, rate: float | None, damping: float) -> float:
+    def loss_after(self, steps: int, rate: float | None) -> float:
         """Takes steps at a rate, or none, judges them by the batches that follow, takes them back.
 
         Infinite where they diverged.
@@ -180,7 +154,7 @@ class _Finder:
                     if rate is None:
                         continue
                     for group in groups:
-                        group["lr"], group["damping"] = rate * shape(number), damping
+                        group["lr"] = rate * shape(number)
                     session.rule.zero_grad()
                     session.loss(batch).backward()
                     self._optimizer.step()

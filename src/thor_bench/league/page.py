@@ -21,6 +21,7 @@ from thor_bench.league.standings import (
     standings,
 )
 from thor_bench.records.task_card import number_text
+from thor_bench.report.differences import written
 from thor_bench.report.figures import FigureFile, write_figure
 from thor_bench.report.page import Section, render, run_list
 from thor_bench.report.tables import TextTable
@@ -53,7 +54,7 @@ def write_league(result: LeagueResult) -> LeagueReport:
         (directory / f"{name}-tasks.md").write_text("\n".join(tasks), encoding="utf-8")
         html = render(
             "sections.html.j2",
-            title=f"League of {len(rows)} optimizers on {len(league.tasks)} tasks",
+            title=f"League of {_count(rows, 'optimizer')} on {_count(league.tasks, 'task')}",
             what=_what(result),
             lead=_lead(rows, tasks=len(league.tasks)),
             sections=list(_sections(result, found, table, name)),
@@ -75,10 +76,14 @@ def _what(result: LeagueResult) -> str:
     else:
         setting = f"the best of {league.search} factors of its rates, the same for all tasks"
     return (
-        f"Each optimizer with one setting: {setting}. {league.seeds} seeds; 5 % warm-up, then "
-        "linear to zero (a rule with a schedule of its own keeps that); each task has one budget "
-        "of steps."
+        f"Each optimizer with one setting: {setting}. {_count(range(league.seeds), 'seed')}; 5 % "
+        "warm-up, then linear to zero (a rule with a schedule of its own keeps that); each task "
+        "has one budget of steps."
     )
+
+
+def _count(things: Sequence[object], name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def _lead(rows: Sequence[Standing], *, tasks: int) -> str:
@@ -119,7 +124,7 @@ def _sections(
             ],
             [pairs_table(both)],
         )
-    yield Section("Settings", tables=[settings_table(result)])
+    yield Section("Settings", tables=[settings_table(result)], is_text=True)
 
 
 def standings_table(rows: Sequence[Standing], *, tasks: int) -> TextTable:
@@ -172,7 +177,7 @@ def settings_table(result: LeagueResult) -> TextTable:
         {
             "optimizer": name,
             "factor": f"{factor:g}",
-            "settings": ", ".join(f"{k}={value}" for k, value in configs[name].settings.items()),
+            "settings": written(configs[name].settings),
         }
         for name, factor in result.factors.items()
     )

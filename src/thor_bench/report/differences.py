@@ -12,12 +12,12 @@ from thor_bench.report.tables import TextTable
 
 def differences_table(runs: Sequence[Run]) -> TextTable:
     """Returns horizon, batch and the settings that are not the optimizer's own defaults."""
-    return _table(runs, "set", lambda config: _written(_changed(config)) or "nothing: its defaults")
+    return _table(runs, "set", lambda config: written(_changed(config)) or "nothing: its defaults")
 
 
 def settings_table(runs: Sequence[Run]) -> TextTable:
     """Returns every setting."""
-    return _table(runs, "settings", lambda config: _written(config.settings))
+    return _table(runs, "settings", lambda config: written(config.settings))
 
 
 def _table(runs: Sequence[Run], heading: str, tell: Callable[[RunConfig], str]) -> TextTable:
@@ -43,7 +43,8 @@ def _changed(config: RunConfig) -> dict[str, SettingValue]:
     return {k: value for k, value in config.settings.items() if usual.get(k, missing) != value}
 
 
-def _written(settings: Mapping[str, SettingValue]) -> str:
+def written(settings: Mapping[str, SettingValue]) -> str:
+    """Returns settings as ``--set`` takes them."""
     return ", ".join(f"{key}={_text(value)}" for key, value in settings.items())
 
 

@@ -43,6 +43,7 @@ class Section:
     texts: Sequence[str] = ()
     tables: Sequence[TextTable] = ()
     figures: Sequence[FigureFile] = ()
+    is_text: bool = False  # whether the last column is words, which wrap
 
     def to_markdown(self) -> str:
         """Returns the part for a Markdown file beside its figures."""
