@@ -13,42 +13,17 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pytorch_optimizer import SOAP
-from torch import Tensor, nn
 
+from science_contestants import Setting, settings
 from science_problems import Batch, Problem, problems
-from torch_thor import THOR, GaussNewton, NormControl
 
-Step = Callable[[Callable[[], tuple[Tensor, ...]], float], None]  # closure, share of time left
-Start = Callable[[nn.Module], Step]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """An optimizer with one of its settings.
-
-    Attributes:
-        name: The optimizer.
-        said: The setting, in words.
-        start: Begins a run of a network.
-        size: Which of a problem's numbers of points a step takes.
-        draws: Whether each step has points of its own.
-        dtype: Of everything.
-    """
-
-    name: str
-    said: str
-    start: Start
-    size: int
-    draws: bool
-    dtype: torch.dtype
-    decays: bool = False  # whether its rate falls over the time that it has
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 
 @dataclass(frozen=True)
@@ -59,119 +34,6 @@ class Run:
     error: float
     steps: int
     spent: float
-
-
-def loss_of(terms: Sequence[Tensor]) -> Tensor:
-    return torch.stack([0.5 * term.square().sum() / len(term) for term in terms]).sum()
-
-
-def first_order(
-    build: Callable[[nn.Module, float], list[torch.optim.Optimizer]], lr: float
-) -> Start:
-    """Steps of one or more optimizers, whose rate falls linearly to a hundredth."""
-
-    def start(net: nn.Module) -> Step:
-        optimizers = build(net, lr)
-        groups = [g for one in optimizers for g in one.param_groups]
-        rates = [g["lr"] for g in groups]
-
-        def step(closure: Callable[[], tuple[Tensor, ...]], left: float) -> None:
-            for group, rate in zip(groups, rates, strict=True):
-                group["lr"] = rate * max(left, 0.01)
-            net.zero_grad()
-            loss_of(closure()).backward()
-            for one in optimizers:
-                one.step()
-
-        return step
-
-    return start
-
-
-def lbfgs(net: nn.Module) -> Step:
-    optimizer = torch.optim.LBFGS(
-        net.parameters(), max_iter=10, history_size=50, line_search_fn="strong_wolfe"
-    )
-
-    def step(closure: Callable[[], tuple[Tensor, ...]], _left: float) -> None:
-        def loss() -> Tensor:
-            optimizer.zero_grad()
-            value = loss_of(closure())
-            value.backward()
-            return value
-
-        optimizer.step(loss)
-
-    return step
-
-
-def gauss_newton(**options: Any) -> Start:
-    def start(net: nn.Module) -> Step:
-        optimizer = GaussNewton(net, **options)
-        return lambda closure, _left: optimizer.step(closure) and None
-
-    return start
-
-
-def _adam(net: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    return [torch.optim.Adam(net.parameters(), lr=lr)]
-
-
-def _soap(net: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    return [SOAP(net.parameters(), lr=lr, weight_decay=0.0, precondition_frequency=10)]
-
-
-def _muon(net: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    matrices = [p for p in net.parameters() if p.dim() == 2 and min(p.shape) > 3]
-    rest = [p for p in net.parameters() if all(p is not m for m in matrices)]
-    muon: Any = torch.optim.Muon
-    return [muon(matrices, lr=lr, weight_decay=0.0), torch.optim.Adam(rest, lr=0.1 * lr)]
-
-
-def _thor(net: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    return [THOR(net, lr=lr, weight_decay=0.0)]
-
-
-def _thor_evened(net: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
-    control = NormControl("rms", row_decay=0.95)
-    return [THOR(net, lr=lr, norm_control=control, weight_decay=0.0)]
-
-
-def settings(*, image: bool) -> Iterator[Setting]:
-    """As many of each optimizer."""
-    single, double = torch.float32, torch.float64
-    rates: dict[Any, tuple[str, tuple[float, ...]]] = {
-        _adam: ("Adam", (1e-3, 3e-3, 1e-2)),
-        _soap: ("SOAP", (1e-3, 3e-3, 1e-2)),
-        _muon: ("Muon", (3e-3, 1e-2, 3e-2)),
-    }
-    if image:
-        rates[_thor] = ("THOR", (0.01, 0.02, 0.03))
-        rates[_thor_evened] = ("THOR, rows evened", (0.01, 0.02, 0.03))
-    for build, (name, choices) in rates.items():
-        for lr in choices:
-            yield Setting(
-                name,
-                f"lr={lr:g}",
-                first_order(build, lr),
-                0 if image else 1,
-                draws=True,
-                dtype=single,
-                decays=True,
-            )
-    for size in range(3):
-        yield Setting(
-            "L-BFGS",
-            f"points {size + 1} of 3",
-            lbfgs,
-            size,
-            draws=False,
-            dtype=single if image else double,
-        )
-    if not image:
-        for size, dtype in ((0, single), (1, single), (1, double)):
-            said = f"points {size + 1} of 3, {str(dtype)[6:]}"
-            yield Setting("GaussNewton", said, gauss_newton(), size, draws=True, dtype=dtype)
 
 
 def run(problem: Problem, setting: Setting, seed: int, seconds: float) -> Run:
@@ -190,7 +52,7 @@ def run(problem: Problem, setting: Setting, seed: int, seconds: float) -> Run:
             held[0] = problem.draw(problem.sizes[setting.size], stream)
         step(lambda: problem.residuals(net, held[0]), 1 - spent / seconds)
         spent, steps = spent + time.process_time() - started, steps + 1
-        if spent - looked < 0.002 * seconds and spent < seconds:
+        if spent - looked < seconds / problem.looks and spent < seconds:
             continue
         looked, error = spent, problem.error(net)
         for target in problem.targets:
@@ -217,6 +79,10 @@ def compare(name: str, problem: Problem, asked: argparse.Namespace) -> list[dict
     for setting in settings(image=name.startswith("image")):
         if asked.optimizers and setting.name not in asked.optimizers:
             continue
+        if asked.settings:
+            if setting.said in asked.settings:
+                chosen[setting.name] = ((), setting)
+            continue
         found = run(problem, setting, 0, asked.search)
         score = rank(found, problem.targets)
         tell(name, "search", setting.name, setting.said, f"{found.error:.2e}", found.seconds)
@@ -240,16 +106,17 @@ def row_of(name: str, setting: Setting, seed: int, seconds: float, found: Run) -
     return row | times | {"error": found.error, "steps": found.steps, "seconds": found.spent}
 
 
-def table(rows: Sequence[dict[str, Any]], unit: str, seconds: float) -> str:
+def table(rows: Sequence[dict[str, Any]], problem: Problem, seconds: float) -> str:
     """Medians over seeds, with the least and the most."""
-    targets = [key for key in rows[0] if key.startswith("to ")]
-    head = ["optimizer", "setting", *(f"s {t}" for t in targets), unit, "steps/s"]
+    timed = problem.looks > 1  # else a run is judged at its end alone
+    targets = [key for key in rows[0] if key.startswith("to ") and timed]
+    head = ["optimizer", "setting", *(f"s {t}" for t in targets), problem.unit, "steps/s"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * 2 + "---:|" * (len(head) - 2)]
     for name, setting in dict.fromkeys((row["optimizer"], row["setting"]) for row in rows):
         own = [row for row in rows if (row["optimizer"], row["setting"]) == (name, setting)]
         cells = [name, setting]
-        cells += [_spread([row[target] for row in own], "{:.1f}") for target in targets]
-        cells.append(_spread([row["error"] for row in own], "{:.1e}"))
+        cells += [_spread([row[target] for row in own], "{:.1f}".format) for target in targets]
+        cells.append(_spread([row["error"] for row in own], problem.shown))
         cells.append(f"{statistics.median(r['steps'] / r['seconds'] for r in own):.0f}")
         lines.append(f"| {' | '.join(cells)} |")
     seeds = len({row["seed"] for row in rows})
@@ -259,9 +126,9 @@ def table(rows: Sequence[dict[str, Any]], unit: str, seconds: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _spread(values: Sequence[float], form: str) -> str:
+def _spread(values: Sequence[float], form: Callable[[float], str]) -> str:
     def shown(value: float) -> str:
-        return "∞" if math.isinf(value) else form.format(value)
+        return "∞" if math.isinf(value) else form(value)
 
     middle = statistics.median_low(values)
     return f"{shown(middle)} ({shown(min(values))}–{shown(max(values))})"
@@ -272,6 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("problems", nargs="+", choices=[*known])
     parser.add_argument("--optimizers", nargs="*", default=[])
+    parser.add_argument("--settings", nargs="*", default=[], help="such as lr=0.01: no search")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument(
         "--horizons", nargs="+", type=float, default=[6.0, 20.0, 60.0], help="seconds of runs"
@@ -288,7 +156,7 @@ def main() -> None:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-        text = table(rows, problem.unit, asked.horizons[-1])
+        text = table(rows, problem, asked.horizons[-1])
         (asked.out / f"{name}.md").write_text(f"# {name}\n\n{text}", encoding="utf-8")
         tell(text)
 

@@ -1,14 +1,14 @@
 """The ``thor`` command: real workloads and tasks of users, tuned and compared alike.
 
-``from thor_bench import Metric, Task`` is what a task file needs.
+``from thor_bench import Metric, Squares, Task`` is what a task file needs.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from thor_bench.tasks import Metric, Task
+    from thor_bench.tasks import Metric, Squares, Task
 
-__all__ = ["Metric", "Task"]
+__all__ = ["Metric", "Squares", "Task"]
 
 
 def __getattr__(name: str) -> Any:

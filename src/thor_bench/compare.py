@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from thor_bench.errors import BenchError, RunDivergedError, RunInterruptedError
+from thor_bench.optimizers.peer import Takes
 from thor_bench.optimizers.recipes import RunOptions, plan_run
 from thor_bench.optimizers.registry import find_optimizer, lacking
 from thor_bench.optimizers.settings import Positive
@@ -110,6 +111,18 @@ def checked_names(optimizers: Sequence[str]) -> tuple[str, ...]:
     for name in optimizers:
         find_optimizer(name, argument="--optimizers")
     return tuple(dict.fromkeys(optimizers))
+
+
+def require_rates(optimizers: Sequence[str]) -> None:
+    """Checks that optimizers have what a study or a league searches.
+
+    Raises:
+        BenchError: One has no learning rate.
+    """
+    for name in optimizers:
+        if find_optimizer(name).takes is not Takes.GRADIENTS:
+            message = f"--optimizers {name} finds the length of its steps by itself"
+            raise BenchError(f"{message}, so there is no rate to search; take thor compare for it")
 
 
 def _require_compared(argument: str, name: str, names: Sequence[str]) -> None:

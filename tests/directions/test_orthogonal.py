@@ -12,9 +12,9 @@ from torch_thor.directions import orthogonal
 SHAPES = [(2, 1, 3, 4), (1, 2, 5, 5), (2, 1, 5, 3), (1, 1, 4, 30), (1, 1, 30, 4)]
 
 
-def orthogonalize(matrices: Tensor, iterations: int) -> Tensor:
+def orthogonalize(matrices: Tensor, iterations: int, tile: int | None = None) -> Tensor:
     """One stack by itself."""
-    (found,) = orthogonal.orthogonalize([matrices], iterations)
+    (found,) = orthogonal.orthogonalize([matrices], iterations, [tile])
     return found
 
 
@@ -100,7 +100,7 @@ def test_stacks_of_several_kinds_are_each_made_alike_by_itself(scale: float) -> 
     stacks = [torch.randn(shape) for shape in SHAPES]
     stacks[1] *= scale
     stacks = [*stacks, *(stack.double() for stack in stacks)]
-    found = orthogonal.orthogonalize(stacks, 4)
+    found = orthogonal.orthogonalize(stacks, 4, [None] * len(stacks))
     for one, stack in zip(found, stacks, strict=True):
         torch.testing.assert_close(one, orthogonalize(stack, 4), rtol=1e-4, atol=1e-4)
 
@@ -139,3 +139,38 @@ def test_no_scale_is_too_small_or_too_large(scale: float) -> None:
     assert found.isfinite().all()
     torch.testing.assert_close(found, orthogonalize(matrices, 4), rtol=1e-3, atol=1e-3)
     assert not orthogonalize(torch.zeros(1, 1, 3, 4), 4).any()
+
+
+@pytest.mark.parametrize(
+    ("rows", "tile", "sizes"),
+    [(8, 4, (4, 4)), (10, 4, (4, 4, 2)), (100, 64, (50, 50)), (7, 4, (4, 3)), (6, 8, (6,))],
+)
+@pytest.mark.parametrize("columns", [3, 5, 30])
+def test_tiles_of_rows_are_matrices_of_their_own(
+    rows: int, columns: int, tile: int, sizes: tuple[int, ...]
+) -> None:
+    matrices = torch.randn(2, 3, rows, columns, dtype=torch.float64)
+    found = orthogonalize(matrices, 4, tile)
+    for own, source in zip(found.split(sizes, 2), matrices.split(sizes, 2), strict=True):
+        torch.testing.assert_close(own, orthogonalize(source, 4), rtol=1e-6, atol=1e-8)
+
+
+def test_tiles_of_half_precision_keep_to_the_band(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are too small for a CPU's products in bfloat16, and go in float32."""
+    monkeypatch.setattr(orthogonal, "multiplies_bfloat16", lambda _: True)
+    matrices = torch.randn(1, 1, 128, 300).bfloat16()
+    found = orthogonalize(matrices, 4, 64)
+    assert found.dtype == torch.bfloat16
+    values = torch.linalg.svdvals(found.double().view(2, 64, 300))
+    assert 0.65 < float(values.min()) < float(values.max()) < 1.35
+
+
+@pytest.mark.cpu
+def test_tiles_cost_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orthogonal, "multiplies_bfloat16", lambda _: False)
+    flops = []
+    for tile in (None, 64):
+        with FlopCounterMode(display=False) as counter:
+            orthogonalize(torch.randn(1, 1, 512, 512), 4, tile)
+        flops.append(counter.get_total_flops())
+    assert flops[1] < 0.12 * flops[0]

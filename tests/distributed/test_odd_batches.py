@@ -26,6 +26,8 @@ KINDS = (
     "not finite",
     "bad statistics",
     "channels last",
+    "batches of unlike sizes",
+    "overshooting",
 )
 
 
@@ -67,7 +69,14 @@ def test_momentum_is_the_same_on_all_ranks(kind: str) -> None:
     for other in others:
         assert first.keys() == other.keys()
         for key, own in first.items():
-            assert torch.equal(own["momentum_buffer"], other[key]["momentum_buffer"])
+            assert own.keys() == other[key].keys()
+            for name, value in own.items():
+                torch.testing.assert_close(value, other[key][name], rtol=0, atol=0)
+
+
+def test_rates_fall_by_the_same_share_on_all_ranks() -> None:
+    shares = [kinds["overshooting"].state["curvature"]["overshoot"]["share"] for kinds in ended()]
+    assert shares[0] == shares[1] < 0.9
 
 
 def train(model: nn.Module, weights: list[float]) -> nn.Module:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_thor import GaussNewton, InvalidOptionError, derivatives
+from torch_thor import GaussNewton, InvalidOptionError, NonFiniteGradientError, derivatives
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,12 +79,12 @@ def test_residuals_that_are_not_finite_raise_and_change_nothing(curvature: Any) 
     optimizer = GaussNewton(net, curvature=curvature)
     factors = torch.ones(12, 1).double()
     factors[3] = float("nan")
-    with pytest.raises(ValueError, match="term 1 of the residuals has 1 of 12 values"):
+    with pytest.raises(NonFiniteGradientError, match="term 1 of the residuals has 1 of 12 values"):
         optimizer.step(lambda: (net(POINTS), factors * net(POINTS)))
     assert optimizer.damping is None
     optimizer.step(lambda: net(POINTS) - 1)
     damping = optimizer.damping
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(NonFiniteGradientError, match="not finite"):
         optimizer.step(lambda: net(POINTS) / 0)
     assert optimizer.damping == damping
 
@@ -95,7 +95,7 @@ def test_gradients_that_are_not_finite_raise(curvature: Any) -> None:
     nn.init.zeros_(net[2].weight)  # type: ignore[arg-type]
     nn.init.zeros_(net[2].bias)  # type: ignore[arg-type]
     optimizer = GaussNewton(net, curvature=curvature)
-    with pytest.raises(ValueError, match="gradients of the residuals are not finite"):
+    with pytest.raises(NonFiniteGradientError, match="gradients of the residuals are not finite"):
         optimizer.step(lambda: net(POINTS).abs().sqrt())
     assert optimizer.damping is None
     assert all(torch.isfinite(p).all() for p in net.parameters())

@@ -162,6 +162,36 @@ def channels_last() -> Uneven:
     return ended(model, optimizer)
 
 
+def batches_of_unlike_sizes() -> Uneven:
+    """What one rank's first batch pays for does not pay for all rows of the other's layers."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(6, 192), nn.Tanh(), nn.Linear(192, 3)).double()
+    wrapped = DistributedDataParallel(model)
+    optimizer = THOR(model)
+    samples = (32, 1024)[dist.get_rank()]
+    for _ in range(3):
+        x = torch.randn(samples, 6, dtype=torch.float64)
+        optimizer.zero_grad()
+        mean_half_square(wrapped(x), x[:, :3].sin()).backward()
+        optimizer.step()
+    return ended(model, optimizer)
+
+
+def overshooting() -> Uneven:
+    """Steps that are too long for a valley without noise; each rank has half of its samples."""
+    torch.manual_seed(3)
+    inner = (nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh())
+    model = nn.Sequential(*inner, nn.Linear(16, 3)).double()
+    wrapped = DistributedDataParallel(model)
+    optimizer = THOR(model, lr=0.1)
+    x = torch.randn(32, 6, dtype=torch.float64)[dist.get_rank() :: 2]
+    for _ in range(222):
+        optimizer.zero_grad()
+        mean_half_square(wrapped(x), x[:, :3].sin()).backward()
+        optimizer.step()
+    return ended(model, optimizer)
+
+
 def odd_batches() -> dict[str, Uneven]:
     """All of these, one after the other."""
     return {
@@ -173,4 +203,6 @@ def odd_batches() -> dict[str, Uneven]:
         "not finite": not_finite(),
         "bad statistics": bad_statistics(),
         "channels last": channels_last(),
+        "batches of unlike sizes": batches_of_unlike_sizes(),
+        "overshooting": overshooting(),
     }

@@ -76,6 +76,8 @@ def test_the_command_writes_one_page_and_repeats_nothing(tmp_path: Path) -> None
     )
     found = pl.read_csv(tmp_path / "league.csv")
     assert found.select("task", "optimizer", "seed").n_unique() == len(found) == 8
+    tasks = (tmp_path / "league-tasks.md").read_text(encoding="utf-8")
+    assert [tasks.count(f"| {name} | ") for name in ("tiny", "other")] == [2, 2]
     before = {run.directory: run.started.started for run in find_runs(tmp_path)}
     assert len(before) == 8
     told: list[str] = []

@@ -159,3 +159,24 @@ def test_one_outlier_among_batches_tells_of_one_look() -> None:
         second.step()
         seen = second.state_dict()["curvature"]["overshoot"]
         assert abs(seen["after"]) <= 2 * abs(seen["before"])
+
+
+def _shares_of(kind: str) -> float:
+    model = _net().double()
+    optimizer = THOR(model, lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", enabled=kind == "scaled", init_scale=2.0**10)
+    parts = 2 if kind == "accumulated" else 1
+    for _ in range(5 * EVERY + 1):  # later what rounding changes has grown
+        optimizer.zero_grad()
+        for x, y in zip(_POINTS.double().chunk(parts), _VALUES.double().chunk(parts), strict=True):
+            scaler.scale(nn.functional.mse_loss(model(x), y) / parts).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    return _share(optimizer)
+
+
+@pytest.mark.parametrize("kind", ["scaled", "accumulated"])
+def test_how_a_gradient_came_about_does_not_matter(kind: str) -> None:
+    plain = _shares_of("plain")
+    assert plain < 0.95
+    assert _shares_of(kind) == pytest.approx(plain, rel=1e-2)

@@ -38,7 +38,7 @@ class LeagueReport:
 
 
 def write_league(result: LeagueResult) -> LeagueReport:
-    """Writes tables (Markdown, CSV), profiles (PNG) and one HTML page.
+    """Writes the standings, every run (CSV), tasks, profiles (PNG) and one HTML page.
 
     Raises:
         BenchError: The folder cannot be written.
@@ -50,6 +50,8 @@ def write_league(result: LeagueResult) -> LeagueReport:
     table = standings_table(rows, tasks=len(league.tasks))
     try:
         table.write(directory, name, numbers=found.write_csv())
+        tasks = [tasks_table(medians(found), measure).to_markdown() for measure in MEASURES]
+        (directory / f"{name}-tasks.md").write_text("\n".join(tasks), encoding="utf-8")
         html = render(
             "sections.html.j2",
             title=f"League of {_count(rows, 'optimizer')} on {_count(league.tasks, 'task')}",

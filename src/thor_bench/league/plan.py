@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from thor_bench.compare import Comparison, checked_names
+from thor_bench.compare import Comparison, checked_names, require_rates
 from thor_bench.errors import BenchError
 from thor_bench.league.targets import TARGETS
 from thor_bench.optimizers.recipes import DEFAULTS, RunOptions, plan_run
@@ -31,7 +31,7 @@ class League:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        checked_names(self.optimizers)
+        require_rates(checked_names(self.optimizers))
         if not self.tasks:
             raise BenchError("--tasks is empty; name some, such as --tasks digits,lstm")
         for task in self.tasks:

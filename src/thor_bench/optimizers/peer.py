@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from fnmatch import fnmatchcase
 from pkgutil import resolve_name
 from typing import Any, Generic, Literal, TypeAlias
@@ -54,6 +55,14 @@ class Training:
         return [p for p in parameters if id(p) in ids], [p for p in parameters if id(p) not in ids]
 
 
+class Takes(Enum):
+    """What a step takes."""
+
+    GRADIENTS = "gradients of a batch, and a learning rate"
+    LOSSES = "a closure of the loss, of the same batch in every step"
+    RESIDUALS = "a closure of the residuals"
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What an optimizer uses on one workload, tuned here or published.
@@ -78,6 +87,7 @@ class Peer(Generic[S]):
         description: One line.
         settings: Its settings where there is no recipe.
         build: Builds the torch optimizers that together train every parameter of a model.
+        takes: What a step takes.
         own: Setting that a study searches besides those that all have.
         first_order: Whether it uses gradients entry by entry alone, and so may set a target.
         ours: Whether it is this library's, and so may not set what it is compared by.
@@ -90,6 +100,7 @@ class Peer(Generic[S]):
     description: str
     settings: S
     build: Callable[[Training, S], Sequence[Optimizer]]
+    takes: Takes = field(default=Takes.GRADIENTS, kw_only=True)
     own: str = "damping"
     first_order: bool = False
     ours: bool = False

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from thor_bench.errors import BenchError, unknown_choice
-from thor_bench.optimizers.peer import Recipe
+from thor_bench.optimizers.peer import Peer, Recipe, Takes
 from thor_bench.optimizers.registry import OPTIMIZERS, find_optimizer
-from thor_bench.optimizers.settings import Settings, override, to_values
+from thor_bench.optimizers.settings import OwnSettings, override, to_values
 from thor_bench.records.config import RunConfig
-from thor_bench.tasks import Task
+from thor_bench.tasks import WORKLOADS, Squares, Task
 
 _MOST = 2**63 - 1  # of a seed, and of anything that torch counts
 
@@ -20,7 +21,7 @@ DEFAULTS = "defaults"  # the preset in which nothing is tuned
 class Setup:
     """An optimizer on a workload: its settings, its horizon and the samples per step."""
 
-    settings: Settings
+    settings: OwnSettings
     epochs: float
     batch_size: int | None
 
@@ -86,8 +87,9 @@ def plan_run(
     """Settles every detail of a run: ``changes`` go over the recipe's settings.
 
     Raises:
-        BenchError: A name, key or value is not allowed.
+        BenchError: A name, key or value is not allowed, or the task lacks what the optimizer takes.
     """
+    _require_residuals(workload, find_optimizer(optimizer))
     options = options or RunOptions()
     usual = find_recipe(workload, optimizer, options.preset)
     epochs = usual.epochs if options.epochs is None else options.epochs
@@ -104,6 +106,14 @@ def plan_run(
         device=options.device,
         content=None if workload.origin is None else workload.origin.content,
     )
+
+
+def _require_residuals(workload: Task, peer: Peer[Any]) -> None:
+    if peer.takes is Takes.RESIDUALS and not isinstance(workload.loss, Squares):
+        message = f"--optimizer {peer.name} takes residuals, and {workload.name} has a loss alone"
+        named = [name for name, task in WORKLOADS.items() if isinstance(task.loss, Squares)]
+        remedy = f"a task has them by loss=Squares(residuals), as {', '.join(named)} do"
+        raise BenchError(f"{message}; name another optimizer, or give residuals: {remedy}")
 
 
 def _batch_size(workload: Task, usual: int | None, asked: int | None) -> int | None:

@@ -1,7 +1,7 @@
 """What a run steps: an optimizer, or several, under one schedule."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,9 +11,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from thor_bench.errors import BenchError, reason
 from thor_bench.optimizers.learning_rates import factor
-from thor_bench.optimizers.peer import Training
+from thor_bench.optimizers.peer import Takes, Training
 from thor_bench.optimizers.registry import find_optimizer
-from thor_bench.optimizers.settings import from_values
+from thor_bench.optimizers.settings import Settings, from_values
 from thor_bench.records.config import RunConfig
 from thor_bench.records.records import DecisionRecord, StatisticsRecord
 from thor_bench.tasks import Likelihood, find_task
@@ -22,15 +22,22 @@ from torch_thor import KFAC, THOR
 
 @dataclass(frozen=True)
 class TrainingRule:
-    """Optimizers that step together, each under the same schedule."""
+    """Optimizers that step together, each under the same schedule; or one that takes closures.
+
+    Attributes:
+        optimizers: The optimizers.
+        schedulers: Their schedules; none of what finds the length of its steps by itself.
+        takes: What a step takes.
+    """
 
     optimizers: tuple[Optimizer, ...]
     schedulers: tuple[LambdaLR, ...]
+    takes: Takes = Takes.GRADIENTS
 
     @property
-    def lr(self) -> float:
-        """Learning rate of the first group, for records."""
-        return float(self.optimizers[0].param_groups[0]["lr"])
+    def lr(self) -> float | None:
+        """Learning rate of the first group, for records; None where there is none."""
+        return float(self.optimizers[0].param_groups[0]["lr"]) if self.schedulers else None
 
     def decisions(self) -> Iterator[DecisionRecord]:
         """Yields what the latest step's trace rule decided, layer by layer."""
@@ -91,6 +98,12 @@ class TrainingRule:
         for scheduler in self.schedulers:
             scheduler.step()
 
+    def search(self, closure: Callable[[], Any]) -> Tensor:
+        """Takes the step of an optimizer that calls a closure again and again; the loss before."""
+        (optimizer,) = self.optimizers
+        loss: Tensor = optimizer.step(closure)  # type: ignore[assignment] # torch says float
+        return loss
+
     def evaluation(self) -> None:
         """Puts the weights that are evaluated in place, where they are not those that train."""
         self._switch("eval")
@@ -142,6 +155,8 @@ def build_rule(model: nn.Module, config: RunConfig, steps_per_epoch: int) -> Tra
         optimizers = tuple(peer.build(training, settings))
     except (TypeError, ValueError) as error:
         raise BenchError(f"--optimizer {config.optimizer}: {reason(error)}") from error
+    if not isinstance(settings, Settings):
+        return TrainingRule(optimizers, (), peer.takes)
     rate = factor(settings, steps_per_epoch=steps_per_epoch, epochs=config.epochs)
     schedulers = tuple(LambdaLR(optimizer, rate) for optimizer in optimizers)
-    return TrainingRule(optimizers, schedulers)
+    return TrainingRule(optimizers, schedulers, peer.takes)

@@ -17,8 +17,13 @@ Count = Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What every optimizer has.
+class OwnSettings:
+    """Settings of an optimizer that finds the length of its steps by itself: none in common."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(OwnSettings):
+    """What every optimizer with a learning rate has.
 
     Attributes:
         lr: Peak learning rate.
@@ -42,11 +47,11 @@ class Settings:
     warmup_lr: NonNegative = 0.0
 
 
-S = TypeVar("S", bound=Settings)
+S = TypeVar("S", bound=OwnSettings)
 _adapter = cache(TypeAdapter)  # one takes milliseconds to build
 
 
-def to_values(settings: Settings) -> dict[str, SettingValue]:
+def to_values(settings: OwnSettings) -> dict[str, SettingValue]:
     """Returns settings as plain values by name."""
     return asdict(settings)
 
@@ -85,7 +90,7 @@ def override(base: S, changes: Sequence[str]) -> S:
 
 
 def _bad_value(
-    kind: type[Settings], error: ValidationError, usual: Mapping[str, SettingValue]
+    kind: type[OwnSettings], error: ValidationError, usual: Mapping[str, SettingValue]
 ) -> BenchError:
     """Returns one line for the first field that pydantic, or the option behind it, refuses."""
     first = error.errors()[0]

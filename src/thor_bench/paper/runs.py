@@ -9,6 +9,7 @@ from pathlib import Path
 
 from thor_bench.errors import BenchError, RunDivergedError, RunInterruptedError
 from thor_bench.optimizers.recipes import RunOptions, find_recipe, plan_run
+from thor_bench.optimizers.settings import to_values
 from thor_bench.records.config import DataSource, RunConfig
 from thor_bench.records.reading import Run, read_run
 from thor_bench.tasks import Task
@@ -76,7 +77,7 @@ def plan_paper(
 
 def _effects(workload: Task, options: RunOptions) -> tuple[Job, ...]:
     """Returns the runs of Figure 9: the paper's schedule at several α_target and p."""
-    usual = find_recipe(workload, "paper-thor").settings.lr
+    usual = float(to_values(find_recipe(workload, "paper-thor").settings)["lr"] or 0.0)
     jobs = []
     for lr in (usual * scale for scale in _SCALES):
         for power in _POWERS:

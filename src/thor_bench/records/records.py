@@ -66,7 +66,7 @@ class StepRecord(Moment):
     """State after one optimizer step: the loss of its batch, and its learning rate."""
 
     loss: float
-    lr: float
+    lr: float | None  # None where steps find their length by themselves
     kind: Literal["step"] = "step"
 
 

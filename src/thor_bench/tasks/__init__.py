@@ -7,6 +7,7 @@ from thor_bench.records.records import RunStarted
 from thor_bench.records.task_card import TaskCard
 from thor_bench.tasks.autoencoder import FASHION_AUTOENCODER
 from thor_bench.tasks.cifar10 import CIFAR10_RESNET18
+from thor_bench.tasks.collocation import HEAT_ROD, POISSON_CUBE, POISSON_SQUARE
 from thor_bench.tasks.depthwise import DEPTHWISE
 from thor_bench.tasks.digits import DIGITS
 from thor_bench.tasks.fashion import FASHION
@@ -16,6 +17,7 @@ from thor_bench.tasks.lstm import LSTM_TEXT
 from thor_bench.tasks.metamath import METAMATH
 from thor_bench.tasks.pairs import ACCURACY
 from thor_bench.tasks.pinn import PINN
+from thor_bench.tasks.squares import Squares
 from thor_bench.tasks.tabular import TABULAR
 from thor_bench.tasks.task import Likelihood, Metric, Task
 from thor_bench.tasks.taskfile import is_file, load_task
@@ -29,6 +31,7 @@ __all__ = [
     "WORKLOADS",
     "Likelihood",
     "Metric",
+    "Squares",
     "Task",
     "card_of",
     "find_task",
@@ -51,6 +54,9 @@ WORKLOADS: dict[str, Task] = {
         VAE_MLP,
         IMAGE_FIT,
         PINN,
+        POISSON_SQUARE,
+        POISSON_CUBE,
+        HEAT_ROD,
         CIFAR10_RESNET18,
         IMAGENET_RESNET50,
     )

@@ -1,4 +1,8 @@
-"""Poisson's equation on the unit square by a network: ∇²u = f inside, u = 0 on the border."""
+"""Poisson's equation on the unit square as most scripts have it: ∇²u = f inside, u = 0 around.
+
+Derivatives come from ``torch.autograd.grad``, so hooks see a layer's calls alone; ``poisson-2d``
+has the same equation by ``torch_thor.derivatives``, with residuals for ``gauss-newton``.
+"""
 
 import math
 
@@ -7,16 +11,12 @@ from torch import Tensor, nn
 
 from thor_bench.records.config import DataSource
 from thor_bench.tasks.data import TensorSplit, TrainTest
+from thor_bench.tasks.equations import grid, sines
 from thor_bench.tasks.pairs import Pairs
 from thor_bench.tasks.task import Metric, Task
 
 _POINTS, _GRID, _WIDTH = 76_800, 50, 64
 _BORDER = 100.0  # weight of the border's error
-
-
-def solution(points: Tensor) -> Tensor:
-    """Returns u = sin πx · sin πy at points ``[N, 2]``: ``[N, 1]``."""
-    return torch.sin(math.pi * points).prod(dim=1, keepdim=True)
 
 
 def load(_source: DataSource) -> TrainTest[TensorSplit]:
@@ -25,11 +25,10 @@ def load(_source: DataSource) -> TrainTest[TensorSplit]:
     inside, border = torch.rand(2, _POINTS, 2, generator=stream)
     side = torch.randint(2, (2, _POINTS), generator=stream)
     border[torch.arange(_POINTS), side[0]] = side[1].float()
-    wanted = torch.cat([-2 * math.pi**2 * solution(inside), torch.zeros(_POINTS, 1)], dim=1)
-    ticks = torch.linspace(0, 1, _GRID)
-    grid = torch.cartesian_prod(ticks, ticks)
+    wanted = torch.cat([-2 * math.pi**2 * sines(inside), torch.zeros(_POINTS, 1)], dim=1)
+    at = grid(_GRID).float()
     return TrainTest(
-        TensorSplit(torch.cat([inside, border], dim=1), wanted), TensorSplit(grid, solution(grid))
+        TensorSplit(torch.cat([inside, border], dim=1), wanted), TensorSplit(at, sines(at))
     )
 
 

@@ -16,6 +16,7 @@ from thor_bench.records.task_card import Measure, TaskCard
 from thor_bench.tasks.data import TrainTest
 from thor_bench.tasks.given import DEFAULT_BATCH, gives_batches, read_given
 from thor_bench.tasks.judging import Judged, Score, checked_loss, judged, judged_loss
+from thor_bench.tasks.squares import Squares
 from thor_bench.tasks.trees import named
 
 Likelihood = Literal["categorical", "bernoulli"]
@@ -78,7 +79,8 @@ class Task:
     Attributes:
         model: ``() -> model`` with fresh weights, drawn from torch's global generator, which is
             seeded before. Or a model: then ``task`` is called again for every run.
-        loss: ``(model, batch) -> scalar``, ready for backward, a mean over the samples.
+        loss: ``(model, batch) -> scalar``, ready for backward, a mean over the samples; or
+            ``Squares(residuals)``, half the mean squares of what should be zero.
         train: Training data: a tensor, or a tuple or mapping of tensors ``[samples, ...]``; a data
             set with length and index, or a list of samples; a ``DataLoader``, any other iterable of
             batches, or a function that returns one. Of tensors and data sets the order is drawn
@@ -182,6 +184,12 @@ class Task:
         """Returns the loss of a batch, ready for backward."""
         with self.telling("the loss of a batch", self.loss):
             return checked_loss(self.loss(model, batch))
+
+    def terms_of(self, model: nn.Module, batch: Any) -> tuple[Tensor, ...]:
+        """Returns the residuals of a batch, term by term, of a loss that is a sum of squares."""
+        assert isinstance(self.loss, Squares)  # noqa: S101 - a plan has refused any other
+        with self.telling("the residuals of a batch", self.loss):
+            return self.loss.terms(model, batch)
 
     def judge(self, model: nn.Module, batch: Any) -> Judged:
         """Returns what the loss and the metric say of a batch of test data.

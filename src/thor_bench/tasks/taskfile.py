@@ -18,6 +18,7 @@ from torch import nn
 
 import torch_thor
 from thor_bench.errors import BenchError, is_lost_contact, reason
+from thor_bench.tasks.squares import Squares
 from thor_bench.tasks.streams import Draws
 from thor_bench.tasks.task import Task
 from thor_bench.tasks.trees import named
@@ -141,8 +142,8 @@ class TaskFile:
 
 def _code(where: object) -> CodeType | None:
     """Returns the code of a function, or of what stands for one."""
-    while isinstance(where, partial):
-        where = where.func
+    while isinstance(where, partial | Squares):
+        where = where.func if isinstance(where, partial) else where.residuals
     for name in ("__code__", "__init__", "__call__"):
         found = getattr(where, name, None)
         code = found if isinstance(found, CodeType) else getattr(found, "__code__", None)

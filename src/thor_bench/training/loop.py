@@ -5,9 +5,12 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Never
+
+from torch import Tensor
 
 from thor_bench.errors import BenchError, RunDivergedError, RunInterruptedError, reason
 from thor_bench.records.machine import describe_machine
@@ -60,6 +63,7 @@ class Loop:
         self._early_stop = early_stop
         self._ended: str | None = None  # why, where it is before the horizon
         self._stopping = False
+        self._loss = math.nan  # of the latest step's batch
         self._resumed = checkpoint is not None
         self._progress = Progress()
         if checkpoint is not None:
@@ -145,27 +149,27 @@ class Loop:
             yield batch
 
     def _step(self, batch: Batch, stop: StopRequest) -> None:
-        """Takes one step inside the clock; all ranks learn of the loss, and of a stop, alike."""
-        progress = self._progress
-        loss = self._session.loss(batch)
-        total, asked = self._ranks.total([loss.item(), float(stop.asked)])
-        value = total / self._ranks.size
-        self._stopping = asked > 0
-        if not math.isfinite(value):
-            self._fail(f"loss became {value} at step {progress.step + 1}")
-        lr = self._session.rule.lr
+        """Takes one step inside the clock."""
+        progress, lr = self._progress, self._session.rule.lr
         try:
-            self._session.update(loss)
+            self._session.step(batch, partial(self._hear, stop))
         except (CurvatureError, NonFiniteGradientError) as error:
             self._fail(f"{reason(error)} (step {progress.step + 1})")
         progress.step += 1
         progress.step_in_epoch += 1
-        progress.loss_sum += value
+        progress.loss_sum += self._loss
         if progress.step % self._config.record_every == 0 or progress.step == 1:
             epoch, seconds = self._epochs_done, self._clock.seconds
             self._emit(
-                StepRecord(step=progress.step, epoch=epoch, seconds=seconds, loss=value, lr=lr)
+                StepRecord(step=progress.step, epoch=epoch, seconds=seconds, loss=self._loss, lr=lr)
             )
+
+    def _hear(self, stop: StopRequest, loss: Tensor) -> None:
+        """Takes note of a step's loss; all ranks learn of it, and of a stop, alike."""
+        total, asked = self._ranks.total([loss.item(), float(stop.asked)])
+        self._loss, self._stopping = total / self._ranks.size, asked > 0
+        if not math.isfinite(self._loss):
+            self._fail(f"loss became {self._loss} at step {self._progress.step + 1}")
 
     def _after_step(self) -> None:
         """Writes what layers did and evaluates, where that is due, outside the clock."""
@@ -239,9 +243,12 @@ class Loop:
     def _fail(self, what: str) -> Never:
         self._emit(RunFailed(step=self._progress.step, seconds=self._clock.seconds, reason=what))
         name = f"{self._config.optimizer} on {self._config.workload}"
-        remedy = f"try a lower --set lr (it was {self._config.settings['lr']:g})"
+        lr = self._config.settings.get("lr")
+        remedy = "look at the loss and its inputs"
         if not self._progress.step:
-            remedy = "look at the loss and its inputs, no step has been taken"
+            remedy += ", no step has been taken"
+        elif lr is not None:
+            remedy = f"try a lower --set lr (it was {lr:g})"
         message = f"{name}: {what}; {remedy}"
         if self._progress.epoch:
             message += f"; the checkpoint of epoch {self._progress.epoch} is kept"

@@ -135,7 +135,8 @@ class TensorBoardObserver:
                 self._writer = SummaryWriter(self._directory, purge_step=record.step)
             case StepRecord():
                 self._add("train/loss", record.loss, record.step)
-                self._add("train/lr", record.lr, record.step)
+                if record.lr is not None:
+                    self._add("train/lr", record.lr, record.step)
             case EvaluationRecord():
                 if record.test_loss is not None:
                     self._add("test/loss", record.test_loss, record.step)

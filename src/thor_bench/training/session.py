@@ -1,14 +1,16 @@
 """A model in training: its data, its optimizer, one step, one evaluation, its state."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from thor_bench.errors import BenchError, reason
+from thor_bench.optimizers.peer import Takes
 from thor_bench.optimizers.rule import build_rule
 from thor_bench.records.config import DataSource, RunConfig, steps_until
 from thor_bench.tasks import Task
@@ -59,7 +61,14 @@ class Session:
         self.rule = build_rule(self.model, config, self.data.steps_per_epoch)
         self._outputs = _Outputs(self.model) if self.rule.samples_fisher else None
         self._began = False
+        self._only: Batch | None = None  # batch, where every step has the same
+        self._require_one_process()
         ranks.draw_apart(config.seed)
+
+    def _require_one_process(self) -> None:
+        if self.ranks.size > 1 and self.rule.takes is not Takes.GRADIENTS:
+            message = f"--optimizer {self.config.optimizer} searches along its steps in one process"
+            raise BenchError(f"{message}; leave torchrun out, or name another optimizer")
 
     def _load(self) -> Data:
         splits = self.task.data(self.source)
@@ -96,15 +105,56 @@ class Session:
             self.rule.sample_fisher(self._outputs.take(), self.task.likelihood)
         return loss
 
+    def step(self, batch: Batch, hear: Callable[[torch.Tensor], None]) -> None:
+        """Takes a step.
+
+        Args:
+            batch: What it is on; not asked for where all steps are on the first one.
+            hear: Is told the loss before the step; what it raises ends the run.
+
+        Raises:
+            BenchError: The loss, or the residuals, are not as the optimizer needs them.
+        """
+        match self.rule.takes:
+            case Takes.GRADIENTS:
+                loss = self.loss(batch)
+                hear(loss)
+                self.update(loss)
+            case Takes.LOSSES:
+                self._only = batch if self._only is None else self._only
+                hear(self.rule.search(partial(self._loss_and_gradients, self._only)))
+            case Takes.RESIDUALS:
+                hear(self._search_residuals(batch))
+
+    def _search_residuals(self, batch: Batch) -> torch.Tensor:
+        def residuals() -> tuple[torch.Tensor, ...]:
+            with autocast(self.task.autocast, self.device):
+                return self.task.terms_of(self.model, batch)
+
+        try:
+            with self.task.telling("a step by residuals", self.task.loss):
+                return self.rule.search(residuals)
+        except ValueError as error:  # a built-in task's, or an option's
+            name = f"{self.config.optimizer} on {self.config.workload}"
+            raise BenchError(f"{name}: {reason(error)}") from error
+
+    def _loss_and_gradients(self, batch: Batch) -> torch.Tensor:
+        loss = self.loss(batch)
+        self._backward(loss)
+        return loss
+
     def update(self, loss: torch.Tensor) -> None:
-        """Takes the optimizer step that a loss asks for."""
+        """Takes the optimizer step that a loss asks for, by its gradients."""
+        self._backward(loss)
+        self.rule.step()
+
+    def _backward(self, loss: torch.Tensor) -> None:
         self.rule.zero_grad()
         with self.task.telling("the backward pass of a loss", self.task.loss):
             loss.backward()
             if not self._began:
                 self._began = True
                 _check_gradients(self.model)
-        self.rule.step()
 
     def judge(self, batch: Batch) -> Judged:
         """Returns what loss and metric say of a batch of test data, in the model's present mode."""
@@ -155,6 +205,8 @@ class Session:
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             message = f"--resume: the checkpoint does not fit this run ({reason(error)[:120]})"
             raise BenchError(f"{message}; start anew with --overwrite") from error
+        if self.rule.takes is Takes.LOSSES:
+            self._only = next(self.data.batches(0))
         state = self.ranks.pick(checkpoint.random)
         if state is not None:
             restore_random(state)

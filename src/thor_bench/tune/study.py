@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from thor_bench.compare import changed, checked_names, checked_target
+from thor_bench.compare import changed, checked_names, checked_target, require_rates
 from thor_bench.errors import BenchError
 from thor_bench.optimizers.recipes import RunOptions
 from thor_bench.optimizers.registry import find_optimizer
@@ -34,7 +34,7 @@ class Study:
     run: RunOptions = field(default_factory=RunOptions)  # of every run; the horizon is searched
 
     def __post_init__(self) -> None:
-        checked_names(self.optimizers)
+        require_rates(checked_names(self.optimizers))
         if self.trials < 1:
             raise BenchError(f"--trials {self.trials} must be at least 1; try --trials 8")
         if self.seeds < 1:

@@ -152,6 +152,13 @@ def batch_of(layer: TrackedLayer, options: Statistics, gradient_scale: float = 1
     )
 
 
+def positions_of(layers: Iterable[TrackedLayer]) -> dict[str, int]:
+    """Returns samples × positions behind the next step, by the name of each layer called."""
+    plans = {one.name: [c.plan for c in one.ledger.read() if c.is_of(0)] for one in layers}
+    sums = {name: sum(p.samples * p.positions for p in own) for name, own in plans.items()}
+    return {name: rows for name, rows in sums.items() if rows}
+
+
 def count_rows(calls: Iterable[Call]) -> None:
     """Asks the devices once which shares of the calls' rows are padding."""
     waiting: dict[torch.device, list[tuple[Call, Tensor]]] = defaultdict(list)

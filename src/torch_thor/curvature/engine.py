@@ -12,7 +12,7 @@ from torch import nn
 from torch_thor.capture.capture import Capture
 from torch_thor.capture.followed import FollowedModel
 from torch_thor.capture.scaling import LossScale
-from torch_thor.capture.statistics import batch_of
+from torch_thor.capture.statistics import batch_of, positions_of
 from torch_thor.curvature.clock import Calendar
 from torch_thor.curvature.decisions import tell_starved, those_seen
 from torch_thor.curvature.due import statistics_of
@@ -199,18 +199,18 @@ class CurvatureEngine:
 
     def _begin_curvature(self) -> None:
         """Makes room for curvature as soon as a rank has statistics, which says how much."""
-        options, layers = self.options, self.layers
 
-        def found() -> tuple[SplitRule, frozenset[str]]:
+        def found() -> tuple[SplitRule, frozenset[str], dict[str, int]]:
             outputs = self.followed.outputs_by_name()
-            kept = [layer for layer in layers if layer.name not in outputs]
-            return split_rule(options.split, kept, options.statistics, options.power), outputs
+            kept = [layer for layer in self.layers if layer.name not in outputs]
+            rule = split_rule(self.options.split, kept, self.options.statistics, self.options.power)
+            return rule, outputs, positions_of(kept)
 
-        some = any(layer.ledger.read() for layer in layers)
+        some = any(layer.ledger.read() for layer in self.layers)
         first = self.communicator.first(found if some else None)
         if first is not None:
             self.followed.leave_outputs(first[1])
-            self.store.begin(self.layers, first[0])
+            self.store.begin(self.layers, first[0], first[2])
 
     def _look_for_outputs(self) -> None:
         """Finds those of a model that has grown, or has no curvature, after a backward."""

@@ -57,6 +57,7 @@ class LayerRecord:
     failures: int = 0  # failed inversions in a row
     change: float | None = None  # Δ of eq. 8 when it was last due; infinite at first
     renewed: int | None = None  # the step of its last refresh
+    positions: int | None = None  # rows of A in the first batch, of the rank that saw it first
 
 
 class LayerStack:
@@ -132,6 +133,12 @@ class LayerStack:
     def ready(self) -> list[bool]:
         """Whether each layer has an inverse."""
         return [record.ready for record in self.records]
+
+    @property
+    def positions(self) -> int | None:
+        """Rows of A in a batch, the most of any layer; ``None`` where one's are not known."""
+        known = [record.positions for record in self.records if record.positions is not None]
+        return max(known) if len(known) == len(self.records) else None
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

@@ -12,7 +12,7 @@ from torch_thor.layers import parts_of
 from torch_thor.options.errors import InvalidOptionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from torch import nn
 
@@ -92,9 +92,13 @@ class CurvatureStore:
         }
         return asleep | (awake if self.stacks else set(followed.layers))
 
-    def begin(self, layers: list[TrackedLayer], rule: SplitRule) -> None:
-        """Makes room, once it is known how layers are cut."""
+    def begin(
+        self, layers: list[TrackedLayer], rule: SplitRule, positions: Mapping[str, int]
+    ) -> None:
+        """Makes room, once it is known how layers are cut, and the rows that a batch has."""
         self.put(self.made(layers, rule), rule, self.resting)
+        for place in self:
+            place.record.positions = positions.get(place.layer.name)
 
     def rest(self) -> None:
         """Keeps a copy of each layer's curvature: it may be frozen now, or get another place."""
@@ -132,7 +136,7 @@ class CurvatureStore:
             InvalidOptionError: Where the split is measured, which needs statistics.
         """
         if not self.stacks:
-            self.begin(layers, self._said_rule("to allocate before a step"))
+            self.begin(layers, self._said_rule("to allocate before a step"), {})
 
     def memory(self, layers: list[TrackedLayer]) -> MemoryReport:
         """Says what the curvature of each layer takes, before the first step as after it.

@@ -17,14 +17,26 @@ if TYPE_CHECKING:
     from torch_thor.options.norm_control import NormControl, NormControlKind
 
 
+_LEAST_TILE = 64  # smaller ones cost calls, and the model more steps
+
+
 class Control:
     """Leaves directions as they are."""
 
     needs_whole_layer: ClassVar[bool] = False  # they change by more than a number a layer or a row
     needs_rates: ClassVar[bool] = False  # learning rates enter
 
-    def turn(self, directions: list[Tensor]) -> list[Tensor]:
-        """Changes where directions point, ``[l, k, out, columns]`` of each stack."""
+    def turn(
+        self,
+        directions: list[Tensor],
+        positions: Sequence[int | None],  # noqa: ARG002 (for those that turn)
+    ) -> list[Tensor]:
+        """Changes where directions point.
+
+        Args:
+            directions: One ``[l, k, out, columns]`` a stack.
+            positions: Rows of a batch of each stack, where that is known.
+        """
         return directions
 
     def factor(
@@ -100,9 +112,17 @@ class Spectral(RootMeanSquare):
 
     needs_whole_layer = True
 
-    def turn(self, directions: list[Tensor]) -> list[Tensor]:
+    def turn(self, directions: list[Tensor], positions: Sequence[int | None]) -> list[Tensor]:
         """Makes singular values alike."""
-        return orthogonalize(directions, self.options.iterations)
+        return orthogonalize(directions, self.options.iterations, [*map(self._tile, positions)])
+
+    def _tile(self, positions: int | None) -> int | None:
+        """Rows of a tile of a layer with so many rows in a batch."""
+        said = self.options.tile
+        if said != "auto":
+            return said
+        # Four steps of m rows take 16 m² n products, a backward and its forward 6 m n of each row.
+        return None if positions is None else max(positions // 4, _LEAST_TILE)
 
 
 CONTROLS: dict[NormControlKind, type[KLClip | LengthControl]] = {

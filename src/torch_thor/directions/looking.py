@@ -41,7 +41,7 @@ def directions_again(
     raw = [
         one.stack.direction(one.slots, source) for one, source in zip(found, packed, strict=True)
     ]
-    raw = list(control.turn(raw)) if raw else raw
+    raw = control.turn(raw, [one.stack.positions for one in found])
     lengths = lengths_of(control, found)
     if lengths is not None and raw:
         factors: Sequence[Tensor | float] = lengths.factors(raw, packed, again=True)

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from torch_thor.linalg.partition import Partition
 from torch_thor.linalg.timing import multiplies_bfloat16, multiplies_bfloat16_in_tiles
 
 if TYPE_CHECKING:
@@ -37,7 +39,9 @@ _SAFE_LENGTHS = (1e-15, 1e15)  # whose squares, and those of what they are made 
 Quintic: TypeAlias = tuple[float, float, float]
 
 
-def orthogonalize(stacks: Sequence[Tensor], iterations: int) -> list[Tensor]:
+def orthogonalize(
+    stacks: Sequence[Tensor], iterations: int, tiles: Sequence[int | None]
+) -> list[Tensor]:
     """Makes the nonzero singular values of matrices about alike, by products alone.
 
     Newton–Schulz iteration X ← aX + (bXXᵀ + c(XXᵀ)²)X from X / ‖X‖, in bfloat16 where the
@@ -47,6 +51,7 @@ def orthogonalize(stacks: Sequence[Tensor], iterations: int) -> list[Tensor]:
     Args:
         stacks: Matrices ``[l, k, out, columns]`` of some shapes.
         iterations: Steps; four make singular values alike that are 0.0026 of the length or more.
+        tiles: Of each stack, rows, at most, that are a matrix of their own; ``None``: all of one.
     """
     first = max(len(_SAFE) - iterations, 0)
     quintics = _SAFE[:1] * (iterations - len(_SAFE)) + _SAFE[first:]
@@ -55,34 +60,62 @@ def orthogonalize(stacks: Sequence[Tensor], iterations: int) -> list[Tensor]:
         alike[stack.dtype, stack.device].append(place)
     found = list(stacks)
     for places in alike.values():
-        own = _of_one_kind([stacks[place] for place in places], _TOPS[first], quintics)
-        for place, one in zip(places, own, strict=True):
-            found[place] = one.to(stacks[place].dtype).reshape(stacks[place].shape)
+        cuts = [_cut(stacks[place].shape[2], tiles[place]) for place in places]
+        cut_up = [_in_tiles(stacks[n], cut) for n, cut in zip(places, cuts, strict=True)]
+        own = _of_one_kind(cut_up, _TOPS[first], quintics)
+        for place, cut, one in zip(places, cuts, own, strict=True):
+            found[place] = _together(one.to(stacks[place].dtype), cut, stacks[place].shape)
     return found
 
 
-def _of_one_kind(stacks: list[Tensor], top: float, quintics: Sequence[Quintic]) -> list[Tensor]:
-    """The matrices ``[b, out, columns]`` of stacks of one type and device."""
-    flat, scales = _with_scales([stack.flatten(0, 1) for stack in stacks], top)
+def _cut(rows: int, tile: int | None) -> Partition:
+    """Tiles that hold no rows of zeros, if some of half the size or more do not."""
+    if tile is not None:
+        for own in range(tile, tile // 2, -1):
+            if rows % own == 0:
+                return Partition(rows, own)
+    return Partition.of(rows, tile)
+
+
+def _in_tiles(stack: Tensor, cut: Partition) -> Tensor:
+    """A stack's tiles ``[b, rows, columns]``; rows of zeros, which stay so, fill the last ones."""
+    padded = pad(stack, (0, 0, 0, cut.padding)) if cut.padding else stack
+    return padded.reshape(-1, cut.block, stack.shape[3])
+
+
+def _together(tiles: Tensor, cut: Partition, shape: torch.Size) -> Tensor:
+    """Inverts ``_in_tiles``."""
+    return tiles.reshape(*shape[:2], cut.padded, shape[3])[:, :, : cut.size]
+
+
+def _of_one_kind(
+    matrices: Sequence[Tensor], top: float, quintics: Sequence[Quintic]
+) -> list[Tensor]:
+    """Matrices ``[b, out, columns]`` of one type and device."""
     found = []
-    for one, scale in zip(flat, scales, strict=True):
+    for one, scale in zip(*_with_scales(matrices, top), strict=True):
         is_wide = one.shape[1] <= one.shape[2]
-        x = one if is_wide else one.mT
-        half = _goes_in_half(x)
-        # By products: a step takes 2m²n + m³, and a step of XXᵀ four of m³.
-        if not half and 2 * x.shape[2] > 3 * x.shape[1]:
-            x = _multiplied_twice(x, scale, quintics)
-        else:
-            x = x * scale
-            x = _multiplied_whole(x.to(torch.bfloat16) if half else x, quintics)
+        x = _made_alike(one if is_wide else one.mT, scale, quintics)
         found.append(x if is_wide else x.mT)
     return found
 
 
+def _made_alike(x: Tensor, scale: Tensor, quintics: Sequence[Quintic]) -> Tensor:
+    """Matrices ``[b, m, n]``, n not less than m, that are still to be scaled."""
+    if _goes_in_half(x):
+        return _multiplied_whole((x * scale).to(torch.bfloat16), quintics)
+    if x.dtype == torch.bfloat16:
+        x, scale = x.float(), scale.float()
+    # By products: a step takes 2m²n + m³, and a step of XXᵀ four of m³.
+    if 2 * x.shape[2] > 3 * x.shape[1]:
+        return _multiplied_twice(x, scale, quintics)
+    return _multiplied_whole(x * scale, quintics)
+
+
 def _goes_in_half(x: Tensor) -> bool:
     """Whether matrices ``[b, m, n]`` are multiplied in bfloat16."""
-    if x.dtype != torch.float32:
-        return x.dtype == torch.bfloat16
+    if x.dtype not in {torch.float32, torch.bfloat16}:
+        return False
     if not multiplies_bfloat16(x.device):
         return False
     if x.device.type != "cpu":
@@ -90,7 +123,7 @@ def _goes_in_half(x: Tensor) -> bool:
     return x.shape[1] >= (_FEW_ROWS_IN_TILES if multiplies_bfloat16_in_tiles() else _FEW_ROWS)
 
 
-def _with_scales(stacks: list[Tensor], top: float) -> tuple[list[Tensor], list[Tensor]]:
+def _with_scales(stacks: Sequence[Tensor], top: float) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     """Matrices whose squares are normal numbers, and what gives them a length, ``[b, 1, 1]``."""
     first = stacks[0]
     wide = torch.finfo(first.dtype).max > _SAFE_LENGTHS[1] ** 2
@@ -99,7 +132,7 @@ def _with_scales(stacks: list[Tensor], top: float) -> tuple[list[Tensor], list[T
         low, high = lengths.aminmax()
         if _SAFE_LENGTHS[0] < low.item() and high.item() < _SAFE_LENGTHS[1]:
             counts = [len(one) for one in stacks]
-            return stacks, list((top / lengths).view(-1, 1, 1).split(counts))
+            return stacks, (top / lengths).view(-1, 1, 1).split(counts)
     # Squares of what momentum has decayed to would be zero, those of what has grown infinite.
     least = torch.finfo(first.dtype).tiny
     found = [one / one.abs().amax((1, 2), keepdim=True).clamp_min(least) for one in stacks]

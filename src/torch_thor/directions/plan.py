@@ -58,6 +58,7 @@ class DirectionPlan:
         self._chosen = [*(one for own in self._tiled for _, one in own.members), *self._alone]
         self._control = control
         self._lengths = lengths_of(control, self._chosen)
+        self._positions = [one.stack.positions for one in self._chosen]
 
     def renew(self) -> None:
         """Takes over what a refresh has changed; to be called before ``take``."""
@@ -93,7 +94,7 @@ class DirectionPlan:
             one.stack.direction(one.slots, source)
             for one, source in zip(self._alone, written, strict=True)
         ]
-        raw = self._control.turn(raw)
+        raw = self._control.turn(raw, self._positions)
         _scale(raw, self._factors(raw, packed, rates, found_inf), memory)
         directions = dict(sources)
         for room in rooms:

@@ -14,7 +14,7 @@ from torch_thor.least_squares.kernel import kernel_of
 from torch_thor.least_squares.products import JacobianProducts
 from torch_thor.least_squares.quadratic import Direction, Proposal
 from torch_thor.least_squares.residuals import NOT_FINITE
-from torch_thor.options.errors import InvalidOptionError, require
+from torch_thor.options.errors import InvalidOptionError, NonFiniteGradientError, require
 from torch_thor.options.update import Base
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class ExactCurvature:
         factor, failed = torch.linalg.cholesky_ex(kernel)
         if bool(failed):
             if not bool(torch.isfinite(self._kernel).all()):
-                raise ValueError(NOT_FINITE)
+                raise NonFiniteGradientError(NOT_FINITE)
             return None
         solution = torch.cholesky_solve(residuals.unsqueeze(1), factor).squeeze(1)
         moved = damping * solution - residuals  # J d, as (J Jᵀ + λ) times the solution is r

@@ -14,7 +14,12 @@ from torch_thor.least_squares.levenberg import LevenbergMarquardt
 from torch_thor.least_squares.residuals import NOT_FINITE, Residuals, Terms
 from torch_thor.least_squares.search import Search, StepReport
 from torch_thor.options.checks import DAMPING, NATURAL, POSITIVE, require_type
-from torch_thor.options.errors import InvalidOptionError, StateMismatchError, require
+from torch_thor.options.errors import (
+    InvalidOptionError,
+    NonFiniteGradientError,
+    StateMismatchError,
+    require,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -130,9 +135,11 @@ class GaussNewton(torch.optim.Optimizer):
 
         Raises:
             InvalidOptionError: Where the closure returns no residuals.
+            NonFiniteGradientError: Where they or their gradients are not finite.
             ValueError: Where rows of the residuals are none of the network's (``"exact"``), where
-                they or their gradients are not finite, change by themselves, or depend on nothing
-                that trains. Weights and λ stay.
+                they change by themselves, or depend on nothing that trains.
+
+            Weights and λ stay then.
         """
         curvature, group = self._curvature, self.param_groups[0]
         self._trained = [p for p in group["params"] if p.requires_grad]
@@ -167,7 +174,7 @@ class GaussNewton(torch.optim.Optimizer):
         if group["damping"] is None:
             scale = float(self._curvature.scale)
             if not math.isfinite(scale):
-                raise ValueError(NOT_FINITE)
+                raise NonFiniteGradientError(NOT_FINITE)
             group["damping"] = self._first * scale
             group["floor"] = torch.finfo(dtype).eps * scale
         return LevenbergMarquardt(group["damping"], group["growth"], self._adaptive, group["floor"])

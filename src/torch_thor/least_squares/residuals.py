@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from torch_thor.options.errors import require
+from torch_thor.options.errors import NonFiniteGradientError, require
 
 Residuals: TypeAlias = Tensor | Sequence[Tensor]
 
@@ -63,7 +63,8 @@ class Terms:
         """Returns the loss as a number, of residuals that a step can begin with.
 
         Raises:
-            ValueError: Where they are not finite, or have no gradient.
+            NonFiniteGradientError: Where they are not finite.
+            ValueError: Where they have no gradient.
         """
         if not any(term.requires_grad for term in self.scaled):
             raise ValueError(
@@ -74,7 +75,7 @@ class Terms:
         if not math.isfinite(loss):
             bad = [int((~torch.isfinite(term)).sum()) for term in self.scaled]
             number = next((number for number, count in enumerate(bad) if count), 0)
-            raise ValueError(
+            raise NonFiniteGradientError(
                 f"The loss is {loss} before the step: term {number} of the residuals has "
                 f"{bad[number]} of {self.scaled[number].numel()} values that are not finite. "
                 "Weights and λ are as they were; look at that term's points."

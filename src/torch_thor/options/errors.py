@@ -17,7 +17,7 @@ class InvalidOptionError(ValueError):
 
 
 class NonFiniteGradientError(RuntimeError):
-    """A gradient holds NaN or Inf and the optimizer was told to raise."""
+    """A gradient holds NaN or Inf and the optimizer was told to raise; or residuals do."""
 
 
 class StateMismatchError(ValueError):

@@ -55,6 +55,11 @@ class NormControl:
             rank sees the whole layer. ``None`` takes ``"layer"`` wherever a rank does.
         iterations: Newton–Schulz iterations of ``"spectral"``: four make singular values as alike
             as Muon's five do.
+        tile: Rows, at most, whose singular values ``"spectral"`` makes alike apart from those of
+            other rows: of a layer with m × n weights that costs 16 · tile · m · n products.
+            ``None`` takes all rows together. ``"auto"``: a quarter of the rows of the layer's
+            first batch (samples × positions), whose forward and backward cost about as much, but
+            no fewer than 64.
         row_decay: Weight ρ of the old value in a running average of every row's mean square, by
             whose root the row is divided before lengths are set, so that output units step alike
             (NorMuon, Li et al. 2025); 0 takes this step's alone. ``None`` leaves rows as they
@@ -68,6 +73,7 @@ class NormControl:
     limit: Annotated[float, POSITIVE] = 1.0
     per: Literal["layer", "rows"] | None = None
     iterations: Annotated[int, NATURAL] = 4
+    tile: Annotated[int, NATURAL] | Literal["auto"] | None = "auto"
     row_decay: Annotated[float, SHARE] | None = None
 
     def __post_init__(self) -> None:

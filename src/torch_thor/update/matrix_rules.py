@@ -71,7 +71,8 @@ def _turned(steps: Sequence[Tensor], shapes: Sequence[_Shape]) -> list[Tensor]:
         wide = torch.promote_types(steps[places[0]].dtype, torch.float32)
         shape = shapes[places[0]]
         stacks.append(torch.stack([steps[place].reshape(shape) for place in places]).to(wide))
-    for places, found in zip(alike.values(), orthogonalize(stacks, _ITERATIONS), strict=True):
+    made = orthogonalize(stacks, _ITERATIONS, [None] * len(stacks))
+    for places, found in zip(alike.values(), made, strict=True):
         rows, dtype = shapes[places[0]][1], steps[places[0]].dtype
         lengths = torch.linalg.vector_norm(found, dim=(2, 3), keepdim=True)
         scaled = found * (math.sqrt(rows) / lengths.clamp_min(_SHORTEST))

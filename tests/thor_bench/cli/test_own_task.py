@@ -227,7 +227,7 @@ def test_a_task_of_a_file_is_tuned_and_raced(folder: Path) -> None:
     assert "it has no target; set one in its Task" in told
 
 
-@pytest.mark.parametrize("name", ["tensors", "images", "language"])
+@pytest.mark.parametrize("name", ["tensors", "images", "language", "equation"])
 def test_the_examples_train(name: str, folder: Path) -> None:
     if name == "language":
         pytest.importorskip("transformers", reason="install the group 'integrations'")
@@ -237,3 +237,67 @@ def test_the_examples_train(name: str, folder: Path) -> None:
     assert isinstance(one.end, RunFinished)
     assert one.started.task is not None
     assert one.started.task.name.endswith(f"{name}.py")
+
+
+RESIDUALS = """
+import torch
+from torch import nn
+from thor_bench import Squares, Task
+from torch_thor import derivatives
+
+
+def residuals(model, points):
+    u = derivatives(model, points)
+    return u.laplacian + 1, 10 * model(points.round())
+
+
+def task():
+    points = torch.rand(200, 2)
+    return Task(
+        model=lambda: nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)),
+        loss=Squares(residuals),
+        train=points,
+        test=points,
+        batch_size=40,
+        epochs=1,
+    )
+"""
+
+
+def test_the_equation_is_solved_by_its_residuals(folder: Path) -> None:
+    words = ("--optimizer", "gauss-newton", "--epochs", 0.8, "--out", "run")
+    run("train", EXAMPLES / "equation.py", *words)
+    end = read_run(folder / "run").end
+    assert isinstance(end, RunFinished)
+    assert end.final_metric < 0.02
+
+
+def test_residuals_of_a_file_are_trained_by_gauss_newton_and_the_others(folder: Path) -> None:
+    file = folder / "own.py"
+    file.write_text(RESIDUALS, encoding="utf-8")
+    words = ("compare", file, "--optimizers", "gauss-newton,lbfgs,adamw", "--seeds", 1)
+    told = run(*words).output
+    assert "gauss-newton" in told
+    runs = {one.config.optimizer: one for one in find_runs(folder / "runs")}
+    final = {name: one.end.final_metric for name, one in runs.items()}  # type: ignore[union-attr]
+    assert final["gauss-newton"] < final["adamw"]
+    assert (folder / "runs" / "compare-own" / "report.html").exists()
+
+
+def test_mistakes_in_residuals_are_told_with_their_line(folder: Path) -> None:
+    file = folder / "own.py"
+    file.write_text(RESIDUALS, encoding="utf-8")
+    words = ("train", file, "--optimizer", "gauss-newton", "--out", "run", "--overwrite")
+    changed(file, "return u.laplacian + 1, 10 * model(points.round())", "return None")
+    told = run(*words, code=2).stderr
+    assert "own.py:8: the loss of a batch of test data: residuals returned None; it must" in told
+    changed(file, "return None", "return model(points).cumsum(0)")
+    told = run(*words, code=2).stderr
+    assert "own.py:8: a step by residuals: The rows of the residuals are not" in told
+    changed(file, "model(points).cumsum(0)", "model(points).double().half()")
+    told = run(*words, code=2).stderr
+    assert "gauss-newton on " in told
+    assert "of float32 or float64" in told
+    changed(file, "loss=Squares(residuals)", "loss=lambda model, points: model(points).mean()")
+    told = run(*words, code=2).stderr
+    assert "--optimizer gauss-newton takes residuals, and" in told

@@ -17,6 +17,7 @@ from thor_bench.optimizers.recipes import RunOptions, plan_run
 from thor_bench.records.config import DataSource
 from thor_bench.tasks import find_task, metamath, pinn, unet, vae
 from thor_bench.tasks.data import TensorSplit
+from thor_bench.tasks.equations import sines
 from thor_bench.training.session import Session
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def test_noise_is_fresh_in_every_epoch_and_a_rank_has_its_part() -> None:
 def test_the_equation_holds_for_its_solution() -> None:
     class Exact(torch.nn.Module):
         def forward(self, points: torch.Tensor) -> torch.Tensor:
-            return pinn.solution(points)
+            return sines(points)
 
     field = pinn.Field()
     field.net = Exact()  # type: ignore[assignment]

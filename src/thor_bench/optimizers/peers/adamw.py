@@ -17,6 +17,7 @@ class AdamWSettings(Settings):
     eps: Positive = 1e-8
 
 
+_EQUATION = Recipe("lr=0.01 weight_decay=0 beta2=0.999", 160)
 _TABULAR = "lr=0.0045 beta1=0.57 beta2=0.92 weight_decay=0.29 warmup=0.03"
 
 PEERS = (
@@ -34,6 +35,7 @@ PEERS = (
             "fashion": Recipe("lr=0.01", 6),
             "fashion-autoencoder": Recipe("lr=0.002 weight_decay=0", 10),
             "text-gpt": Recipe("lr=0.003", 6),
+            **dict.fromkeys(("poisson-2d", "poisson-5d", "heat"), _EQUATION),
         },
     ),
 )

@@ -147,6 +147,8 @@ def rule_of_rest(rest: Sequence[nn.Parameter], settings: MuonSettings) -> Optimi
 # of steps end better by it (docs/bench.md).
 AUTHORS = "lr=0.02 momentum=0.95 weight_decay=0.01 rest=adamw rest_lr=3e-3 rest_weight_decay=0.01"
 
+_EQUATION = Recipe("lr=0.03 weight_decay=0 rest=adamw rest_lr=0.003 rest_weight_decay=0", 160)
+
 PEERS = (
     Peer(
         "muon",
@@ -164,6 +166,7 @@ PEERS = (
                 "weight_decay=0 exclude_head=no rest=adamw rest_lr=0.001 rest_weight_decay=0", 3
             ),
             "text-gpt": Recipe("rest=adamw rest_lr=0.003 rest_weight_decay=0", 3),
+            **dict.fromkeys(("poisson-2d", "poisson-5d", "heat"), _EQUATION),
         },
     ),
     Peer(

@@ -21,7 +21,12 @@ class SOAPSettings(Settings):
 _BUILD = over_parameters(
     "pytorch_optimizer.SOAP", precondition_frequency="interval", max_precondition_dim="largest"
 )
-_RECIPES = {"fashion": Recipe("lr=0.01 warmup=0.05", 3)}
+_RECIPES = {
+    "fashion": Recipe("lr=0.01 warmup=0.05", 3),
+    "poisson-2d": Recipe("lr=0.003 weight_decay=0", 160),
+    "poisson-5d": Recipe("lr=0.01 weight_decay=0", 160),
+    "heat": Recipe("lr=0.003 weight_decay=0", 160),
+}
 PEERS = (
     Peer("soap", "SOAP (pytorch-optimizer)", SOAPSettings(), _BUILD, "beta2", recipes=_RECIPES),
 )
