@@ -45,8 +45,7 @@ def tune(
     """
     task = find_task(workload)
     names = checked_names(options.names_in(optimizers))
-    absent = lacking(names)
-    for name, what in absent.items():
+    for name, what in (absent := lacking(names)).items():
         typer.echo(f"{name} {what}: left out")
     study = Study(
         workload=workload,
@@ -62,14 +61,13 @@ def tune(
     def observe(_config: RunConfig, folder: Path, title: str) -> list[Observer]:
         return options.observers_of(task, folder, title)
 
-    source = DataSource(data_dir, download, workers)
     directory = out / options.told(task).label
-    runner = StudyRunner(study, directory, source=source, observe=observe, tell=typer.echo)
+    source = DataSource(data_dir, download, workers)
     with claimed(directory):
         if overwrite:
             forget_study(directory)
-        written = write_study(runner.run())
-    _show(written)
+        runner = StudyRunner(study, directory, source=source, observe=observe, tell=typer.echo)
+        _show(write_study(runner.run()))
 
 
 def _show(written: StudyReport) -> None:

@@ -71,8 +71,9 @@ def draw_statistics(theme: Theme, *, run: Run) -> Figure:
         ticks = _ticks(shown.norm)
         bar.set_ticks(ticks, labels=[f"{value:.2g}" for value in ticks])
         bar.ax.tick_params(labelsize=7.5, colors=theme.ink)
-        for label, side in zip(bar.ax.get_xticklabels(), ("left", "center", "right"), strict=True):
-            label.set_horizontalalignment(side)  # beside the next scale's
+        first, *_, last = bar.ax.get_xticklabels()
+        first.set_horizontalalignment("left")  # beside the next scale's
+        last.set_horizontalalignment("right")
     named = range(0, len(layers), -(-len(layers) // _MOST_NAMED))
     axes[0].set_yticks(list(named), [layers[n] or "(the model)" for n in named], fontsize=7.5)
     return figure
