@@ -58,14 +58,13 @@ def tune(
     def observe(_config: RunConfig, folder: Path, title: str) -> list[Observer]:
         return options.observers_of(task, folder, title)
 
-    source = DataSource(data_dir, download, workers)
     directory = out / options.told(task).label
-    runner = StudyRunner(study, directory, source=source, observe=observe, tell=typer.echo)
+    source = DataSource(data_dir, download, workers)
     with claimed(directory):
         if overwrite:
             forget_study(directory)
-        written = write_study(runner.run())
-    _show(written)
+        runner = StudyRunner(study, directory, source=source, observe=observe, tell=typer.echo)
+        _show(write_study(runner.run()))
 
 
 def _show(written: StudyReport) -> None:
