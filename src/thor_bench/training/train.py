@@ -65,14 +65,13 @@ def train(
         checkpoint = ranks.from_first(find)
         session = Session(config, workload, source or DataSource(), ranks)
         rehearse(session)
-        writer = None
+        writer, listening = None, observers if ranks.is_first else ()
         if ranks.is_first:
             if not resume:
                 rundir.begin(directory)  # only now: what failed before spares a run on disk
             stack.enter_context(_told_of_the_disk(directory, every_error=True))
             keep = checkpoint.records_bytes if checkpoint else 0
             writer = stack.enter_context(RecordWriter(directory, keep_bytes=keep))
-        listening = observers if ranks.is_first else ()
         loop = Loop(session, directory, checkpoint, writer, listening, early_stop)
         return loop.run(stack.enter_context(StopRequest()))
 
