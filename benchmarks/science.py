@@ -117,7 +117,8 @@ def table(rows: Sequence[dict[str, Any]], problem: Problem, seconds: float) -> s
         cells = [name, setting]
         cells += [_spread([row[target] for row in own], "{:.1f}".format) for target in targets]
         cells.append(_spread([row["error"] for row in own], problem.shown))
-        cells.append(f"{statistics.median(r['steps'] / r['seconds'] for r in own):.0f}")
+        rate = statistics.median(r["steps"] / r["seconds"] for r in own)
+        cells.append(f"{rate:.1f}" if rate < 1 else f"{rate:.0f}")
         lines.append(f"| {' | '.join(cells)} |")
     seeds = len({row["seed"] for row in rows})
     lines.append(

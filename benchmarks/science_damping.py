@@ -17,7 +17,7 @@ import torch
 from science_problems import Problem, problems
 from torch_thor import GaussNewton
 
-DAMPINGS = tuple(10.0**power for power in range(-7, 2, 2))
+DAMPINGS = tuple(10.0**power for power in range(-7, 4, 2))
 _APART = 100.0
 
 

@@ -80,7 +80,7 @@ def in_a_game(betas: tuple[float, float], momentum: float) -> Build:
 GAMES: dict[str, Build] = {
     "Adam, 2e-4, β₁ = 0.5": lambda net: Adam(net.parameters(), 2e-4, (0.5, 0.999)),
     "`THOR(net)`": THOR,
-    "`lr=0.01`": partial(THOR, lr=0.01),
+    "`THOR(net, lr=0.01)`": partial(THOR, lr=0.01),
     "`lr=0.01`, the rest at 2e-4": in_a_game((0.9, 0.95), 0.9),
     "the same, `momentum=0.5`": in_a_game((0.9, 0.95), 0.5),
     "the same, `betas=(0.5, 0.999)`": in_a_game((0.5, 0.999), 0.5),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torch_thor import THOR, InvalidOptionError, NormControl
 
-WIDTH = 128
+WIDTH = 256
 
 
 def model() -> nn.Sequential:
@@ -45,10 +45,10 @@ def assert_alike(one: list[Tensor], other: list[Tensor]) -> None:
 @pytest.mark.parametrize(
     ("shape", "passes", "tile"),
     [
-        ((16, 6), 1, 64),
-        ((511, 6), 1, 64),
-        ((512, 6), 1, None),
-        ((16, 40, 6), 1, None),  # 640 positions
+        ((16, 6), 1, 128),
+        ((1023, 6), 1, 128),
+        ((1024, 6), 1, None),
+        ((16, 64, 6), 1, None),  # 1024 positions
         ((1024, 6), 16, None),  # accumulated
     ],
 )
@@ -60,7 +60,7 @@ def test_the_first_batch_says_how_many(
 
 def test_tiles_are_something_else_than_whole_layers() -> None:
     """Or the test above could not fail."""
-    whole, tiled = (trained(tile, (16, 6)) for tile in (None, 64))
+    whole, tiled = (trained(tile, (16, 6)) for tile in (None, 128))
     assert any(not torch.equal(*pair) for pair in zip(whole, tiled, strict=True))
 
 
@@ -68,7 +68,7 @@ def test_a_last_short_batch_and_a_resumed_run_change_nothing() -> None:
     torch.manual_seed(1)
     net = model()
     optimizer = THOR(net)
-    batches = [torch.randn(n, 6, dtype=torch.float64) for n in (600, 600, 8, 8)]
+    batches = [torch.randn(n, 6, dtype=torch.float64) for n in (1100, 1100, 8, 8)]
     for number, x in enumerate(batches):
         if number == 2:
             resumed = copy.deepcopy(net)
@@ -83,7 +83,7 @@ def test_a_last_short_batch_and_a_resumed_run_change_nothing() -> None:
         optimizer.step()
     for mine, theirs in zip(net.parameters(), resumed.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
-    assert all(stack.positions == 600 for stack in other.engine.stacks)
+    assert all(stack.positions == 1100 for stack in other.engine.stacks)
 
 
 def test_a_layer_that_thaws_leaves_the_tiles_of_the_others_as_they_are() -> None:

@@ -189,3 +189,9 @@ def test_tiles_cost_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
             orthogonalize(torch.randn(1, 1, 512, 512), 4, tile)
         flops.append(counter.get_total_flops())
     assert flops[1] < 0.12 * flops[0]
+
+
+def test_a_tile_of_more_rows_than_there_are_costs_nothing() -> None:
+    """A convolution's first batch may have millions of positions."""
+    matrices = torch.randn(1, 1, 5, 7)
+    assert torch.equal(orthogonalize(matrices, 4, 10**12), orthogonalize(matrices, 4))

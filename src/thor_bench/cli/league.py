@@ -9,7 +9,6 @@ from thor_bench.cli import options
 from thor_bench.league.page import write_league
 from thor_bench.league.plan import League
 from thor_bench.league.running import LeagueRunner
-from thor_bench.optimizers.registry import lacking
 from thor_bench.records.config import DataSource, RunConfig
 from thor_bench.tasks import find_task
 from thor_bench.training.claim import claimed
@@ -42,13 +41,9 @@ def league(
 
     Runs that are on disk already are not repeated: a stopped league goes on where it was.
     """
-    names = options.names_in(optimizers)
-    absent = lacking(names)
-    for name, what in absent.items():
-        typer.echo(f"{name} {what}: left out")
     asked = League(
         tasks=tuple(dict.fromkeys(options.names_in(tasks))),
-        optimizers=tuple(dict.fromkeys(name for name in names if name not in absent)),
+        optimizers=options.present(options.names_in(optimizers)),
         seeds=seeds,
         search=search,
         device=device,

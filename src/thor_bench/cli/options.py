@@ -1,11 +1,13 @@
 """Arguments that commands share, and who listens to the runs that they make."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from rich.console import Console
-from typer import Argument, Option
+from typer import Argument, Option, echo
 
+from thor_bench.optimizers.registry import lacking
 from thor_bench.tasks import Task
 from thor_bench.training.observers import Observer, TensorBoardObserver, TerminalObserver
 from thor_bench.training.ranks import speaks
@@ -86,6 +88,14 @@ def told(task: Task) -> Task:
 def names_in(words: str) -> list[str]:
     """Returns names that are separated by commas."""
     return [name.strip() for name in words.split(",") if name.strip()]
+
+
+def present(names: Sequence[str]) -> tuple[str, ...]:
+    """Returns the optimizers whose packages are there, and says which are not."""
+    absent = lacking(names)
+    for name, what in absent.items():
+        echo(f"{name} {what}: left out")
+    return tuple(name for name in dict.fromkeys(names) if name not in absent)
 
 
 def observers_of(task: Task, directory: Path, title: str) -> list[Observer]:

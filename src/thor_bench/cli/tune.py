@@ -8,7 +8,6 @@ import typer
 from thor_bench.cli import options
 from thor_bench.compare import checked_names
 from thor_bench.optimizers.recipes import RunOptions
-from thor_bench.optimizers.registry import lacking
 from thor_bench.records.config import DataSource, RunConfig
 from thor_bench.tasks import find_task
 from thor_bench.training.claim import claimed
@@ -45,12 +44,9 @@ def tune(
     """
     task = find_task(workload)
     names = checked_names(options.names_in(optimizers))
-    absent = lacking(names)
-    for name, what in absent.items():
-        typer.echo(f"{name} {what}: left out")
     study = Study(
         workload=workload,
-        optimizers=tuple(name for name in names if name not in absent),
+        optimizers=options.present(names),
         trials=trials,
         finalists=finalists,
         seeds=seeds,
@@ -62,14 +58,13 @@ def tune(
     def observe(_config: RunConfig, folder: Path, title: str) -> list[Observer]:
         return options.observers_of(task, folder, title)
 
-    source = DataSource(data_dir, download, workers)
     directory = out / options.told(task).label
-    runner = StudyRunner(study, directory, source=source, observe=observe, tell=typer.echo)
+    source = DataSource(data_dir, download, workers)
     with claimed(directory):
         if overwrite:
             forget_study(directory)
-        written = write_study(runner.run())
-    _show(written)
+        runner = StudyRunner(study, directory, source=source, observe=observe, tell=typer.echo)
+        _show(write_study(runner.run()))
 
 
 def _show(written: StudyReport) -> None:

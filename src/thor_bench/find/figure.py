@@ -17,6 +17,7 @@ def draw(theme: Theme, *, found: Found) -> Figure:
     """Draws the loss of every short run over its rate, the usual rate and the one to take."""
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     place = figure.subplots()
+    rates = [one.rate for one in found.rates]
     losses = [one.loss if math.isfinite(one.loss) else math.nan for one in found.rates]
     place.plot([one.rate for one in found.rates], losses, marker="o", markersize=4, color="#D55E00")
     place.axvline(found.usual, color=theme.faint, linestyle=(0, (4, 3)))
@@ -25,6 +26,8 @@ def draw(theme: Theme, *, found: Found) -> Figure:
         place.annotate(f" {words} {rate:.2g}", (rate, height), xycoords=("data", "axes fraction"),
                        va="top", fontsize=8.5)  # fmt: skip
     place.set_xscale("log")
+    place.set_xticks(rates, [f"{rate:.2g}" for rate in rates])
+    place.minorticks_off()
     gained = found.start - found.best.loss
     if gained > 0:  # what got worse than it began leaves the picture
         place.set_ylim(found.best.loss - 0.08 * gained, found.start + 0.15 * gained)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from matplotlib.colors import LogNorm, Normalize
@@ -13,6 +14,7 @@ from thor_bench.report.style import Theme
 from thor_bench.report.summary import group_by_optimizer
 
 _MOST_NAMED = 40  # layers whose names fit beside each other
+_SIDES: tuple[Literal["left", "center", "right"], ...] = ("left", "center", "right")
 NOTE = (
     "Layers from the input down, over the steps. Rank: the share of directions that carry the "
     "inputs' covariance A; near 0 a few have everything. Step ÷ weight: how far a step moves a "
@@ -71,7 +73,7 @@ def draw_statistics(theme: Theme, *, run: Run) -> Figure:
         ticks = _ticks(shown.norm)
         bar.set_ticks(ticks, labels=[f"{value:.2g}" for value in ticks])
         bar.ax.tick_params(labelsize=7.5, colors=theme.ink)
-        for label, side in zip(bar.ax.get_xticklabels(), ("left", "center", "right"), strict=True):
+        for label, side in zip(bar.ax.get_xticklabels(), _SIDES, strict=True):
             label.set_horizontalalignment(side)  # beside the next scale's
     named = range(0, len(layers), -(-len(layers) // _MOST_NAMED))
     axes[0].set_yticks(list(named), [layers[n] or "(the model)" for n in named], fontsize=7.5)

@@ -54,7 +54,6 @@ def train(
         BenchError: Anything that the user can mend; RunDivergedError for a loss that is not finite,
             RunInterruptedError after SIGINT or SIGTERM, with all state saved.
     """
-    workload = find_task(config.workload)
     with _told_of_the_disk(directory), ExitStack() as stack:
         if ranks.is_first:
             stack.enter_context(claimed(directory))
@@ -63,16 +62,15 @@ def train(
         resume = resume or (ranks.restarted and rundir.has_run(directory))
         find = partial(_checkpoint, directory, config, ranks, resume=resume, overwrite=overwrite)
         checkpoint = ranks.from_first(find)
-        session = Session(config, workload, source or DataSource(), ranks)
+        session = Session(config, find_task(config.workload), source or DataSource(), ranks)
         rehearse(session)
-        writer = None
+        writer, listening = None, observers if ranks.is_first else ()
         if ranks.is_first:
             if not resume:
                 rundir.begin(directory)  # only now: what failed before spares a run on disk
             stack.enter_context(_told_of_the_disk(directory, every_error=True))
             keep = checkpoint.records_bytes if checkpoint else 0
             writer = stack.enter_context(RecordWriter(directory, keep_bytes=keep))
-        listening = observers if ranks.is_first else ()
         loop = Loop(session, directory, checkpoint, writer, listening, early_stop)
         return loop.run(stack.enter_context(StopRequest()))
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch_thor.options.norm_control import NormControl, NormControlKind
 
 
-_LEAST_TILE = 64  # smaller ones cost calls, and the model more steps
+_LEAST_TILE = 128  # smaller ones cost the model more steps
 
 
 class Control:

@@ -70,11 +70,10 @@ def orthogonalize(
 
 def _cut(rows: int, tile: int | None) -> Partition:
     """Tiles that hold no rows of zeros, if some of half the size or more do not."""
-    if tile is None or tile >= rows:
-        return Partition(rows, rows)
-    for own in range(tile, tile // 2, -1):
-        if rows % own == 0:
-            return Partition(rows, own)
+    if tile is not None and tile < rows:
+        for own in range(tile, tile // 2, -1):
+            if rows % own == 0:
+                return Partition(rows, own)
     return Partition.of(rows, tile)
 
 

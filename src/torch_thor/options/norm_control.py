@@ -56,9 +56,10 @@ class NormControl:
         iterations: Newton–Schulz iterations of ``"spectral"``: four make singular values as alike
             as Muon's five do.
         tile: Rows, at most, whose singular values ``"spectral"`` makes alike apart from those of
-            other rows. ``None`` takes all rows of a layer together, which costs as much as a
-            backward of four samples a row. ``"auto"``: a quarter of the rows that the layer's
-            first batch has (samples × positions), but no fewer than 64.
+            other rows: of a layer with m × n weights that costs 16 · tile · m · n products.
+            ``None`` takes all rows together. ``"auto"``: a quarter of the rows of the layer's
+            first batch (samples × positions), whose forward and backward cost about as much, but
+            no fewer than 128.
         row_decay: Weight ρ of the old value in a running average of every row's mean square, by
             whose root the row is divided before lengths are set, so that output units step alike
             (NorMuon, Li et al. 2025); 0 takes this step's alone. ``None`` leaves rows as they
