@@ -165,7 +165,8 @@ def channels_last() -> Uneven:
 def batches_of_unlike_sizes() -> Uneven:
     """What one rank's first batch pays for does not pay for all rows of the other's layers."""
     torch.manual_seed(3)
-    model = nn.Sequential(nn.Linear(6, 192), nn.Tanh(), nn.Linear(192, 3)).double()
+    inner = (nn.Linear(6, 192), nn.Tanh(), nn.Linear(192, 192), nn.Tanh())
+    model = nn.Sequential(*inner, nn.Linear(192, 3)).double()
     wrapped = DistributedDataParallel(model)
     optimizer = THOR(model)
     samples = (32, 1024)[dist.get_rank()]

@@ -51,7 +51,8 @@ def orthogonalize(
     Args:
         stacks: Matrices ``[l, k, out, columns]`` of some shapes.
         iterations: Steps; four make singular values alike that are 0.0026 of the length or more.
-        tiles: Of each stack, rows, at most, that are a matrix of their own; ``None``: all of one.
+        tiles: Of each stack, rows, at most, that are a matrix of their own; ``None``, or as many
+            as there are columns: all of one.
     """
     first = max(len(_SAFE) - iterations, 0)
     quintics = _SAFE[:1] * (iterations - len(_SAFE)) + _SAFE[first:]
@@ -60,7 +61,7 @@ def orthogonalize(
         alike[stack.dtype, stack.device].append(place)
     found = list(stacks)
     for places in alike.values():
-        cuts = [_cut(stacks[place].shape[2], tiles[place]) for place in places]
+        cuts = [_cut(*stacks[place].shape[2:], tiles[place]) for place in places]
         cut_up = [_in_tiles(stacks[n], cut) for n, cut in zip(places, cuts, strict=True)]
         own = _of_one_kind(cut_up, _TOPS[first], quintics)
         for place, cut, one in zip(places, cuts, own, strict=True):
@@ -68,12 +69,14 @@ def orthogonalize(
     return found
 
 
-def _cut(rows: int, tile: int | None) -> Partition:
+def _cut(rows: int, columns: int, tile: int | None) -> Partition:
     """Tiles that hold no rows of zeros, if some of half the size or more do not."""
-    if tile is not None and tile < rows:
-        for own in range(tile, tile // 2, -1):
-            if rows % own == 0:
-                return Partition(rows, own)
+    # Tiles that are longer than wide would cost more than all rows together.
+    if tile is None or tile >= min(rows, columns):
+        return Partition(rows, rows)
+    for own in range(tile, tile // 2, -1):
+        if rows % own == 0:
+            return Partition(rows, own)
     return Partition.of(rows, tile)
 
 

@@ -57,9 +57,9 @@ class NormControl:
             as Muon's five do.
         tile: Rows, at most, whose singular values ``"spectral"`` makes alike apart from those of
             other rows: of a layer with m × n weights that costs 16 · tile · m · n products.
-            ``None`` takes all rows together. ``"auto"``: a quarter of the rows of the layer's
-            first batch (samples × positions), whose forward and backward cost about as much, but
-            no fewer than 128.
+            ``None`` takes all rows together, as do tiles that would be longer than wide.
+            ``"auto"``: a quarter of the rows of the layer's first batch (samples × positions),
+            whose forward and backward cost about as much, but no fewer than 128.
         row_decay: Weight ρ of the old value in a running average of every row's mean square, by
             whose root the row is divided before lengths are set, so that output units step alike
             (NorMuon, Li et al. 2025); 0 takes this step's alone. ``None`` leaves rows as they
