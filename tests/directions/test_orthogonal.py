@@ -165,8 +165,8 @@ def test_a_tile_of_more_rows_than_there_are_costs_no_search() -> None:
             Counted.asked += 1
             return int(self) % other
 
-    assert orthogonal._cut(Counted(64), 64, 10_000).block == 64
-    assert orthogonal._cut(Counted(64), 64, 64).block == 64
+    assert orthogonal._cut(Counted(64), 64, tile=10_000).block == 64
+    assert orthogonal._cut(Counted(64), 64, tile=64).block == 64
     assert Counted.asked <= 1
 
 

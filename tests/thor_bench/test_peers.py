@@ -127,7 +127,7 @@ def test_every_setting_reaches_its_option() -> None:
         "Damping(value=0.2, mode='pi')", "split=2", "power=1.0",
         "GrowingInterval(start=7.0, growth=1.5,",
         "TraceRule(update_above=0.3, freeze_below=0.1, damped_trace='product', compare='distance')",
-        "NormControl(kind='rms', limit=1.0, per=None, iterations=4, row_decay=0.7)",
+        "NormControl(kind='rms', limit=1.0, per=None, iterations=4, tile='auto', row_decay=0.7)",
         "Statistics(decay=0.6, rows=5, fisher='mc',", "exclude=('2',)",
         "Update(nesterov=False, momentum_first=False, decoupled_decay=True, overshoot=None)",
         "Base(rule='adamw', lr_scale=0.5, weight_decay=0.2,",

@@ -140,3 +140,12 @@ def test_defaults_are_nobodys_tuned_settings() -> None:
     adamw = torch.optim.AdamW(workload.build().parameters()).defaults
     assert (torchs["lr"], torchs["weight_decay"]) == (adamw["lr"], adamw["weight_decay"])
     assert (torchs["beta1"], torchs["beta2"], torchs["eps"]) == (*adamw["betas"], adamw["eps"])
+
+
+def test_where_no_recipe_stands_the_defaults_do() -> None:
+    """Nobody has tuned THOR, AdamW or Muon on these."""
+    for task in ("pinn", "vae", "heat"):
+        own = find_recipe(find_task(task), "thor").settings
+        assert own == find_recipe(find_task(task), "thor", "defaults").settings
+    tuned = find_recipe(find_task("digits"), "thor").settings
+    assert tuned != find_recipe(find_task("digits"), "thor", "defaults").settings

@@ -85,7 +85,7 @@ class Peer(Generic[S]):
     Attributes:
         name: Its name.
         description: One line.
-        settings: Its settings where there is no recipe.
+        settings: What recipes and ``untuned`` change.
         build: Builds the torch optimizers that together train every parameter of a model.
         takes: What a step takes.
         own: Setting that a study searches besides those that all have.

@@ -27,9 +27,9 @@ class Setup:
 
 
 def find_recipe(workload: Task, optimizer: str, preset: str | None = None) -> Setup:
-    """Returns the tuned recipe, or the optimizer's general settings at the workload's horizon.
+    """Returns the tuned recipe, or the optimizer's own defaults at the workload's horizon.
 
-    Nothing is tuned for a task of a user's file, so there it is each optimizer's own defaults.
+    Nothing is tuned for a task of a user's file.
 
     Args:
         workload: What is trained.
@@ -40,8 +40,8 @@ def find_recipe(workload: Task, optimizer: str, preset: str | None = None) -> Se
         BenchError: The workload has no such preset, or the preset has no such optimizer.
     """
     peer = find_optimizer(optimizer)
-    if preset is None and workload.origin is None:
-        recipe = peer.recipes.get(workload.name, Recipe("", workload.epochs))
+    if preset is None and workload.origin is None and workload.name in peer.recipes:
+        recipe = peer.recipes[workload.name]
     elif preset in (None, DEFAULTS):
         recipe = Recipe(peer.untuned, workload.epochs)
     else:

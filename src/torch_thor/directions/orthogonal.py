@@ -61,7 +61,7 @@ def orthogonalize(
         alike[stack.dtype, stack.device].append(place)
     found = list(stacks)
     for places in alike.values():
-        cuts = [_cut(*stacks[place].shape[2:], tiles[place]) for place in places]
+        cuts = [_cut(*stacks[n].shape[-2:], tile=tiles[n]) for n in places]
         cut_up = [_in_tiles(stacks[n], cut) for n, cut in zip(places, cuts, strict=True)]
         own = _of_one_kind(cut_up, _TOPS[first], quintics)
         for place, cut, one in zip(places, cuts, own, strict=True):
@@ -69,7 +69,7 @@ def orthogonalize(
     return found
 
 
-def _cut(rows: int, columns: int, tile: int | None) -> Partition:
+def _cut(rows: int, columns: int, *, tile: int | None) -> Partition:
     """Tiles that hold no rows of zeros, if some of half the size or more do not."""
     # Tiles that are longer than wide would cost more than all rows together.
     if tile is None or tile >= min(rows, columns):
