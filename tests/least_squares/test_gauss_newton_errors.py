@@ -178,3 +178,11 @@ def test_values_of_more_dimensions_carry_derivatives(curvature: Any) -> None:
     for _ in range(3):
         last = float(optimizer.step(lambda: derivatives(net, POINTS).laplacian - 1))
     assert last < 0.5 * first
+
+
+def test_groups_and_parameters_of_another_model_are_refused() -> None:
+    net = net_of()
+    with pytest.raises(InvalidOptionError, match="parameters, not groups"):
+        GaussNewton(net, [{"params": list(net.parameters())}])  # type: ignore[list-item]
+    with pytest.raises(InvalidOptionError, match="the model's own"):
+        GaussNewton(net, net_of().parameters())

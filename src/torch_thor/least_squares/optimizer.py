@@ -22,7 +22,7 @@ from torch_thor.options.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch_thor.least_squares.quadratic import Direction
 
@@ -101,10 +101,10 @@ class GaussNewton(torch.optim.Optimizer):
         ):
             require_type(name, value, hint)
         chosen = list(model.parameters() if params is None else params)
+        _require_own(model, chosen)
         # λ and its growth change from step to step, so they stand where a checkpoint saves them.
         defaults = {"damping": None, "growth": 2.0, "floor": 0.0}
         super().__init__(chosen, defaults)
-        require("params", chosen, len(self.param_groups) == 1, "parameters, not groups")
         self._first, self._adaptive = damping, adaptive
         self._searches, self._limit = line_search, trust_region
         self._remembers = momentum and curvature == "kronecker"
@@ -237,3 +237,12 @@ class GaussNewton(torch.optim.Optimizer):
             )
         self._curvature.load_state_dict(saved)
         super().load_state_dict(rest)
+
+
+def _require_own(model: nn.Module, chosen: Sequence[object]) -> None:
+    """Raises where not all are parameters of the model."""
+    groups = sum(isinstance(one, dict) for one in chosen)
+    require("params", f"{groups} groups", not groups, "parameters, not groups")
+    own = set(model.parameters())
+    others = sum(one not in own for one in chosen)
+    require("params", f"{others} of another model", not others, "the model's own")
