@@ -50,7 +50,7 @@ def write_league(result: LeagueResult) -> LeagueReport:
     table = standings_table(rows, tasks=len(league.tasks))
     try:
         table.write(directory, name, numbers=found.write_csv())
-        tasks = [tasks_table(medians(found), measure).to_markdown() for measure in MEASURES]
+        tasks = [tasks_table(found, measure, ranges=True).to_markdown() for measure in MEASURES]
         (directory / f"{name}-tasks.md").write_text("\n".join(tasks), encoding="utf-8")
         html = render(
             "sections.html.j2",
@@ -110,7 +110,7 @@ def _sections(
     yield Section(
         "Task by task: seconds, then steps to the target",
         ["Medians over seeds, ∞ where most of them missed."],
-        [tasks_table(middle, measure) for measure in MEASURES],
+        [tasks_table(found, measure) for measure in MEASURES],
     )
     if both := pairs(found):
         yield Section(
@@ -141,20 +141,25 @@ def standings_table(rows: Sequence[Standing], *, tasks: int) -> TextTable:
     )
 
 
-def tasks_table(middle: pl.DataFrame, measure: str) -> TextTable:
-    """Returns the medians of a measure: a row a task, a column an optimizer."""
-    digits = 1 if measure == "seconds" else 0
-    wide = middle.pivot("optimizer", index="task", values=measure, maintain_order=True)
-    rows = wide.iter_rows(named=True)
-    return TextTable.of(
-        {
-            f"task, {measure}": row.pop("task"),
-            "target": find_task(task).metric.goal(target_of(task)),
-            **{name: number_text(value, digits) for name, value in row.items()},
-        }
-        for row in rows
-        for task in [row["task"]]
-    )
+def tasks_table(found: pl.DataFrame, measure: str, *, ranges: bool = False) -> TextTable:
+    """Returns the medians of a measure, with their ranges if asked: a row a task."""
+    by = found.group_by("task", "optimizer", maintain_order=True)
+    column = pl.col(measure)
+    numbers = by.agg(column.median().alias("median"), low=column.min(), high=column.max())
+    rows: dict[str, dict[str, str]] = {}
+    for task, optimizer, *spread in numbers.iter_rows():
+        middle, low, high = (number_text(value, _digits(value, measure)) for value in spread)
+        goal = find_task(task).metric.goal(target_of(task))
+        row = rows.setdefault(task, {f"task, {measure}": task, "target": goal})
+        row[optimizer] = f"{middle} ({low}–{high})" if ranges else middle
+    return TextTable.of(rows.values())
+
+
+def _digits(value: float, measure: str) -> int:
+    """Digits after the point."""
+    if measure == "steps":
+        return 0
+    return 1 if value >= 10 else 2
 
 
 def pairs_table(both: Sequence[Pair]) -> TextTable:

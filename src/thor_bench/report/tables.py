@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import polars as pl
 from rich.box import SIMPLE_HEAD
@@ -101,8 +101,9 @@ def _to_rich(text: TextTable, title: str) -> Table:
     table = Table(title=title, title_style="bold", pad_edge=False, **_LISTING)
     table.padding = (0, 1, 0, 0)
     for heading, words in zip(text.headings, text.are_words(), strict=True):
+        side: Literal["left", "right"] = "left" if words else "right"
         # Settings are wider than a terminal; cut off, nobody could repeat the run.
-        table.add_column(heading, justify="left" if words else "right", overflow="fold")
+        table.add_column(heading, justify=side, overflow="fold", no_wrap=not table.columns)
     for row in text.rows:
         table.add_row(*row)
     return table
