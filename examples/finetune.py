@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> list[float]:
     """Pre-train, train the head, then everything; return the losses of the two last."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--optimizer", choices=["thor", "adamw"], default="thor")
-    parser.add_argument("--lr", type=float, help="its peak; THOR: 0.01, AdamW: 0.003")
+    parser.add_argument("--lr", type=float, help="its peak; THOR: 0.02, AdamW: 0.003")
     parser.add_argument("--steps", type=int, default=60, help="of each of the three parts")
     parser.add_argument("--images", type=int, default=600, help="that there are of the new task")
     said = parser.parse_args(arguments)
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> list[float]:
     model.requires_grad_(requires_grad=False)
     head.requires_grad_(requires_grad=True)
     if said.optimizer == "thor":
-        lr, optimizer = said.lr or 0.01, THOR(model)
+        lr, optimizer = said.lr or 0.02, THOR(model)
     else:
         lr, optimizer = said.lr or 0.003, torch.optim.AdamW(model.parameters())
     few, rest = (tuple(part[where] for part in odd) for where in split(said.images))

@@ -145,7 +145,7 @@ def test_compare_counts_a_run_that_diverges_as_a_miss(tmp_path: Path) -> None:
         (("train", "tiny", "--optimizer", "sgdd"), ("--optimizer 'sgdd'", "did you mean 'sgd'")),
         (("train", "tiny", "--set", "lrr=1"), ("--set 'lrr'", "weight_decay", "mean 'lr'")),
         (("train", "tiny", "--set", "lr"), ("--set 'lr' has no '='", "key=value")),
-        (("train", "tiny", "--set", "lr=fast"), ("--set lr=fast", "number", "lr=0.1")),
+        (("train", "tiny", "--set", "lr=fast"), ("--set lr=fast", "number", "lr=0.03")),
         (("train", "tiny", "--set", "lr=-1"), ("--set lr=-1", "greater than 0")),
         (("train", "tiny", "--set", "lr=nan"), ("--set lr=nan", "finite number")),
         (("train", "tiny", "--set", "split=0"), ("--set split=0", "'auto' or 'per_layer' or none")),
