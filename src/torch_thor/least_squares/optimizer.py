@@ -137,9 +137,8 @@ class GaussNewton(torch.optim.Optimizer):
             InvalidOptionError: Where the closure returns no residuals.
             NonFiniteGradientError: Where they or their gradients are not finite.
             ValueError: Where rows of the residuals are none of the network's (``"exact"``), where
-                they change by themselves, or depend on nothing that trains.
-
-            Weights and λ stay then.
+                they change by themselves, or depend on nothing that trains. Weights and λ
+                stay, as after the others.
         """
         curvature, group = self._curvature, self.param_groups[0]
         self._trained = [p for p in group["params"] if p.requires_grad]
