@@ -162,35 +162,33 @@ def channels_last() -> Uneven:
     return ended(model, optimizer)
 
 
-def batches_of_unlike_sizes() -> Uneven:
-    """What one rank's first batch pays for does not pay for all rows of the other's layers."""
+def fitted(width: int, batches: list[Tensor], *, lr: float) -> Uneven:
+    """A network of two hidden layers by the default's rule: sines of half of the inputs."""
     torch.manual_seed(3)
-    inner = (nn.Linear(6, 192), nn.Tanh(), nn.Linear(192, 192), nn.Tanh())
-    model = nn.Sequential(*inner, nn.Linear(192, 3)).double()
+    inner = (nn.Linear(6, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh())
+    model = nn.Sequential(*inner, nn.Linear(width, 3)).double()
     wrapped = DistributedDataParallel(model)
-    optimizer = THOR(model)
-    samples = (32, 1024)[dist.get_rank()]
-    for _ in range(3):
-        x = torch.randn(samples, 6, dtype=torch.float64)
+    optimizer = THOR(model, lr=lr)
+    for x in batches:
         optimizer.zero_grad()
         mean_half_square(wrapped(x), x[:, :3].sin()).backward()
         optimizer.step()
     return ended(model, optimizer)
+
+
+def batches_of_unlike_sizes() -> Uneven:
+    """What one rank's first batch pays for does not pay for all rows of the other's layers."""
+    samples = (32, 1024)[dist.get_rank()]
+    torch.manual_seed(3)
+    batches = [torch.randn(samples, 6, dtype=torch.float64) for _ in range(3)]
+    return fitted(192, batches, lr=0.03)
 
 
 def overshooting() -> Uneven:
     """Steps that are too long for a valley without noise; each rank has half of its samples."""
     torch.manual_seed(3)
-    inner = (nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh())
-    model = nn.Sequential(*inner, nn.Linear(16, 3)).double()
-    wrapped = DistributedDataParallel(model)
-    optimizer = THOR(model, lr=0.1)
-    x = torch.randn(32, 6, dtype=torch.float64)[dist.get_rank() :: 2]
-    for _ in range(222):
-        optimizer.zero_grad()
-        mean_half_square(wrapped(x), x[:, :3].sin()).backward()
-        optimizer.step()
-    return ended(model, optimizer)
+    own = torch.randn(32, 6, dtype=torch.float64)[dist.get_rank() :: 2]
+    return fitted(16, [own] * 222, lr=0.1)
 
 
 def odd_batches() -> dict[str, Uneven]:

@@ -1,8 +1,7 @@
 """Networks that solve differential equations: new points for each step, the solution for tests."""
 
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -10,9 +9,9 @@ from torch import Tensor
 
 from thor_bench.records.config import DataSource
 from thor_bench.tasks.data import Batch, TensorSplit, TrainTest, random_stream
-from thor_bench.tasks.equations import HEAT, POISSON_2D, POISSON_5D, Equation
+from thor_bench.tasks.equations import HEAT, POISSON_2D, POISSON_5D, RELATIVE_ERROR, Equation
 from thor_bench.tasks.squares import Squares
-from thor_bench.tasks.task import Metric, Task
+from thor_bench.tasks.task import Task
 
 _EPOCH = 6400  # points inside
 
@@ -73,15 +72,7 @@ def _task(name: str, description: str, equation: Equation, *, target: float) -> 
         load=solved.load,
         model=equation.network,
         loss=Squares(equation.residuals),
-        metric=Metric(
-            name="relative error",
-            unit="",
-            higher_is_better=False,
-            score=solved.relative_square,
-            of_mean=math.sqrt,
-            low=0.0,
-            digits=6,
-        ),
+        metric=replace(RELATIVE_ERROR, score=solved.relative_square),
         target=target,
         epochs=160,
         batch_size=256,

@@ -8,8 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from thor_bench.tasks.task import Metric
 from torch_thor import derivatives
 
+RELATIVE_ERROR = Metric(  # of squares of each point's error ÷ the solution's mean square
+    name="relative error", unit="", higher_is_better=False, of_mean=math.sqrt, low=0.0, digits=6
+)
 Points = tuple[Tensor, Tensor]  # inside, and where values are known
 _KNOWN = 4  # points inside for one where the value is known
 _ROOT_OF_WEIGHT = 10.0  # of the known values

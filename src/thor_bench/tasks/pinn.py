@@ -5,15 +5,16 @@ has the same equation by ``torch_thor.derivatives``, with residuals for ``gauss-
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from thor_bench.records.config import DataSource
 from thor_bench.tasks.data import TensorSplit, TrainTest
-from thor_bench.tasks.equations import grid, sines
+from thor_bench.tasks.equations import RELATIVE_ERROR, grid, sines
 from thor_bench.tasks.pairs import Pairs
-from thor_bench.tasks.task import Metric, Task
+from thor_bench.tasks.task import Task
 
 _POINTS, _GRID, _WIDTH = 76_800, 50, 64
 _BORDER = 100.0  # weight of the border's error
@@ -81,16 +82,7 @@ PINN = Task(
     load=load,
     model=Field,
     loss=_POINTWISE.loss,
-    metric=Metric(
-        name="relative error",
-        unit="",
-        higher_is_better=False,
-        score=_POINTWISE.judge,
-        of_mean=math.sqrt,
-        low=0.0,
-        high=1.0,
-        digits=5,
-    ),
+    metric=replace(RELATIVE_ERROR, score=_POINTWISE.judge, high=1.0, digits=5),
     target=0.006,
     epochs=5,
     batch_size=256,
