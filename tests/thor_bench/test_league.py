@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from thor_bench.cli.commands import app
 from thor_bench.errors import BenchError, RunInterruptedError
 from thor_bench.league import targets
+from thor_bench.league.page import tasks_table
 from thor_bench.league.plan import SEARCH_SEED, League, factors, target_of
 from thor_bench.league.running import LeagueRunner
 from thor_bench.league.standings import pairs, standings
@@ -84,6 +85,16 @@ def test_the_command_writes_one_page_and_repeats_nothing(tmp_path: Path) -> None
     runner(asked(), tmp_path, told).run()
     assert told == []
     assert {run.directory: run.started.started for run in find_runs(tmp_path)} == before
+
+
+def test_the_best_of_a_task_is_bold_all_where_they_are_level_none_where_all_missed() -> None:
+    places = [("digits", "sgd", 5.0), ("digits", "thor", 3.0), ("tabular", "thor", 4.0)]
+    places += [("tabular", "sgd", 4.0), ("vae", "sgd", math.inf), ("vae", "thor", math.inf)]
+    found = pl.DataFrame(places, schema=["task", "optimizer", "steps"], orient="row")
+    table = tasks_table(found, "steps")
+    assert {(table.rows[row][0], table.headings[n]) for row, n in table.bold} == {
+        ("digits", "thor"), ("tabular", "thor"), ("tabular", "sgd"),
+    }  # fmt: skip
 
 
 def test_a_stopped_league_says_how_to_go_on_and_tells_the_time_left(

@@ -167,6 +167,9 @@ def test_a_metric_that_falls_is_summed_up_and_drawn_downwards(
     assert "squared-error-seconds" in stems
 
 
+_BOLD = frozenset({(0, 1), (1, 2)})
+
+
 @pytest.mark.parametrize(("width", "peers"), [(60, 0), (80, 0), (80, 3), (200, 0)])
 def test_the_table_fits_the_terminal(runs: list[Run], width: int, peers: int) -> None:
     console = Console(width=width, record=True, file=io.StringIO())
@@ -189,6 +192,17 @@ def test_words_stand_left_numbers_right_and_nothing_is_cut_off() -> None:
     shown = "".join(captured.get().split())
     assert "…" not in shown
     assert "0002554," in shown
+
+
+def test_bold_cells_stay_bold_in_every_form() -> None:
+    text = TextTable(("task", "thor", "sgd"), (("a", "1", "2"), ("b", "4", "3")), _BOLD)
+    assert text.to_markdown().splitlines()[2:] == ["| a | **1** | 2 |", "| b | 4 | **3** |"]
+    turned = text.transposed()
+    assert turned.to_markdown().splitlines()[2:] == ["| thor | **1** | 4 |", "| sgd | 2 | **3** |"]
+    console = Console(width=30, force_terminal=True, color_system="standard")
+    with console.capture() as captured:
+        console.print(text.to_rich("t", console))
+    assert [cell in captured.get() for cell in ("\x1b[1m1\x1b", "\x1b[1m2\x1b")] == [True, False]
 
 
 def test_figures_are_drawn_for_both_themes(runs: list[Run], tmp_path: Path) -> None:

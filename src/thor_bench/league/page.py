@@ -1,7 +1,9 @@
 """The page of a league: standings, profiles, tasks, pairs, settings."""
 
+import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -142,17 +144,26 @@ def standings_table(rows: Sequence[Standing], *, tasks: int) -> TextTable:
 
 
 def tasks_table(found: pl.DataFrame, measure: str, *, ranges: bool = False) -> TextTable:
-    """Returns the medians of a measure, with their ranges if asked: a row a task."""
+    """Returns the medians of a measure, with their ranges if asked: a row a task, its best bold."""
     by = found.group_by("task", "optimizer", maintain_order=True)
     column = pl.col(measure)
     numbers = by.agg(column.median().alias("median"), low=column.min(), high=column.max())
     rows: dict[str, dict[str, str]] = {}
+    middles: dict[str, dict[str, float]] = defaultdict(dict)
     for task, optimizer, *spread in numbers.iter_rows():
+        middles[task][optimizer] = spread[0]
         middle, low, high = (number_text(value, _digits(value, measure)) for value in spread)
         goal = find_task(task).metric.goal(target_of(task))
         row = rows.setdefault(task, {f"task, {measure}": task, "target": goal})
         row[optimizer] = f"{middle} ({low}–{high})" if ranges else middle
-    return TextTable.of(rows.values())
+    table = TextTable.of(rows.values())
+    bold = {
+        (number, table.headings.index(name))
+        for number, found_here in enumerate(middles.values())
+        for name, value in found_here.items()
+        if value == min(found_here.values()) < math.inf
+    }
+    return replace(table, bold=frozenset(bold))
 
 
 def _digits(value: float, measure: str) -> int:

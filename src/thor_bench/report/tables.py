@@ -36,10 +36,17 @@ _MEANINGS = {
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table as text, ready for any output; the first column names the row."""
+    """A table as text, ready for any output; the first column names the row.
+
+    Attributes:
+        headings: Of the columns.
+        rows: The cells.
+        bold: Row and column of cells that stand out.
+    """
 
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    bold: frozenset[tuple[int, int]] = frozenset()
 
     @classmethod
     def of(cls, rows: Iterable[Mapping[str, str]]) -> Self:
@@ -51,7 +58,8 @@ class TextTable:
     def to_markdown(self) -> str:
         """Returns a Markdown table, numbers to the right."""
         rules = ("---" if words else "---:" for words in self.are_words())
-        lines = [self.headings, tuple(rules), *self.rows]
+        rows = (self.marked(number, "**{}**") for number in range(len(self.rows)))
+        lines = [self.headings, tuple(rules), *rows]
         return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
     def are_words(self) -> list[bool]:
@@ -59,6 +67,11 @@ class TextTable:
         columns = zip(*self.rows, strict=True)
         found = [any(cell[:1].isalpha() for cell in cells) for cells in columns]
         return found or [True for _ in self.headings]
+
+    def marked(self, row: int, mark: str) -> tuple[str, ...]:
+        """Returns the cells of a row, with a mark around those that stand out."""
+        cells = enumerate(self.rows[row])
+        return tuple(mark.format(cell) if (row, n) in self.bold else cell for n, cell in cells)
 
     def to_csv(self) -> str:
         """Returns the cells as comma-separated values."""
@@ -79,13 +92,16 @@ class TextTable:
     def transposed(self) -> "TextTable":
         """Returns the table with a column for each row."""
         headings, *rows = zip(self.headings, *self.rows, strict=True)
-        return TextTable(headings, tuple(rows))
+        # The headings are a row of their own, above the first.
+        bold = {(column - 1, row + 1) for row, column in self.bold if column}
+        return TextTable(headings, tuple(rows), frozenset(bold))
 
     def _narrow(self) -> "TextTable":
         """Returns the table without ranges and without the columns that matter least."""
         kept = [n for n, heading in enumerate(self.headings) if heading not in _DISPENSABLE]
         rows = tuple(tuple(row[n].partition(" (")[0] for n in kept) for row in self.rows)
-        return TextTable(tuple(self.headings[n] for n in kept), rows)
+        bold = {(row, kept.index(n)) for row, n in self.bold if n in kept}
+        return TextTable(tuple(self.headings[n] for n in kept), rows, frozenset(bold))
 
     def to_rich(self, title: str, console: Console) -> Table:
         """Returns a table for the terminal: the fullest form that fits its width."""
@@ -104,8 +120,8 @@ def _to_rich(text: TextTable, title: str) -> Table:
         side: Literal["left", "right"] = "left" if words else "right"
         # Settings are wider than a terminal; cut off, nobody could repeat the run.
         table.add_column(heading, justify=side, overflow="fold", no_wrap=not table.columns)
-    for row in text.rows:
-        table.add_row(*row)
+    for number in range(len(text.rows)):
+        table.add_row(*text.marked(number, "[bold]{}[/bold]"))
     return table
 
 
