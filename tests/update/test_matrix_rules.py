@@ -198,6 +198,66 @@ def test_tables_and_gains_are_no_matrices() -> None:
     assert not optimizer.engine.followed.matrices
 
 
+def normed(kind: str) -> nn.Module:
+    layer = nn.Conv1d(6, 6, 3, padding=1)
+    if kind == "old weight norm":
+        with pytest.warns(FutureWarning, match="weight_norm"):
+            return nn.utils.weight_norm(layer)  # type: ignore[no-any-return]
+    made = {
+        "weight norm": nn.utils.parametrizations.weight_norm,
+        "spectral norm": nn.utils.parametrizations.spectral_norm,
+        "old spectral norm": nn.utils.spectral_norm,
+    }
+    return made[kind](layer)
+
+
+@pytest.mark.parametrize(
+    ("kind", "weight"),
+    [
+        ("weight norm", "parametrizations.weight.original1"),
+        ("spectral norm", "parametrizations.weight.original"),
+        ("old weight norm", "weight_v"),
+        ("old spectral norm", "weight_orig"),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_what_a_weight_is_made_of_steps_as_the_weight(
+    kind: str, weight: str, *, wrapped: bool
+) -> None:
+    net = nn.Sequential(normed(kind), nn.Tanh(), nn.Conv1d(6, 2, 1))
+    model = nn.DataParallel(net) if wrapped else net
+    optimizer = THOR(model, lr=0.5, momentum=0.0, weight_decay=0.0, base=MUON)
+    parameter = net.get_parameter(f"0.{weight}")
+    before = parameter.detach().clone()
+    net(torch.randn(4, 6, 5)).square().mean().backward()
+    optimizer.step()
+    assert by_muon(optimizer) == {f"0.{weight}"}
+    values = torch.linalg.svdvals((parameter - before).detach().flatten(1)) / 0.5
+    assert values.square().sum().item() == pytest.approx(6, rel=1e-4)
+    assert (values > 0.45 * values.max()).sum() >= 3
+
+
+def test_recurrent_weights_and_tables_are_what_they_are_when_parametrized() -> None:
+    net = Net("GRU")
+    for module, name in ((net.recurrent, "weight_hh_l0"), (net.table, "weight")):
+        nn.utils.parametrizations.spectral_norm(module, name)
+    optimizer = THOR(net, lr=0.01, base=MUON)
+    made = "recurrent.parametrizations.weight_hh_l0.original"
+    assert by_muon(optimizer) == MATRICES | {"recurrent.weight_ih_l0", made}
+
+
+def test_a_parametrized_head_is_an_output_layer_and_one_that_is_excluded_is_left_alone() -> None:
+    weight_norm = nn.utils.parametrizations.weight_norm
+    net = nn.Sequential(weight_norm(nn.Linear(4, 6)), nn.Tanh(), weight_norm(nn.Linear(6, 3)))
+    optimizer = THOR(net, lr=0.01, base=MUON)
+    net(torch.randn(5, 4)).square().mean().backward()
+    optimizer.step()
+    assert by_muon(optimizer) == {"0.parametrizations.weight.original1"}
+    reasons = {one.name: one.reason for one in optimizer.coverage()}
+    assert reasons["2.parametrizations.weight.original1"] == "output layer"
+    assert by_muon(THOR(net, base=MUON, exclude="0")) == {"2.parametrizations.weight.original1"}
+
+
 def test_output_layers_without_curvature_are_known_after_a_resume() -> None:
     class Map(nn.Module):
         def __init__(self) -> None:

@@ -120,7 +120,7 @@ class _Surveyor:
             path = name.rpartition(".")[0]
             left = path in self._excluded or len(self._owners[id(parameter)]) > 1
             if entry.treatment is Treatment.BASE and not left:
-                matrices = matrices_of(self._model.get_submodule(path), entry.name, parameter)
+                matrices = matrices_of(self._model, name, entry.name, parameter)
                 if matrices is not None:
                     found[parameter] = matrices
         return found

@@ -14,6 +14,10 @@ from torch_thor.layers.shards import unsharded_type
 if TYPE_CHECKING:
     from torch_thor.capture.tracked import Identity
 
+# What torch's parametrizations call a weight: of the old ones by a name of its own, of the new ones
+# by that of a module below, X.parametrizations.weight.original.
+_OLD = re.compile(r"_(orig|v)$")
+_NEW = re.compile(r"(?:^|\.)parametrizations\.(\w+)\.original\d*$")
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Whose weights are tables or gains, whatever a subclass of them is called.
@@ -53,21 +57,29 @@ class Matrices:
         return self.owner, ""
 
 
-def matrices_of(owner: nn.Module, name: str, parameter: nn.Parameter) -> Matrices | None:
+def matrices_of(model: nn.Module, path: str, name: str, parameter: nn.Parameter) -> Matrices | None:
     """Returns a parameter as matrices; ``None`` where it is none, or may be none.
 
-    Types decide where they are torch's. Elsewhere names have to say that it is a weight.
+    Types decide where they are torch's. Elsewhere names have to say that it is a weight. What a
+    parametrization makes a weight of counts as that weight, where it has its shape.
 
     Args:
-        owner: The module that holds it.
-        name: Its own name.
+        model: The model.
+        path: Its name there, with those of wrappers.
+        name: Its own name, without them.
         parameter: The parameter. None that is sharded, or of another class, is taken.
     """
+    made = _NEW.search(path)
+    at = path[: made.start()] if made else path.rpartition(".")[0]
+    name = _NEW.sub(r".\1", name).removeprefix(".")
+    owner = model.get_submodule(at)
     plain = type(parameter) is nn.Parameter and parameter.layout is torch.strided
     filled = parameter.dim() > 1 and parameter.numel()
     if not (plain and filled and parameter.is_floating_point()):
         return None
     place, _, leaf = name.rpartition(".")
+    if isinstance(owner, _LAYERS):
+        leaf = _OLD.sub("", leaf)
     shape = _shape_of(owner, place.rpartition(".")[2], leaf, parameter)
     return Matrices(owner, place, shape) if shape is not None and min(shape[1:]) > 1 else None
 
