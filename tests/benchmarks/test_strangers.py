@@ -47,6 +47,7 @@ def result(optimizer: str, curve: dict[int, float], *, failed: bool = False) -> 
     return make
 
 
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")  # torch's own, of norm_first
 @pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
 def test_a_task_gives_every_weight_a_gradient(path: Path) -> None:
     task = find_task(str(path))
