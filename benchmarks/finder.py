@@ -52,10 +52,14 @@ SMALL = {
     Path(one.name).stem: one
     for one in (
         Small("tabular"),
-        Small("unet", 0.25, 16),
         Small("digits"),
-        Small("pinn", 2),
+        Small("unet", 0.25, 16),
         Small("vae", 0.3),
+        Small("fashion-autoencoder", 1.2),
+        Small("image-fit", 3),
+        Small("depthwise", 0.3),
+        Small("lstm", 1.2),
+        Small("pinn", 2),
     )
 }
 

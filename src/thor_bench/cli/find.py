@@ -40,7 +40,8 @@ def find(
     rates = [one.rate for one in found.rates]
     console.print(f"rate {rates[0]:.2g} {figure.line(found)} {rates[-1]:.2g}", highlight=False)
     if found.is_at_edge:
-        typer.echo("the best rate is the last one tried: a value beyond it may be better")
+        end, beyond = ("lowest", "lower") if found.best is found.rates[0] else ("highest", "higher")
+        typer.echo(f"the best is the {end} rate tried: a {beyond} one than this may be better yet")
     typer.echo(
         f"{found.taken} steps of {found.total} ({found.taken / found.total:.0%}); "
         f"curve: {written.light}"

@@ -1,9 +1,9 @@
 """Finds THOR's learning rate for a task, in a tenth of the steps of one run.
 
-Short runs, each at another rate, have the whole run's schedule, squeezed, begin at the same weights
-with the same batches, and are judged by the loss of batches that none of them has seen. A short
-run wants to go far, so that its best rate is often higher than a whole one's, and never by the
-same factor. The rate to take is about half way, in logarithms, from the usual one to theirs.
+Four short runs, at half the usual rate, at it, twice and four times it, have the whole run's
+schedule, squeezed, begin at the same weights with the same batches, and are judged by the loss of
+batches that none of them has seen. A short run wants to go far, so that its best rate is higher
+than a whole one's: the rate to take is 0.6 of it. So it is between 0.3 and 2.4 times the usual one.
 """
 
 import math
@@ -21,11 +21,10 @@ from thor_bench.training.session import Session
 from torch_thor import THOR, CurvatureError, NonFiniteGradientError
 
 SHARE = 0.1  # of a run's steps
-_RATES = tuple(2.0**power for power in range(-2, 6))  # times the usual one
-_FEWER_RATES = _RATES[1:-1]
-_LEAST_STEPS = 2  # of a short run
+_RATIOS = (0.5, 1.0, 2.0, 4.0)  # of rates to the usual one; more of them are shorter runs
+_LEAST_STEPS = 3  # of a short run
 _JUDGES = 4  # batches
-_WAY = 0.55  # in logarithms, from the usual rate to theirs; chosen on two tasks, see docs/bench.md
+_PART = 0.6  # of a short run's best rate, to take for a whole one; chosen as docs/bench.md tells
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Found:
     @property
     def rate(self) -> float:
         """The rate to take, to two digits."""
-        return float(f"{self.usual ** (1 - _WAY) * self.lowest**_WAY:.2g}")
+        return float(f"{_PART * self.lowest:.2g}")
 
     @property
     def lowest(self) -> float:
@@ -90,7 +89,7 @@ class Found:
 
     @property
     def is_at_edge(self) -> bool:
-        """Whether a rate outside those that were tried may be better."""
+        """Whether the best rate is the lowest or the highest that was tried."""
         return self.best in (self.rates[0], self.rates[-1])
 
 
@@ -106,14 +105,13 @@ def find_settings(session: Session) -> Found:
     """
     finder = _Finder(session)
     budget = int(SHARE * session.total_steps)
-    if budget < _LEAST_STEPS * len(_FEWER_RATES):
-        least = math.ceil(_LEAST_STEPS * len(_FEWER_RATES) / SHARE)
+    if budget < _LEAST_STEPS * len(_RATIOS):
+        least = math.ceil(_LEAST_STEPS * len(_RATIOS) / SHARE)
         message = f"the run of {session.total_steps} steps is too short to try rates in a tenth"
         raise BenchError(f"{message}; keep the usual rate, or take --epochs for {least} steps")
-    ratios = _RATES if budget >= _LEAST_STEPS * len(_RATES) else _FEWER_RATES
-    steps = budget // len(ratios)
+    steps = budget // len(_RATIOS)
     start = finder.loss_after(steps, None)
-    tried = [finder.usual * ratio for ratio in ratios]
+    tried = [finder.usual * ratio for ratio in _RATIOS]
     rates = tuple(Trial(rate, finder.loss_after(steps, rate)) for rate in tried)
     found = Found(session.config.workload, finder.usual, rates, start, steps, session.total_steps)
     if math.isinf(found.best.loss):
@@ -155,13 +153,16 @@ class _Finder:
                         continue
                     for group in groups:
                         group["lr"] = rate * shape(number)
-                    session.backward(session.loss(batch))
+                    loss = session.loss(batch)
+                    if not math.isfinite(loss.item()):
+                        return math.inf
+                    session.backward(loss)
                     self._optimizer.step()
                 judged = [session.loss(batch).item() for batch in islice(batches, _JUDGES)]
             except (CurvatureError, NonFiniteGradientError):
                 return math.inf
-        loss = sum(judged) / len(judged)
-        return loss if math.isfinite(loss) else math.inf
+        mean = sum(judged) / len(judged)
+        return mean if math.isfinite(mean) else math.inf
 
     def _batches(self) -> Iterator[Batch]:
         for epoch in count():
