@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from thor_bench.cli.commands import app
 from thor_bench.errors import BenchError
-from thor_bench.find import figure
+from thor_bench.find import figure, finder
 from thor_bench.find.finder import Found, Trial, find_settings
 from thor_bench.find.taken_back import taken_back
 from thor_bench.optimizers.recipes import DEFAULTS, RunOptions, plan_run
@@ -76,11 +76,27 @@ def test_steps_are_taken_back(before: int) -> None:
 @pytest.mark.parametrize("epochs", [30, 50, 200])
 def test_a_tenth_of_the_steps_is_enough(epochs: float) -> None:
     one = find_settings(session(epochs=epochs))
-    assert [trial.rate / one.usual for trial in one.rates] == [0.5, 1, 2, 4]
+    assert [trial.rate / one.usual for trial in one.rates] == [1, 2, 4, 8]
     assert one.taken <= 0.1 * one.total
     assert one.total == 4 * epochs
     assert one.best.loss < one.start
     assert one.rates[0].loss > one.best.loss
+
+
+def test_the_worse_side_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rate that doubled is worse leads to lower ones; the best has neighbours on both sides."""
+    asked: list[float] = []
+
+    def loss_after(_: object, steps: int, rate: float | None) -> float:
+        assert steps == 3
+        asked.append(rate or 0)
+        return abs(math.log(rate / 0.01)) if rate else 9.0
+
+    monkeypatch.setattr(finder._Finder, "loss_after", loss_after)
+    one = find_settings(session())
+    assert asked == [0, 0.03, 0.06, 0.015, 0.0075]
+    assert [trial.rate for trial in one.rates] == [0.0075, 0.015, 0.03, 0.06]
+    assert one.best.rate == 0.0075
 
 
 def test_the_same_is_found_again() -> None:
@@ -154,3 +170,15 @@ def test_the_command(tmp_path: Path) -> None:
     short = CliRunner().invoke(app, ["find", "tiny"])
     assert short.exit_code == 2
     assert "too short" in short.stderr
+
+
+@pytest.mark.parametrize(("best", "told"), [(1e-9, "lowest rate tried"), (9.0, "highest rate")])
+def test_the_last_rate_that_was_tried_is_told(
+    best: float, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loss_after(_: object, __: int, rate: float | None) -> float:
+        return abs(math.log(rate / best)) if rate else 99.0
+
+    monkeypatch.setattr(finder._Finder, "loss_after", loss_after)
+    result = CliRunner().invoke(app, ["find", "tiny", "--epochs", "30", "--out", str(tmp_path)])
+    assert f"the best is the {told}" in result.output

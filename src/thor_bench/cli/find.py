@@ -39,9 +39,12 @@ def find(
     console.print(figure.table(found).to_rich("Short runs", console))
     rates = [one.rate for one in found.rates]
     console.print(f"rate {rates[0]:.2g} {figure.line(found)} {rates[-1]:.2g}", highlight=False)
-    if found.is_at_edge:
-        end, beyond = ("lowest", "lower") if found.best is found.rates[0] else ("highest", "higher")
-        typer.echo(f"the best is the {end} rate tried: a {beyond} one than this may be better yet")
+    if found.best is found.rates[0]:
+        typer.echo("the best is the lowest rate tried: a lower one than this may be better yet")
+    elif found.is_at_edge:
+        typer.echo(
+            "the best is the highest rate tried: short runs often want more than a whole one"
+        )
     typer.echo(
         f"{found.taken} steps of {found.total} ({found.taken / found.total:.0%}); "
         f"curve: {written.light}"

@@ -1,9 +1,9 @@
 """Finds THOR's learning rate for a task, in a tenth of the steps of one run.
 
-Four short runs, at half the usual rate, at it, twice and four times it, have the whole run's
-schedule, squeezed, begin at the same weights with the same batches, and are judged by the loss of
-batches that none of them has seen. A short run wants to go far, so that its best rate is higher
-than a whole one's: the rate to take is 0.6 of it. So it is between 0.3 and 2.4 times the usual one.
+Four short runs, at the usual rate, at twice it, and at two rates beyond the better of these, have
+the whole run's schedule, squeezed, begin at the same weights with the same batches, and are judged
+by the loss of batches that none of them has seen. A short run wants to go far, so that its best
+rate is higher than a whole one's: the rate to take is 0.6 of it.
 """
 
 import math
@@ -21,7 +21,8 @@ from thor_bench.training.session import Session
 from torch_thor import THOR, CurvatureError, NonFiniteGradientError
 
 SHARE = 0.1  # of a run's steps
-_RATIOS = (0.5, 1.0, 2.0, 4.0)  # of rates to the usual one; more of them are shorter runs
+_RUNS = 4  # more of them are shorter
+_FIRST, _BELOW, _ABOVE = (1.0, 2.0), (0.5, 0.25), (4.0, 8.0)  # times the usual rate
 _LEAST_STEPS = 3  # of a short run
 _JUDGES = 4  # batches
 _PART = 0.6  # of a short run's best rate, to take for a whole one; chosen as docs/bench.md tells
@@ -105,19 +106,30 @@ def find_settings(session: Session) -> Found:
     """
     finder = _Finder(session)
     budget = int(SHARE * session.total_steps)
-    if budget < _LEAST_STEPS * len(_RATIOS):
-        least = math.ceil(_LEAST_STEPS * len(_RATIOS) / SHARE)
+    if budget < _LEAST_STEPS * _RUNS:
+        least = math.ceil(_LEAST_STEPS * _RUNS / SHARE)
         message = f"the run of {session.total_steps} steps is too short to try rates in a tenth"
         raise BenchError(f"{message}; keep the usual rate, or take --epochs for {least} steps")
-    steps = budget // len(_RATIOS)
+    steps = budget // _RUNS
     start = finder.loss_after(steps, None)
-    tried = [finder.usual * ratio for ratio in _RATIOS]
-    rates = tuple(Trial(rate, finder.loss_after(steps, rate)) for rate in tried)
+    rates = _trials(finder, steps)
     found = Found(session.config.workload, finder.usual, rates, start, steps, session.total_steps)
     if math.isinf(found.best.loss):
         message = f"every rate from {rates[0].rate:g} to {rates[-1].rate:g} diverged"
         raise BenchError(f"{message}; look at the loss and its inputs")
     return found
+
+
+def _trials(finder: "_Finder", steps: int) -> tuple[Trial, ...]:
+    """Returns four short runs, by rising rate."""
+
+    def tried(ratios: tuple[float, ...]) -> list[Trial]:
+        rates = [finder.usual * ratio for ratio in ratios]
+        return [Trial(rate, finder.loss_after(steps, rate)) for rate in rates]
+
+    usual, double = tried(_FIRST)
+    further = tried(_ABOVE if double.loss < usual.loss else _BELOW)
+    return tuple(sorted([usual, double, *further], key=lambda one: one.rate))
 
 
 class _Finder:
