@@ -22,9 +22,9 @@ SHARE = 0.1  # of a run's steps
 _RATIOS = (0.125, 0.25, 0.5, 1.0, 2.0)  # of single steps' rates to the usual one
 _LEAST_WAY = 7  # steps
 _JUDGES = 4  # batches
-# Chosen on eight tasks, see docs/bench.md: momentum and a rate that falls take more than one step.
+# Chosen on eight tasks, see docs/bench.md.
 _TIMES = 3.0  # the rate of the best single step
-_MOST = 4.0  # times the usual rate; where the first tenth of a run wants more, the whole does not
+_MOST = 4.0  # times the usual rate; a run's beginning may want more, the whole seldom does
 
 
 @dataclass(frozen=True)
