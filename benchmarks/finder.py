@@ -2,7 +2,7 @@
 
 ``OMP_NUM_THREADS=1 python benchmarks/finder.py --out docs/results/finder`` trains each task at
 twelve rates from 0.003 to 0.5 and at the one that is found, and writes a table. Runs are kept
-under ``--runs`` and not repeated. About six minutes of one core.
+under ``--runs`` and not repeated. About twenty minutes of one core.
 """
 
 from __future__ import annotations
@@ -52,10 +52,14 @@ SMALL = {
     Path(one.name).stem: one
     for one in (
         Small("tabular"),
-        Small("unet", 0.25, 16),
         Small("digits"),
-        Small("pinn", 2),
+        Small("unet", 0.25, 16),
         Small("vae", 0.3),
+        Small("fashion-autoencoder", 1.2),
+        Small("image-fit", 3),
+        Small("depthwise", 0.3),
+        Small("lstm", 1.2),
+        Small("pinn", 2),
     )
 }
 

@@ -142,8 +142,47 @@ def test_parameters_of_no_layer_train_alone() -> None:
 
 def test_half_precision_is_left_to_kronecker() -> None:
     net = net_of().bfloat16()
-    with pytest.raises(InvalidOptionError, match="float32 or float64, or use 'kronecker'"):
+    with pytest.raises(InvalidOptionError, match="or use curvature='kronecker'"):
         GaussNewton(net).step(lambda: net(POINTS.bfloat16()))
+
+
+def in_half(net: nn.Module) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs: Tensor = net(POINTS.float())
+    return outputs.float() - 1
+
+
+def derived_in_half(net: nn.Module) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return derivatives(net, POINTS.float()).laplacian - 1
+
+
+@pytest.mark.parametrize("closure", [in_half, derived_in_half])
+def test_autocast_in_the_closure_is_left_to_kronecker(
+    closure: Callable[[nn.Module], Tensor],
+) -> None:
+    """The residuals are float32, and a layer behind them is not."""
+    net = net_of().float()
+    told = r"Invalid type of layer '0'=torch.bfloat16.*float32 or float64: leave autocast out"
+    with pytest.raises(InvalidOptionError, match=told):
+        GaussNewton(net).step(lambda: closure(net))
+    optimizer = GaussNewton(net, curvature="kronecker")
+    first, *_, last = [float(optimizer.step(lambda: closure(net))) for _ in range(6)]
+    assert last < 0.1 * first
+
+
+@pytest.mark.parametrize("curvature", ["exact", "kronecker"])
+def test_autocast_around_a_step_is_refused(curvature: Any) -> None:
+    """Products of the step in half precision find no step, and say nothing of it."""
+    net = net_of().float()
+    optimizer = GaussNewton(net, curvature=curvature)
+    told = r"Invalid autocast=torch.bfloat16. Must be off around step\(\)"
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(InvalidOptionError, match=told),
+    ):
+        optimizer.step(lambda: net(POINTS.float()) - 1)
+    optimizer.step(lambda: net(POINTS.float()) - 1)
 
 
 def test_a_step_that_is_refused_at_every_damping_blames_none() -> None:

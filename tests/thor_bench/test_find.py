@@ -1,4 +1,4 @@
-"""Short runs: they find what is better, take a tenth of the steps, and leave nothing behind."""
+"""Single steps: they find what is better, take a tenth of a run, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from thor_bench.cli.commands import app
 from thor_bench.errors import BenchError
-from thor_bench.find import figure
+from thor_bench.find import figure, finder
 from thor_bench.find.finder import Found, Trial, find_settings
 from thor_bench.find.taken_back import taken_back
 from thor_bench.optimizers.recipes import DEFAULTS, RunOptions, plan_run
@@ -23,8 +23,9 @@ from thor_bench.training.session import Session
 if TYPE_CHECKING:
     from pathlib import Path
 
-LOSSES = (2.0, 1.8, 1.5, 1.0, 0.9, 0.5, 1.4, math.inf)
-RATES = tuple(0.02 * 2.0**power for power in range(-4, 4))
+LOSSES = (1.5, 0.9, 0.5, 1.1)
+RATES = (0.01, 0.02, 0.04, 0.08)
+USUAL = 0.02
 
 
 def session(optimizer: str = "thor", epochs: float = 30, **options: Any) -> Session:
@@ -41,7 +42,7 @@ def trained(one: Session, first: int, last: int) -> None:
 
 def found(losses: tuple[float, ...] = LOSSES) -> Found:
     rates = tuple(Trial(rate, loss) for rate, loss in zip(RATES, losses, strict=True))
-    return Found("tiny", 0.02, rates, 2.3, 8, 800)
+    return Found("tiny", USUAL, rates, 2.3, 8, 800)
 
 
 def state_of(one: Session) -> Any:
@@ -73,36 +74,52 @@ def test_steps_are_taken_back(before: int) -> None:
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize(("epochs", "runs"), [(30, 6), (50, 8), (200, 8)])
-def test_a_tenth_of_the_steps_is_enough(epochs: float, runs: int) -> None:
+@pytest.mark.parametrize(("epochs", "way"), [(30, 7), (50, 15), (200, 75)])
+def test_a_tenth_of_the_steps_is_enough(epochs: float, way: int) -> None:
     one = find_settings(session(epochs=epochs))
-    assert len(one.rates) == runs
-    assert one.taken <= 0.1 * one.total
-    assert one.total == 4 * epochs
+    assert [trial.rate / one.usual for trial in one.rates] == [0.125, 0.25, 0.5, 1, 2]
+    assert one.way == way
+    assert one.taken == 0.1 * one.total == 0.4 * epochs
     assert one.best.loss < one.start
-    assert one.rates[0].loss > one.best.loss
+
+
+def test_each_step_begins_where_the_way_at_the_usual_rate_ends() -> None:
+    """By hand: the same way, a step, and the loss of the four batches that follow."""
+    one = find_settings(session())
+    for number in (0, 3):
+        silent = session()
+        (optimizer,) = silent.rule.optimizers
+        batches = [batch for epoch in range(3) for batch in silent.data.batches(epoch)]
+        rates = [0.03 * min(1, (step + 1) / 3) for step in range(7)] + [one.rates[number].rate]
+        for batch, rate in zip(batches, rates, strict=False):
+            optimizer.param_groups[0]["lr"] = rate
+            silent.backward(silent.loss(batch))
+            optimizer.step()
+        judged = [silent.loss(batch).item() for batch in batches[8:12]]
+        assert one.rates[number].loss == pytest.approx(sum(judged) / 4, rel=1e-6)
 
 
 def test_the_same_is_found_again() -> None:
     assert find_settings(session()) == find_settings(session())
 
 
-def test_a_rate_that_is_clearly_better_is_taken() -> None:
-    """About half way to it, in logarithms; the best place may lie between two rates."""
-    assert not found().is_at_edge
-    assert RATES[4] < found().lowest < RATES[6]
-    assert found().rate == pytest.approx(0.02**0.45 * found().lowest ** 0.55, rel=0.05)
-    even = (*LOSSES[:4], 1.0, 0.5, 1.0, 1.4)
-    assert found(even).lowest == pytest.approx(RATES[5])
+def test_three_times_the_best_place_is_taken() -> None:
+    """It may lie between two rates."""
+    flat = found((0.9, 0.5, 1.1, 1.5))
+    assert not flat.is_at_edge
+    assert RATES[0] < flat.lowest < RATES[1]
+    assert flat.rate == pytest.approx(3 * flat.lowest, rel=0.05)
+    assert found((0.9, 0.5, 0.9, 1.5)).lowest == pytest.approx(RATES[1])
 
 
-def test_a_rate_at_the_edge_is_told() -> None:
-    assert found((0.1, *LOSSES[1:])).is_at_edge
+def test_at_most_four_times_the_usual_rate_are_taken() -> None:
+    assert found((0.1, *LOSSES[1:])).rate == 3 * RATES[0]
+    assert found().rate == found((*LOSSES[:3], 0.1)).rate == 4 * USUAL
 
 
 def test_what_diverged_is_never_taken() -> None:
-    assert found((math.inf,) * 7 + (1.0,)).lowest == RATES[7]
-    assert RATES[4] < found((*LOSSES[:6], math.inf, math.inf)).lowest < RATES[5]
+    assert found((math.inf,) * 3 + (1.0,)).lowest == RATES[3]
+    assert RATES[1] < found((*LOSSES[:3], math.inf)).lowest < RATES[2]
 
 
 def test_a_run_that_is_too_short_is_told() -> None:
@@ -120,23 +137,24 @@ def test_a_task_that_always_diverges_is_told() -> None:
     one = session()
     with torch.no_grad():
         next(one.model.parameters()).fill_(math.nan)
-    with pytest.raises(BenchError, match=r"every rate from .* diverged"):
+    with pytest.raises(BenchError, match=r"usual rate 0.03 diverged .* try lr=0.003"):
         find_settings(one)
 
 
 def test_the_curve_is_a_line_and_a_figure(tmp_path: Path) -> None:
-    line = figure.line(found())
+    uneven = found((*LOSSES[:3], math.inf))
+    line = figure.line(uneven)
     assert len(line) == len(RATES)
-    assert line[5] == "▁"
+    assert line[2] == "▁"
     assert line[-1] == "×"
-    for one in (found(), found((3.0,) * 8)):
+    for one in (uneven, found((3.0,) * 4)):
         written = figure.write(one, tmp_path)
         assert written.light.stat().st_size > 1000
         assert written.dark.exists()
-    rows = figure.table(found()).rows
-    assert [row[-1] for row in rows] == ["", "", "", "", "usual", "best", "", ""]
+    rows = figure.table(uneven).rows
+    assert [row[-1] for row in rows] == ["", "usual", "best", ""]
     assert rows[-1][1] == "diverged"
-    assert figure.table(found((*LOSSES[:4], 0.1, *LOSSES[5:]))).rows[4][-1] == "usual, best"
+    assert figure.table(found((1.5, 0.1, 0.5, 1.1))).rows[1][-1] == "usual, best"
 
 
 def test_the_command(tmp_path: Path) -> None:
@@ -150,3 +168,12 @@ def test_the_command(tmp_path: Path) -> None:
     short = CliRunner().invoke(app, ["find", "tiny"])
     assert short.exit_code == 2
     assert "too short" in short.stderr
+
+
+def test_the_lowest_rate_that_was_tried_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finder._Finder, "losses", lambda _, __, rates: [9.0, *rates[1:]])
+    result = CliRunner().invoke(app, ["find", "tiny", "--epochs", "30", "--out", str(tmp_path)])
+    assert "the best is the lowest rate tried" in result.output
+    assert "take THOR(model, lr=0.011)" in result.output

@@ -1,4 +1,4 @@
-"""``thor find``: the learning rate for a task, from short runs."""
+"""``thor find``: the learning rate for a task, from single steps."""
 
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +27,7 @@ def find(
 ) -> None:
     """Find THOR's learning rate for a task, in a tenth of the steps of one run.
 
-    Short runs begin at the same weights, each at another rate, and are all taken back.
+    A run begins at the usual rate; single steps from there, each at another, are all taken back.
     """
     task = find_task(workload)
     run = RunOptions(epochs=epochs, batch_size=batch_size, device=device, preset=DEFAULTS)
@@ -36,11 +36,11 @@ def find(
     found = find_settings(Session(config, task, DataSource(data_dir, download)))
     written = figure.write(found, out or Path("runs") / task.label / "find")
     console = options.console
-    console.print(figure.table(found).to_rich("Short runs", console))
+    console.print(figure.table(found).to_rich("Single steps", console))
     rates = [one.rate for one in found.rates]
     console.print(f"rate {rates[0]:.2g} {figure.line(found)} {rates[-1]:.2g}", highlight=False)
-    if found.is_at_edge:
-        typer.echo("the best rate is the last one tried: a value beyond it may be better")
+    if found.best is found.rates[0]:
+        typer.echo("the best is the lowest rate tried: a lower one than this may be better yet")
     typer.echo(
         f"{found.taken} steps of {found.total} ({found.taken / found.total:.0%}); "
         f"curve: {written.light}"

@@ -1,1 +1,1 @@
-"""What to set on a task: short runs from one start, which are all taken back."""
+"""What to set on a task: the beginning of a run, and single steps from there, all taken back."""

@@ -14,7 +14,7 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def draw(theme: Theme, *, found: Found) -> Figure:
-    """Draws the loss of every short run over its rate, the usual rate and the one to take."""
+    """Draws the loss after every single step over its rate, the usual rate and the one to take."""
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     place = figure.subplots()
     rates = [one.rate for one in found.rates]
@@ -32,21 +32,23 @@ def draw(theme: Theme, *, found: Found) -> Figure:
     if gained > 0:  # what got worse than it began leaves the picture
         place.set_ylim(found.best.loss - 0.08 * gained, found.start + 0.15 * gained)
     place.axhline(found.start, color=theme.faint, linewidth=0.8)
-    place.set(xlabel="learning rate of the short run", ylabel=f"loss after {found.steps} steps")
-    figure.suptitle(f"{found.task}: short runs", fontweight="bold", fontsize=11)
+    place.set(xlabel="learning rate of the single step", ylabel="loss after it")
+    figure.suptitle(
+        f"{found.task}: a step after {found.way} at the usual rate", fontweight="bold", fontsize=11
+    )
     return figure
 
 
 def write(found: Found, directory: Path) -> FigureFile:
     """Writes the curve as PNG, for light and for dark pages."""
     directory.mkdir(parents=True, exist_ok=True)
-    return write_figure(directory, "find", "Short runs", lambda theme: draw(theme, found=found))
+    return write_figure(directory, "find", "Single steps", lambda theme: draw(theme, found=found))
 
 
 def table(found: Found) -> TextTable:
-    """One row for every short run."""
+    """One row for every single step."""
     rows = [(f"{one.rate:.2g}", _loss(one), _mark(one, found)) for one in found.rates]
-    return TextTable(("rate", f"loss after {found.steps} steps", ""), tuple(rows))
+    return TextTable(("rate", f"loss after a step, {found.start:.4g} before", ""), tuple(rows))
 
 
 def line(found: Found) -> str:

@@ -1,19 +1,17 @@
 """Finds THOR's learning rate for a task, in a tenth of the steps of one run.
 
-Short runs, each at another rate, have the whole run's schedule, squeezed, begin at the same weights
-with the same batches, and are judged by the loss of batches that none of them has seen. A short
-run wants to go far, so that its best rate is often higher than a whole one's, and never by the
-same factor. The rate to take is about half way, in logarithms, from the usual one to theirs.
+The way is a run's beginning at the usual rate. At its end single steps at five rates start from the
+same weights, and are judged by the loss of batches that none of them has seen. The rate to take is
+three times that of the best single step, and at most four times the usual one.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 
 from thor_bench.errors import BenchError
 from thor_bench.find.taken_back import taken_back
-from thor_bench.optimizers.learning_rates import factor
 from thor_bench.optimizers.registry import find_optimizer
 from thor_bench.optimizers.settings import from_values
 from thor_bench.tasks.data import Batch
@@ -21,20 +19,21 @@ from thor_bench.training.session import Session
 from torch_thor import THOR, CurvatureError, NonFiniteGradientError
 
 SHARE = 0.1  # of a run's steps
-_RATES = tuple(2.0**power for power in range(-2, 6))  # times the usual one
-_FEWER_RATES = _RATES[1:-1]
-_LEAST_STEPS = 2  # of a short run
+_RATIOS = (0.125, 0.25, 0.5, 1.0, 2.0)  # of single steps' rates to the usual one
+_LEAST_WAY = 7  # steps
 _JUDGES = 4  # batches
-_WAY = 0.55  # in logarithms, from the usual rate to theirs; chosen on two tasks, see docs/bench.md
+# Chosen on eight tasks, see docs/bench.md.
+_TIMES = 3.0  # the rate of the best single step
+_MOST = 4.0  # times the usual rate; a run's beginning may want more, the whole seldom does
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A short run.
+    """A single step.
 
     Attributes:
-        rate: Its peak.
-        loss: Of unseen batches at its end; infinite where it diverged.
+        rate: Its rate.
+        loss: Of unseen batches after it; infinite where it diverged.
     """
 
     rate: float
@@ -43,14 +42,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Found:
-    """What short runs have shown.
+    """What single steps have shown.
 
     Attributes:
         task: Name of the task.
         usual: What nothing is known with: the default's rate.
-        rates: One short run a rate, rising.
-        start: Loss of the same batches before any step.
-        steps: Of each short run.
+        rates: One single step a rate, rising.
+        start: Loss of the same batches before it.
+        way: Steps before, at the usual rate.
         total: Of a whole run.
     """
 
@@ -58,18 +57,18 @@ class Found:
     usual: float
     rates: tuple[Trial, ...]
     start: float
-    steps: int
+    way: int
     total: int
 
     @property
     def best(self) -> Trial:
-        """The short run with the lowest loss."""
+        """The single step with the lowest loss."""
         return min(self.rates, key=lambda one: one.loss)
 
     @property
     def rate(self) -> float:
         """The rate to take, to two digits."""
-        return float(f"{self.usual ** (1 - _WAY) * self.lowest**_WAY:.2g}")
+        return float(f"{min(_TIMES * self.lowest, _MOST * self.usual):.2g}")
 
     @property
     def lowest(self) -> float:
@@ -85,12 +84,12 @@ class Found:
 
     @property
     def taken(self) -> int:
-        """Steps of all short runs."""
-        return self.steps * len(self.rates)
+        """All steps."""
+        return self.way + len(self.rates)
 
     @property
     def is_at_edge(self) -> bool:
-        """Whether a rate outside those that were tried may be better."""
+        """Whether the best rate is the lowest or the highest that was tried."""
         return self.best in (self.rates[0], self.rates[-1])
 
 
@@ -99,31 +98,30 @@ def find_settings(session: Session) -> Found:
 
     Args:
         session: Of ``THOR`` with steps of a fixed length, as the preset ``defaults`` has it; best
-            without ``overshoot``, which changes the rates of short runs on the way.
+            without ``overshoot``, which changes the rates on the way.
 
     Raises:
-        BenchError: The run is too short, or another optimizer's, or diverges at every rate.
+        BenchError: The run is too short, or another optimizer's, or diverges at the usual rate.
     """
     finder = _Finder(session)
-    budget = int(SHARE * session.total_steps)
-    if budget < _LEAST_STEPS * len(_FEWER_RATES):
-        least = math.ceil(_LEAST_STEPS * len(_FEWER_RATES) / SHARE)
-        message = f"the run of {session.total_steps} steps is too short to try rates in a tenth"
+    total, usual = session.total_steps, finder.usual
+    way = int(SHARE * total) - len(_RATIOS)
+    if way < _LEAST_WAY:
+        least = math.ceil((_LEAST_WAY + len(_RATIOS)) / SHARE)
+        message = f"the run of {total} steps is too short to try rates in a tenth"
         raise BenchError(f"{message}; keep the usual rate, or take --epochs for {least} steps")
-    ratios = _RATES if budget >= _LEAST_STEPS * len(_RATES) else _FEWER_RATES
-    steps = budget // len(ratios)
-    start = finder.loss_after(steps, None)
-    tried = [finder.usual * ratio for ratio in ratios]
-    rates = tuple(Trial(rate, finder.loss_after(steps, rate)) for rate in tried)
-    found = Found(session.config.workload, finder.usual, rates, start, steps, session.total_steps)
+    tried = [usual * ratio for ratio in _RATIOS]
+    start, *losses = finder.losses(way, [0.0, *tried])
+    rates = tuple(Trial(rate, loss) for rate, loss in zip(tried, losses, strict=True))
+    found = Found(session.config.workload, usual, rates, start, way, total)
     if math.isinf(found.best.loss):
-        message = f"every rate from {rates[0].rate:g} to {rates[-1].rate:g} diverged"
-        raise BenchError(f"{message}; look at the loss and its inputs")
+        message = f"the usual rate {usual:g} diverged within {way + 1} steps"
+        raise BenchError(f"{message}; look at the loss and its inputs, or try lr={usual / 10:g}")
     return found
 
 
 class _Finder:
-    """Short runs of a session."""
+    """Steps of a session, which are taken back."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -140,28 +138,39 @@ class _Finder:
         """Rate of the session."""
         return float(self._settings.lr)
 
-    def loss_after(self, steps: int, rate: float | None) -> float:
-        """Takes steps at a rate, or none, judges them by the batches that follow, takes them back.
+    def losses(self, way: int, rates: Sequence[float]) -> list[float]:
+        """Goes a way at the usual rate, and returns the loss after a single step at each rate.
 
-        Infinite where they diverged.
+        Infinite where the way or the step diverged; a rate of zero is no step.
         """
-        session, groups = self._session, self._optimizer.param_groups
-        shape = factor(self._settings, steps_per_epoch=max(steps, 1), epochs=1)
         batches = self._batches()
-        with taken_back(session):
-            try:
-                for number, batch in enumerate(islice(batches, steps)):
-                    if rate is None:
-                        continue
-                    for group in groups:
-                        group["lr"] = rate * shape(number)
-                    session.backward(session.loss(batch))
-                    self._optimizer.step()
-                judged = [session.loss(batch).item() for batch in islice(batches, _JUDGES)]
-            except (CurvatureError, NonFiniteGradientError):
+        with taken_back(self._session):
+            for number, batch in enumerate(islice(batches, way)):
+                if not self._step(batch, self.usual * min(1.0, (number + 1) / (way // 2))):
+                    return [math.inf] * len(rates)
+            batch, *judges = islice(batches, 1 + _JUDGES)
+            return [self._loss_after(batch, rate, judges) for rate in rates]
+
+    def _loss_after(self, batch: Batch, rate: float, judges: Sequence[Batch]) -> float:
+        with taken_back(self._session):
+            if rate and not self._step(batch, rate):
                 return math.inf
-        loss = sum(judged) / len(judged)
-        return loss if math.isfinite(loss) else math.inf
+            mean = sum(self._session.loss(one).item() for one in judges) / len(judges)
+            return mean if math.isfinite(mean) else math.inf
+
+    def _step(self, batch: Batch, rate: float) -> bool:
+        """Takes a step; returns whether its loss and gradients were finite."""
+        loss = self._session.loss(batch)
+        if not math.isfinite(loss.item()):
+            return False
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        try:
+            self._session.backward(loss)
+            self._optimizer.step()
+        except (CurvatureError, NonFiniteGradientError):
+            return False
+        return True
 
     def _batches(self) -> Iterator[Batch]:
         for epoch in count():

@@ -187,7 +187,8 @@ class Loop:
         told = {"test loss": test_loss, f"test {metric.name}": value}
         for name, number in told.items():
             if number is not None and not math.isfinite(number):
-                self._fail(f"{name} became {number} after step {progress.step}")
+                what = f"{name} became {number} after step {progress.step}"
+                self._fail(what, of_metric=name != "test loss")
         best = progress.best_metric
         progress.best_metric = value if best is None else metric.best([best, value])
         progress.final_metric = value
@@ -240,7 +241,8 @@ class Loop:
         message = f"stopped and saved at epoch {self._epochs_done:.2f}, step {self._progress.step}"
         raise RunInterruptedError(f"{message}; go on with: {self._ranks.launch(again)} --resume")
 
-    def _fail(self, what: str) -> Never:
+    def _fail(self, what: str, *, of_metric: bool = False) -> Never:
+        """Ends the run; a metric may fail where the loss is finite."""
         self._emit(RunFailed(step=self._progress.step, seconds=self._clock.seconds, reason=what))
         name = f"{self._config.optimizer} on {self._config.workload}"
         lr = self._config.settings.get("lr")
@@ -249,6 +251,8 @@ class Loop:
             remedy += ", no step has been taken"
         elif lr is not None:
             remedy = f"try a lower --set lr (it was {lr:g})"
+            if of_metric:
+                remedy = f"the loss was {self._loss:.3g}: look at the metric, or {remedy}"
         message = f"{name}: {what}; {remedy}"
         if self._progress.epoch:
             message += f"; the checkpoint of epoch {self._progress.epoch} is kept"

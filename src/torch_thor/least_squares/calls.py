@@ -29,6 +29,7 @@ class RecordedCall:
         output: Where the gradient arrives.
         plan: N samples of T positions.
         first: The first of the layer's matrices that took part.
+        dtype: Type that it was computed in.
     """
 
     layer: TrackedLayer
@@ -36,6 +37,7 @@ class RecordedCall:
     output: GradientEdge
     plan: RowPlan
     first: int
+    dtype: torch.dtype
 
     def sides(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of a and g, ``[k, N, T, columns]`` and ``[k, N, T, out]``, zeros for other matrices.
@@ -102,4 +104,10 @@ class CallRecorder:
         if isinstance(inputs, Jet) and bias:
             leave_bias_to_values(rows, plan, inputs.streams.shape[1])
         edge = torch.autograd.graph.get_gradient_edge(streams)
-        self.calls.append(RecordedCall(layer, rows, edge, plan, first))
+        self.calls.append(RecordedCall(layer, rows, edge, plan, first, _computed_in(streams)))
+
+
+def _computed_in(output: Tensor) -> torch.dtype:
+    """Under autocast derivatives may come back in float32, with what has been lost."""
+    kind = output.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else output.dtype

@@ -13,8 +13,8 @@ from torch_thor.least_squares.calls import CallRecorder
 from torch_thor.least_squares.kernel import kernel_of
 from torch_thor.least_squares.products import JacobianProducts
 from torch_thor.least_squares.quadratic import Direction, Proposal
-from torch_thor.least_squares.residuals import NOT_FINITE
-from torch_thor.options.errors import InvalidOptionError, NonFiniteGradientError, require
+from torch_thor.least_squares.residuals import NOT_FINITE, require_exact_type
+from torch_thor.options.errors import InvalidOptionError, NonFiniteGradientError
 from torch_thor.options.update import Base
 
 if TYPE_CHECKING:
@@ -80,8 +80,7 @@ class ExactCurvature:
         """Forms the kernel at the weights as they are."""
         calls = self._recorder.stop()
         self._residuals = terms.flat
-        dtype, known = self._residuals.dtype, (torch.float32, torch.float64)
-        require("residuals", dtype, dtype in known, "of float32 or float64, or use 'kronecker'")
+        require_exact_type("residuals", self._residuals.dtype)
         kernel = kernel_of(terms, calls)
         if self._others:
             columns = self._columns_of_others()

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from torch_thor.least_squares.residuals import require_exact_type
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -56,7 +58,8 @@ def kernel_of(terms: Terms, calls: Sequence[RecordedCall]) -> Tensor:
     Row i of a term must come from row i of the calls behind it, and from no other.
 
     Raises:
-        ValueError: Where a call behind a term has another number of rows.
+        InvalidOptionError: Where a call behind a term is in half precision.
+        ValueError: Where it has another number of rows.
     """
     flat = terms.values
     kernel = flat.new_zeros(len(flat), len(flat))
@@ -93,6 +96,7 @@ def _sides(
     for call, slope in zip(calls, slopes, strict=True):
         if slope is None:
             continue
+        require_exact_type(f"type of layer {call.layer.name!r}", call.dtype)
         if call.plan.samples == len(column):
             found[call.layer].append(call.sides(slope))
         elif bool(slope.any()):

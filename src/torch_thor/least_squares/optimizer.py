@@ -134,7 +134,7 @@ class GaussNewton(torch.optim.Optimizer):
             The loss before the step, a scalar outside the graph.
 
         Raises:
-            InvalidOptionError: Where the closure returns no residuals.
+            InvalidOptionError: Where the closure returns no residuals, or autocast is on around it.
             NonFiniteGradientError: Where they or their gradients are not finite.
             ValueError: Where rows of the residuals are none of the network's (``"exact"``), where
                 they change by themselves, or depend on nothing that trains. Weights and λ
@@ -144,6 +144,7 @@ class GaussNewton(torch.optim.Optimizer):
         self._trained = [p for p in group["params"] if p.requires_grad]
         if not self._trained:
             raise ValueError("No parameter trains: all have requires_grad=False.")
+        _require_no_autocast(self._trained[0].device.type)
         curvature.begin(self._trained)
         try:
             terms = Terms(closure())
@@ -236,6 +237,13 @@ class GaussNewton(torch.optim.Optimizer):
             )
         self._curvature.load_state_dict(saved)
         super().load_state_dict(rest)
+
+
+def _require_no_autocast(device: str) -> None:
+    """Raises where the step's own products would be in half precision."""
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        raise InvalidOptionError("autocast", dtype, "off around step(): begin it in the closure")
 
 
 def _require_own(model: nn.Module, chosen: Sequence[object]) -> None:

@@ -20,6 +20,12 @@ NOT_FINITE = (
 )
 
 
+def require_exact_type(name: str, dtype: torch.dtype) -> None:
+    """Raises ``InvalidOptionError`` for half precision, whose kernel has no Cholesky factor."""
+    allowed = "of float32 or float64: leave autocast out, or use curvature='kronecker'"
+    require(name, dtype, dtype in (torch.float32, torch.float64), allowed)
+
+
 class Terms:
     """Residuals r of a loss ½ Σ_terms mean over rows of ‖row‖², which is ½ Σ of scaled squares.
 

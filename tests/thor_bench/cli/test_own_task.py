@@ -290,7 +290,7 @@ def test_mistakes_in_residuals_are_told_with_their_line(folder: Path) -> None:
     words = ("train", file, "--optimizer", "gauss-newton", "--out", "run", "--overwrite")
     changed(file, "return u.laplacian + 1, 10 * model(points.round())", "return None")
     told = run(*words, code=2).stderr
-    assert "own.py:8: the loss of a batch of test data: residuals returned None; return" in told
+    assert "own.py:8: the loss of a batch: residuals returned None; return" in told
     changed(file, "return None", "return model(points).cumsum(0)")
     told = run(*words, code=2).stderr
     assert "own.py:8: a step by residuals: The rows of the residuals are not" in told

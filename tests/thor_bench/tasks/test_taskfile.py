@@ -164,6 +164,19 @@ def test_a_mistake_is_told_by_line(old: str, new: str, line: int, told: str, fol
     ("old", "new", "line", "told"),
     [
         ("# SCORE", "+ torch.ones(3)", 16, "the metric of a batch of test data: RuntimeError"),
+        ("# SCORE", " * float('nan')", 14, "metric returned NaN, and the loss is finite; look for"),
+        (
+            "nn.Linear(4, 2)  # MODEL",
+            "nn.Linear(3, 2)",
+            12,
+            "the loss of a batch: RuntimeError: mat",
+        ),
+        (
+            "nn.Linear(4, 2)  # MODEL",
+            "nn.Sequential(nn.Linear(4, 2), nn.Flatten(0))",
+            12,
+            "the loss of a batch: ValueError: ",
+        ),
         ("# HERE", "test = (inputs[:, :3], labels)", 16, "mat1 and mat2 shapes cannot be"),
         ("score=right", "score=None", 12, "the loss of a batch of test data: RuntimeError"),
         ("# HERE", "test = DataLoader([1, 'a'], 2)", 18, "reading the test data: TypeError"),
@@ -190,6 +203,21 @@ def test_an_untrained_score_may_have_no_value(folder: Path) -> None:
         folder,
         ("pairs =", "COUNT = [0, 0, 1]\npairs ="),
         ("score=right", f"score=right, of_mean={seen}"),
+    )
+    assert run("train", file, "--optimizer", "sgd").exit_code == 0
+
+
+def test_an_untrained_head_of_zeros_may_have_no_score(folder: Path) -> None:
+    """A correlation with what is constant is no number, and one after a step."""
+    zeros = "net = nn.Linear(4, 2); [nn.init.zeros_(one) for one in net.parameters()]"
+    file = written(
+        folder,
+        ("def task", f"def zeros():\n    {zeros}\n    return net\n\ndef task"),
+        ("lambda: nn.Linear(4, 2)  # MODEL", "zeros"),
+        (
+            "(model(x).argmax(1) == y).float()",
+            "torch.corrcoef(torch.stack([model(x)[:, 1], y.float()]))[0, 1]",
+        ),
     )
     assert run("train", file, "--optimizer", "sgd").exit_code == 0
 
@@ -228,8 +256,12 @@ def test_a_worker_of_a_loader_is_told_of_by_line(folder: Path) -> None:
 def test_numbers_that_are_none_end_the_run_with_a_record(folder: Path) -> None:
     line = mistake(written(folder, ("# LOSS", "* float('nan')")), code=1)
     assert "loss became nan at step 1; look at the loss and its inputs" in line
-    file = written(folder, ("# SCORE", " * float('nan')"), name="b.py")
-    assert "test right became nan after step 1" in mistake(file, code=1)
+    late = " * (1.0 if COUNT.pop() else float('nan'))"
+    changes = ("pairs =", "COUNT = [0, 0, 1]\npairs ="), ("# SCORE", late)
+    line = mistake(written(folder, *changes, name="b.py"), code=1)
+    assert "test right became nan after step" in line
+    assert "the loss was" in line
+    assert "look at the metric, or try a lower --set lr" in line
 
 
 def test_what_no_machine_has_is_told(folder: Path) -> None:
