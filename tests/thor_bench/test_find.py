@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -42,7 +43,7 @@ def trained(one: Session, first: int, last: int) -> None:
 
 def found(losses: tuple[float, ...] = LOSSES) -> Found:
     rates = tuple(Trial(rate, loss) for rate, loss in zip(RATES, losses, strict=True))
-    return Found("tiny", USUAL, rates, 2.3, 8, 800)
+    return Found("tiny", USUAL, USUAL, rates, 2.3, 8, 800, first=3.0, lowest_on_way=2.2)
 
 
 def state_of(one: Session) -> Any:
@@ -117,6 +118,45 @@ def test_at_most_four_times_the_usual_rate_are_taken() -> None:
     assert found().rate == found((*LOSSES[:3], 0.1)).rate == 4 * USUAL
 
 
+@pytest.mark.parametrize(
+    ("first", "lowest", "start", "learned"),
+    [
+        (3.0, 1.0, 1.6, True),
+        (3.0, 1.0, 1.7, False),  # a third of what was gained is lost again
+        (3.0, 2.9, 2.95, False),
+        (-1.0, -3.0, -2.4, True),  # of a likelihood
+        (-1.0, -3.0, -2.3, False),
+        (3.0, math.inf, math.inf, False),
+        (math.nan, 1.0, 1.0, False),
+    ],
+)
+def test_a_way_has_to_lead_down(
+    first: float, lowest: float, start: float, *, learned: bool
+) -> None:
+    one = replace(found(), first=first, lowest_on_way=lowest, start=start)
+    assert one.has_learned == learned
+
+
+def test_where_the_usual_rate_loses_the_model_a_tenth_of_it_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    losses = finder._Finder._losses
+
+    def heard(self: Any, way: int, gone: float, rates: Any) -> list[float]:
+        asked.append(gone)
+        lowest, first, start, *rest = losses(self, way, gone, rates)
+        return [lowest, first, start if gone < USUAL else first, *rest]
+
+    monkeypatch.setattr(finder._Finder, "_losses", heard)
+    one = find_settings(session())
+    assert asked == [0.03, pytest.approx(0.003)]
+    assert one.taken == 2 * 12
+    assert one.rate <= 4 * 0.003
+    result = CliRunner().invoke(app, ["find", "tiny", "--epochs", "30", "--out", str(tmp_path)])
+    assert "at the usual rate 0.03 the loss rose again" in result.output
+
+
 def test_what_diverged_is_never_taken() -> None:
     assert found((math.inf,) * 3 + (1.0,)).lowest == RATES[3]
     assert RATES[1] < found((*LOSSES[:3], math.inf)).lowest < RATES[2]
@@ -137,7 +177,7 @@ def test_a_task_that_always_diverges_is_told() -> None:
     one = session()
     with torch.no_grad():
         next(one.model.parameters()).fill_(math.nan)
-    with pytest.raises(BenchError, match=r"usual rate 0.03 diverged .* try lr=0.003"):
+    with pytest.raises(BenchError, match=r"usual rate 0.03 and a tenth of it diverged"):
         find_settings(one)
 
 
@@ -173,7 +213,8 @@ def test_the_command(tmp_path: Path) -> None:
 def test_the_lowest_rate_that_was_tried_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finder._Finder, "losses", lambda _, __, rates: [9.0, *rates[1:]])
+    losses = [3.0, 10.0, 4.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    monkeypatch.setattr(finder._Finder, "_losses", lambda *_: losses)
     result = CliRunner().invoke(app, ["find", "tiny", "--epochs", "30", "--out", str(tmp_path)])
     assert "the best is the lowest rate tried" in result.output
     assert "take THOR(model, lr=0.011)" in result.output

@@ -199,16 +199,18 @@ def test_tables_and_gains_are_no_matrices() -> None:
 
 
 def normed(kind: str) -> nn.Module:
-    layer = nn.Conv1d(6, 6, 3, padding=1)
-    if kind == "old weight norm":
-        with pytest.warns(FutureWarning, match="weight_norm"):
-            return nn.utils.weight_norm(layer)  # type: ignore[no-any-return]
-    made = {
-        "weight norm": nn.utils.parametrizations.weight_norm,
-        "spectral norm": nn.utils.parametrizations.spectral_norm,
-        "old spectral norm": nn.utils.spectral_norm,
-    }
-    return made[kind](layer)
+    layer: nn.Module = nn.Conv1d(6, 6, 3, padding=1)
+    match kind:
+        case "weight norm":
+            nn.utils.parametrizations.weight_norm(layer)
+        case "spectral norm":
+            nn.utils.parametrizations.spectral_norm(layer)
+        case "old weight norm":
+            with pytest.warns(FutureWarning, match="weight_norm"):
+                nn.utils.weight_norm(layer)
+        case _:
+            nn.utils.spectral_norm(layer)
+    return layer
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,11 @@ def find(
     console.print(figure.table(found).to_rich("Single steps", console))
     rates = [one.rate for one in found.rates]
     console.print(f"rate {rates[0]:.2g} {figure.line(found)} {rates[-1]:.2g}", highlight=False)
+    if found.gone != found.usual:
+        typer.echo(
+            f"at the usual rate {found.usual:g} the loss rose again, or did not fall, within "
+            f"{found.way} steps; all was done again at {found.gone:g}"
+        )
     if found.best is found.rates[0]:
         typer.echo("the best is the lowest rate tried: a lower one than this may be better yet")
     typer.echo(

@@ -2,7 +2,8 @@
 
 The way is a run's beginning at the usual rate. At its end single steps at five rates start from the
 same weights, and are judged by the loss of batches that none of them has seen. The rate to take is
-three times that of the best single step, and at most four times the usual one.
+three times that of the best single step, and at most four times the usual one. Where the loss does
+not fall on the way, or rises again, all is done again at a tenth of the usual rate.
 """
 
 import math
@@ -24,6 +25,10 @@ _LEAST_WAY = 7  # steps
 _JUDGES = 4  # batches
 # Chosen on eight tasks, see docs/bench.md.
 _TIMES = 3.0  # the rate of the best single step
+_LEARNED = 0.02  # of the loss; what falls by less on the way does not fall
+_LOST = 1 / 3  # of what was gained on the way; what rises by more has risen
+_SMOOTH = 3  # batches in a row, whose mean loss tells of the way
+_LOWER = 0.1  # times the usual rate: that of another way where it doesn't
 _MOST = 4.0  # times the usual rate; a run's beginning may want more, the whole seldom does
 
 
@@ -47,18 +52,31 @@ class Found:
     Attributes:
         task: Name of the task.
         usual: What nothing is known with: the default's rate.
+        gone: Rate of the way: the usual one, or a tenth of it where that was too high.
         rates: One single step a rate, rising.
         start: Loss of the same batches before it.
-        way: Steps before, at the usual rate.
+        way: Steps before.
         total: Of a whole run.
+        first: Loss of the first batch on the way.
+        lowest_on_way: Mean loss of some batches in a row, the lowest.
     """
 
     task: str
     usual: float
+    gone: float
     rates: tuple[Trial, ...]
     start: float
     way: int
     total: int
+    first: float
+    lowest_on_way: float
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether the loss fell on the way, and did not rise again."""
+        fell = self.start <= self.first - _LEARNED * abs(self.first)
+        most = _LOST * (self.first - self.lowest_on_way)
+        return fell and self.start - self.lowest_on_way <= most
 
     @property
     def best(self) -> Trial:
@@ -68,7 +86,7 @@ class Found:
     @property
     def rate(self) -> float:
         """The rate to take, to two digits."""
-        return float(f"{min(_TIMES * self.lowest, _MOST * self.usual):.2g}")
+        return float(f"{min(_TIMES * self.lowest, _MOST * self.gone):.2g}")
 
     @property
     def lowest(self) -> float:
@@ -85,7 +103,7 @@ class Found:
     @property
     def taken(self) -> int:
         """All steps."""
-        return self.way + len(self.rates)
+        return (self.way + len(self.rates)) * (1 if self.gone == self.usual else 2)
 
     @property
     def is_at_edge(self) -> bool:
@@ -110,13 +128,12 @@ def find_settings(session: Session) -> Found:
         least = math.ceil((_LEAST_WAY + len(_RATIOS)) / SHARE)
         message = f"the run of {total} steps is too short to try rates in a tenth"
         raise BenchError(f"{message}; keep the usual rate, or take --epochs for {least} steps")
-    tried = [usual * ratio for ratio in _RATIOS]
-    start, *losses = finder.losses(way, [0.0, *tried])
-    rates = tuple(Trial(rate, loss) for rate, loss in zip(tried, losses, strict=True))
-    found = Found(session.config.workload, usual, rates, start, way, total)
+    found = finder.found(way, usual)
+    if not found.has_learned:
+        found = finder.found(way, _LOWER * usual)
     if math.isinf(found.best.loss):
-        message = f"the usual rate {usual:g} diverged within {way + 1} steps"
-        raise BenchError(f"{message}; look at the loss and its inputs, or try lr={usual / 10:g}")
+        message = f"the usual rate {usual:g} and a tenth of it diverged within {way + 1} steps"
+        raise BenchError(f"{message}; look at the loss and its inputs")
     return found
 
 
@@ -138,39 +155,54 @@ class _Finder:
         """Rate of the session."""
         return float(self._settings.lr)
 
-    def losses(self, way: int, rates: Sequence[float]) -> list[float]:
-        """Goes a way at the usual rate, and returns the loss after a single step at each rate.
+    def found(self, way: int, rate: float) -> Found:
+        """Goes a way at a rate, and tries single steps from its end."""
+        tried = [rate * ratio for ratio in _RATIOS]
+        lowest, first, start, *losses = self._losses(way, rate, [0.0, *tried])
+        rates = tuple(Trial(rate, loss) for rate, loss in zip(tried, losses, strict=True))
+        session = self._session
+        name, total = session.config.workload, session.total_steps
+        return Found(name, self.usual, rate, rates, start, way, total, first, lowest)
+
+    def _losses(self, way: int, gone: float, rates: Sequence[float]) -> list[float]:
+        """Returns the lowest loss on a way, the first, and those at its end after steps at rates.
 
         Infinite where the way or the step diverged; a rate of zero is no step.
         """
         batches = self._batches()
         with taken_back(self._session):
-            for number, batch in enumerate(islice(batches, way)):
-                if not self._step(batch, self.usual * min(1.0, (number + 1) / (way // 2))):
-                    return [math.inf] * len(rates)
+            passed = [
+                self._step(one, gone * min(1.0, (number + 1) / (way // 2)))
+                for number, one in enumerate(islice(batches, way))
+            ]
+            if not all(map(math.isfinite, passed)):
+                return [math.inf] * (2 + len(rates))
+            rows = [passed[n : n + _SMOOTH] for n in range(way - _SMOOTH + 1)]
+            lowest = min(sum(row) / len(row) for row in rows)
             batch, *judges = islice(batches, 1 + _JUDGES)
-            return [self._loss_after(batch, rate, judges) for rate in rates]
+            return [lowest, passed[0], *(self._loss_after(batch, rate, judges) for rate in rates)]
 
     def _loss_after(self, batch: Batch, rate: float, judges: Sequence[Batch]) -> float:
         with taken_back(self._session):
-            if rate and not self._step(batch, rate):
+            if rate and not math.isfinite(self._step(batch, rate)):
                 return math.inf
             mean = sum(self._session.loss(one).item() for one in judges) / len(judges)
             return mean if math.isfinite(mean) else math.inf
 
-    def _step(self, batch: Batch, rate: float) -> bool:
-        """Takes a step; returns whether its loss and gradients were finite."""
+    def _step(self, batch: Batch, rate: float) -> float:
+        """Takes a step; returns the loss before it, infinite where it was no step."""
         loss = self._session.loss(batch)
-        if not math.isfinite(loss.item()):
-            return False
+        value = loss.item()
+        if not math.isfinite(value):
+            return math.inf
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         try:
             self._session.backward(loss)
             self._optimizer.step()
         except (CurvatureError, NonFiniteGradientError):
-            return False
-        return True
+            return math.inf
+        return value
 
     def _batches(self) -> Iterator[Batch]:
         for epoch in count():
