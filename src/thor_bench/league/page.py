@@ -111,7 +111,7 @@ def _sections(
     )
     yield Section(
         "Task by task: seconds, then steps to the target",
-        ["Medians over seeds, ∞ where most of them missed."],
+        ["Medians over seeds, ∞ where most of them missed. The best is bold."],
         [tasks_table(found, measure) for measure in MEASURES],
     )
     if both := pairs(found):
