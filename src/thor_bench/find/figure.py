@@ -33,9 +33,8 @@ def draw(theme: Theme, *, found: Found) -> Figure:
         place.set_ylim(found.best.loss - 0.08 * gained, found.start + 0.15 * gained)
     place.axhline(found.start, color=theme.faint, linewidth=0.8)
     place.set(xlabel="learning rate of the single step", ylabel="loss after it")
-    figure.suptitle(
-        f"{found.task}: a step after {found.way} at the usual rate", fontweight="bold", fontsize=11
-    )
+    title = f"{found.task}: a step after {found.way} at {found.gone:g}"
+    figure.suptitle(title, fontweight="bold", fontsize=11)
     return figure
 
 

@@ -25,11 +25,11 @@ _LEAST_WAY = 7  # steps
 _JUDGES = 4  # batches
 # Chosen on eight tasks, see docs/bench.md.
 _TIMES = 3.0  # the rate of the best single step
+_MOST = 4.0  # times the way's rate; a run's beginning may want more, the whole seldom does
 _LEARNED = 0.02  # of the loss; what falls by less on the way does not fall
 _LOST = 1 / 3  # of what was gained on the way; what rises by more has risen
 _SMOOTH = 3  # batches in a row, whose mean loss tells of the way
 _LOWER = 0.1  # times the usual rate: that of another way where it doesn't
-_MOST = 4.0  # times the usual rate; a run's beginning may want more, the whole seldom does
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from torch_thor.layers.shards import unsharded_type
 if TYPE_CHECKING:
     from torch_thor.capture.tracked import Identity
 
-# What torch's parametrizations call a weight: of the old ones by a name of its own, of the new ones
-# by that of a module below, X.parametrizations.weight.original.
+# How torch names what a parametrization makes a weight of: weight_v and weight_orig by the old
+# ones, X.parametrizations.weight.original for X.weight by those of now.
 _OLD = re.compile(r"_(orig|v)$")
 _NEW = re.compile(r"(?:^|\.)parametrizations\.(\w+)\.original\d*$")
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)

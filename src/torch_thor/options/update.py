@@ -67,8 +67,8 @@ class Base:
             parametrizations', own modules' where a name says weight. ``"muon"`` makes the
             singular values of momentum alike (Jordan et al. 2024) and steps as long as
             ``norm_control="rms"``, at the group's rate and decoupled decay. ``None`` takes
-            ``rule`` for them too, as do output layers, tables,
-            and what is shared, sharded or excluded.
+            ``rule`` for them too, as do output layers, tables, and what is shared, sharded or
+            excluded.
 
     Raises:
         InvalidOptionError: For values out of range.
