@@ -135,6 +135,7 @@ def loaded(size: int) -> dict[str, list[Tensor]]:
         ("0.weight", "sharded along a dimension that is not its rows"),
         ("1.weight", "sharded along a dimension that is not its rows"),
         ("2.weight", "sharded along a dimension that is not its rows"),
+        ("3.parametrizations.weight.original1", "weight norm of a shard"),
     ],
 )
 def test_what_can_not_be_sharded_is_said(what: str, words: str) -> None:

@@ -301,7 +301,10 @@ def refusals() -> dict[str, str]:
         except InvalidOptionError as error:
             said[name] = str(error)
     model = nn.Sequential(
-        nn.Embedding(8, 4), nn.ConvTranspose1d(4, 6, 3), nn.Conv1d(6, 8, 1, groups=2)
+        nn.Embedding(8, 4),
+        nn.ConvTranspose1d(4, 6, 3),
+        nn.Conv1d(6, 8, 1, groups=2),
+        nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)),
     )
     fully_shard(model)
     for entry in THOR(model, lr=0.1, include=(nn.Embedding,)).coverage():

@@ -200,25 +200,15 @@ def test_tables_and_gains_are_no_matrices() -> None:
 
 def normed(kind: str) -> nn.Module:
     layer: nn.Module = nn.Conv1d(6, 6, 3, padding=1)
-    match kind:
-        case "weight norm":
-            nn.utils.parametrizations.weight_norm(layer)
-        case "spectral norm":
-            nn.utils.parametrizations.spectral_norm(layer)
-        case "old weight norm":
-            with pytest.warns(FutureWarning, match="weight_norm"):
-                nn.utils.weight_norm(layer)
-        case _:
-            nn.utils.spectral_norm(layer)
-    return layer
+    if kind == "spectral norm":
+        return nn.utils.parametrizations.spectral_norm(layer)
+    return nn.utils.spectral_norm(layer)
 
 
 @pytest.mark.parametrize(
     ("kind", "weight"),
     [
-        ("weight norm", "parametrizations.weight.original1"),
         ("spectral norm", "parametrizations.weight.original"),
-        ("old weight norm", "weight_v"),
         ("old spectral norm", "weight_orig"),
     ],
 )
@@ -249,15 +239,15 @@ def test_recurrent_weights_and_tables_are_what_they_are_when_parametrized() -> N
 
 
 def test_a_parametrized_head_is_an_output_layer_and_one_that_is_excluded_is_left_alone() -> None:
-    weight_norm = nn.utils.parametrizations.weight_norm
-    net = nn.Sequential(weight_norm(nn.Linear(4, 6)), nn.Tanh(), weight_norm(nn.Linear(6, 3)))
+    spectral_norm = nn.utils.parametrizations.spectral_norm
+    net = nn.Sequential(spectral_norm(nn.Linear(4, 6)), nn.Tanh(), spectral_norm(nn.Linear(6, 3)))
     optimizer = THOR(net, lr=0.01, base=MUON)
     net(torch.randn(5, 4)).square().mean().backward()
     optimizer.step()
-    assert by_muon(optimizer) == {"0.parametrizations.weight.original1"}
+    assert by_muon(optimizer) == {"0.parametrizations.weight.original"}
     reasons = {one.name: one.reason for one in optimizer.coverage()}
-    assert reasons["2.parametrizations.weight.original1"] == "output layer"
-    assert by_muon(THOR(net, base=MUON, exclude="0")) == {"2.parametrizations.weight.original1"}
+    assert reasons["2.parametrizations.weight.original"] == "output layer"
+    assert by_muon(THOR(net, base=MUON, exclude="0")) == {"2.parametrizations.weight.original"}
 
 
 def test_output_layers_without_curvature_are_known_after_a_resume() -> None:

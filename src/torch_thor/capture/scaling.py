@@ -92,7 +92,7 @@ def _tell_scaled(layers: Iterable[TrackedLayer]) -> None:
 def _is_explained(layer: TrackedLayer) -> bool:
     """Whether the calls of a layer hold all rows of its gradient."""
     calls, gradient, shape = layer.ledger.read(), layer.weight.grad, layer.geometry
-    dense = shape.matrices == 1 and shape.is_plain
+    dense = shape.matrices == 1 and shape.is_plain and layer.adapter.sums_rows
     whole = all(call.plan.scale == 1 and call.counted is None for call in calls)
     return bool(calls) and gradient is not None and dense and whole and not is_dtensor(gradient)
 

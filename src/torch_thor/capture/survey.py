@@ -105,11 +105,9 @@ class _Surveyor:
                         if layer.bias is None and part.bias is not None:
                             self._reasons[id(part.bias)] = self._refused(part.bias) or _BIAS
                         continue
-                hit = (part.weight, part.bias) if part.name else module.parameters(recurse=False)
-                self._reasons.update((id(p), reason) for p in hit)
-        curvature = {
-            id(p): layer.geometry.structure.curvature for layer in layers for p in layer.parameters
-        }
+                own = () if part.name else module.parameters(recurse=False)
+                self._reasons.update((id(p), reason) for p in (part.weight, part.bias, *own))
+        curvature = {id(p): layer.curvature for layer in layers for p in layer.parameters}
         coverage = Coverage(tuple(self._account(curvature)))
         return Survey(layers, asleep, coverage, self._matrices(coverage))
 

@@ -79,6 +79,12 @@ class TrackedLayer:
         return self.geometry if shard is None else replace(self.geometry, outputs=shard.chunk)
 
     @property
+    def curvature(self) -> str:
+        """Its kind, in words."""
+        kind = self.geometry.structure.curvature
+        return kind if self.adapter.sums_rows else f"{kind} of the weight that it makes"
+
+    @property
     def identity(self) -> Identity:
         """What stays when names and parameters change."""
         return self.module, self.part

@@ -30,11 +30,14 @@ class LayerAdapter(ABC, Generic[ModuleT]):
             where the user includes them.
         inside_function: Whether its calls happen where no module hook fires.
         has_tokens: Whether a position of several is a token, which may be padding.
+        sums_rows: Whether the gradient of ``weight`` is that sum, or the sum is of what the weight
+            makes: then factors stand for it, and what is exact leaves it out.
     """
 
     by_default: bool = True
     inside_function: bool = False
     has_tokens: bool = False
+    sums_rows: bool = True
 
     @abstractmethod
     def geometry(self, module: ModuleT, *, bias: bool) -> Geometry:

@@ -13,6 +13,7 @@ from torch_thor.layers.conv import ConvAdapter, TransposedConvAdapter
 from torch_thor.layers.linear import EmbeddingAdapter, LinearAdapter, TransposedLinearAdapter
 from torch_thor.layers.norms import NORMS
 from torch_thor.layers.shards import unsharded_type
+from torch_thor.layers.weight_norm import direction_of, type_below, weight_normed
 from torch_thor.options.errors import require
 
 if TYPE_CHECKING:
@@ -58,8 +59,11 @@ def register_adapter(module_type: type[nn.Module], adapter: LayerAdapter[Any]) -
 
 def adapter_for(module: nn.Module) -> LayerAdapter[Any] | None:
     """Returns the adapter of exactly this module type, or ``None``; a subclass is another."""
-    kind = unsharded_type(module)
-    return _ADAPTERS.get(kind) or _ADAPTERS_BY_NAME.get(f"{kind.__module__}.{kind.__qualname__}")
+    is_normed = direction_of(module) is not None
+    kind = type_below(module) if is_normed else unsharded_type(module)
+    plain = _ADAPTERS.get(kind)
+    plain = plain or _ADAPTERS_BY_NAME.get(f"{kind.__module__}.{kind.__qualname__}")
+    return weight_normed(plain) if is_normed and plain is not None else plain
 
 
 def parts_of(module: nn.Module) -> Sequence[Part]:
@@ -70,7 +74,9 @@ def parts_of(module: nn.Module) -> Sequence[Part]:
     if adapter is None:
         return ()
     own = dict(module.named_parameters(recurse=False))
-    return (Part("", adapter, own.get("weight"), own.get("bias")),)
+    direction = direction_of(module)
+    weight = own.get("weight") if direction is None else direction
+    return (Part("", adapter, weight, own.get("bias")),)
 
 
 def reason_against(module: nn.Module) -> str:

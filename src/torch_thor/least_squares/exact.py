@@ -52,7 +52,8 @@ class ExactCurvature:
     def _follow(self) -> None:
         """Takes in what is in the model and trains."""
         self._followed.find()
-        layers, inside = self._followed.layers, self._followed.layer_of
+        layers = [layer for layer in self._followed.layers if layer.adapter.sums_rows]
+        inside = {parameter for layer in layers for parameter in layer.parameters}
         for layer in layers:
             layer.armed = True
         self._hooks.attach(layers)
