@@ -124,3 +124,11 @@ def test_biases_by_the_base_rule_step_by_it() -> None:
     assert set(optimizer.factor_norms()) == {"0", "2"}
     for name, parameter in model.named_parameters():
         assert ("exp_avg" in optimizer.state[parameter]) == name.endswith("bias")
+
+
+def test_a_bias_whose_weight_another_optimizer_steps_is_told_so() -> None:
+    model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2))
+    params = [p for name, p in model.named_parameters() if name != "0.weight"]
+    reasons = {one.name: one.reason for one in THOR(model, params).coverage()}
+    assert reasons["0.weight"] == "in no parameter group of this optimizer"
+    assert reasons["0.bias"] == "its weight is in no parameter group of this optimizer"

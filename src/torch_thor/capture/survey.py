@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _FROZEN = "weight is not trained"
 _BIAS = "bias: no column of the weight's matrix"
+_APART = "its weight is in no parameter group of this optimizer"
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,8 @@ class _Surveyor:
                             self._reasons[id(part.bias)] = self._refused(part.bias) or _BIAS
                         continue
                 own = () if part.name else module.parameters(recurse=False)
-                self._reasons.update((id(p), reason) for p in (part.weight, part.bias, *own))
+                why = reason or _APART
+                self._reasons.update((id(p), why) for p in (part.weight, part.bias, *own))
         curvature = {id(p): layer.curvature for layer in layers for p in layer.parameters}
         coverage = Coverage(tuple(self._account(curvature)))
         return Survey(layers, asleep, coverage, self._matrices(coverage))
