@@ -75,3 +75,23 @@ def test_calls_stay_where_the_model_changes_before_the_step(widths: dict[str, in
     model["frozen"] = nn.Linear(2, 2).requires_grad_(requires_grad=False)
     optimizer.step()
     assert set(optimizer.factor_norms()) == {layer.name for layer in optimizer.engine.layers}
+
+
+@pytest.mark.parametrize("widths", [{}, {"kdim": 6, "vdim": 5}])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_an_empty_batch_is_no_error(widths: dict[str, int], *, batch_first: bool) -> None:
+    """Steps with statistics see it; torch takes it."""
+    model = nn.MultiheadAttention(8, 2, batch_first=batch_first, **widths)
+    optimizer = THOR(model, norm_control="graft", lr=0.1, interval=1)
+    for samples in (0, 3, 0, 3):
+        before = weights(model)
+        shape = (samples, 5) if batch_first else (5, samples)
+        query, key, value = (
+            torch.randn(*shape, width)
+            for width in (8, widths.get("kdim", 8), widths.get("vdim", 8))
+        )
+        optimizer.zero_grad()
+        model(query, key, value)[0].square().sum().backward()
+        optimizer.step()
+        moved = any(not torch.equal(*pair) for pair in zip(before, weights(model), strict=True))
+        assert moved or not samples

@@ -116,3 +116,22 @@ def test_a_copied_preconditioner_goes_on_alike() -> None:
     twin, second = copy.deepcopy((model, preconditioner))
     expected = gradients_after(model, preconditioner)
     torch.testing.assert_close(gradients_after(twin, second), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", [THOR, KFAC, EKFAC])
+def test_a_layer_freezes_and_thaws_in_a_copy_as_in_the_original(kind: Any) -> None:
+    """The others keep the calls that wait, and what thaws has curvature in that step."""
+    model = mlp()
+    often: dict[str, Any] = {"factor_interval": 1, "inverse_interval": 1}
+    optimizer = kind(
+        model, **({**AT_EVERY_STEP, "norm_control": "graft"} if kind is THOR else often)
+    )
+    train(model, optimizer, [data(8) for _ in range(2)])
+    twin, second = copy.deepcopy((model, optimizer))
+    batches = [data(8) for _ in range(6)]
+    for number, batch in enumerate(batches):
+        for one, own in ((model, optimizer), (twin, second)):
+            one.get_submodule("0").requires_grad_(requires_grad=number >= 3)
+            train(one, own, [batch])
+        assert optimizer.factor_norms() == second.factor_norms()
+    assert_same_weights(model, twin)

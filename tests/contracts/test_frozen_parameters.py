@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -74,12 +76,14 @@ def test_a_layer_thawed_later_joins() -> None:
     torch.testing.assert_close(next(gradient_matrices(model[0])), expected)
 
 
-def test_a_layer_frozen_later_stops_moving() -> None:
-    """Case 10: and its momentum does not go on pushing it."""
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("control", ["graft", "spectral"])
+def test_a_layer_frozen_later_stops_moving(control: Any, *, set_to_none: bool) -> None:
+    """Case 10: and its momentum does not go on pushing it, whatever stands in ``.grad``."""
     model = mlp()
-    optimizer = THOR(model, norm_control="graft", lr=0.1, momentum=0.9)
+    optimizer = THOR(model, norm_control=control, lr=0.1, momentum=0.9)
     for step in range(4):
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=set_to_none)
         if step == 2:
             model[0].requires_grad_(requires_grad=False)
             before = weights(model[0])

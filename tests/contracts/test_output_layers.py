@@ -269,3 +269,32 @@ def test_a_backbone_that_thaws_hides_no_head() -> None:
     train(model, optimizer, [data(8)] * 2)
     assert found(optimizer) == {"2"}
     assert set(optimizer.factor_norms()) == {"0"}
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_head_that_is_frozen_before_the_first_step_is_one_when_it_thaws(*, early: bool) -> None:
+    """And so it is in a run that was resumed while it was frozen."""
+
+    def built(*, early: bool) -> tuple[nn.Module, THOR]:
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3)
+        )
+        if early:
+            model[4].requires_grad_(requires_grad=False)
+        optimizer = THOR(model, base=LEFT, interval=2)
+        model[4].requires_grad_(requires_grad=False)
+        return model, optimizer
+
+    batches = [data(8) for _ in range(6)]
+    model, optimizer = built(early=early)
+    train(model, optimizer, batches[:1])
+    twin, other = built(early=not early)
+    twin.load_state_dict(copy.deepcopy(model.state_dict()))
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for one, own in ((model, optimizer), (twin, other)):
+        train(one, own, batches[1:3])
+        one.get_submodule("4").requires_grad_()
+        train(one, own, batches[3:])
+        assert found(own) == {"4"}
+    assert_same_weights(model, twin)

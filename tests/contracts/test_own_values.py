@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,8 +18,10 @@ from torch_thor import (
     THOR,
     Base,
     Constant,
+    CurvatureWarning,
     Damping,
     ExponentialDamping,
+    InvalidOptionError,
     PolynomialDecay,
     Update,
 )
@@ -201,3 +204,14 @@ def test_a_copy_keeps_it() -> None:
     model = mlp()
     optimizer = THOR(model, groups(model, lr=1e-3), norm_control="graft", lr=RATE)
     assert copy.deepcopy(optimizer.state_dict())["param_groups"][0]["own"] == ("lr",)
+
+
+def test_options_of_other_optimizers_in_a_group_are_told() -> None:
+    model = mlp()
+    with pytest.raises(InvalidOptionError, match="maximize"):
+        THOR(model, [{"params": model.parameters(), "maximize": True}])
+    with pytest.warns(CurvatureWarning, match=r"betas, eps.*Base\("):
+        THOR(model, [{"params": list(model.parameters()), "betas": (0.5, 0.5), "eps": 1e-3}])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        THOR(model, [{"params": list(model.parameters()), "maximize": False, "name": "all"}])

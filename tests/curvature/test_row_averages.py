@@ -156,26 +156,29 @@ def test_steps_keep_the_length_that_was_asked_for(kind: str) -> None:
     torch.testing.assert_close(step.norm(dim=1), step.norm(dim=1).mean().expand(ROWS))
 
 
-def test_a_checkpoint_holds_the_averages() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("decay", [0.9, 0.95])
+@pytest.mark.parametrize("steps", [1, 3, 5])
+def test_a_checkpoint_holds_the_averages(steps: int, decay: float, dtype: torch.dtype) -> None:
     def training() -> tuple[nn.Module, THOR]:
         torch.manual_seed(0)
-        module = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
-        return module, THOR(module, norm_control=NormControl("rms", row_decay=0.9), lr=0.05)
+        module = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).to(dtype)
+        return module, THOR(module, norm_control=NormControl("rms", row_decay=decay), lr=0.05)
 
     def train(module: nn.Module, thor: THOR, steps: range) -> None:
         for step in steps:
             inputs = torch.randn(8, 4, generator=draws(step))
             thor.zero_grad()
-            module(inputs).square().mean().backward()
+            module(inputs.to(dtype)).square().mean().backward()
             thor.step()
 
     module, thor = training()
-    train(module, thor, range(3))
+    train(module, thor, range(steps))
     again, later = training()
     again.load_state_dict(module.state_dict())
     later.load_state_dict(copy.deepcopy(thor.state_dict()))
     for one, optimizer in ((module, thor), (again, later)):
-        train(one, optimizer, range(3, 6))
+        train(one, optimizer, range(steps, steps + 12))
     for ours, theirs in zip(module.parameters(), again.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import jacrev, vmap
 
-from torch_thor import Preconditioner, Statistics, derivatives
+from torch_thor import GaussNewton, Preconditioner, Statistics, derivatives
 
 
 def test_each_derivative_is_a_position_that_the_bias_does_not_reach() -> None:
@@ -60,3 +60,25 @@ def test_the_bias_reaches_each_value_of_a_point() -> None:
     (stack,) = engine.engine.stacks
     # Two positions in four streams of two: one of four is a value's.
     torch.testing.assert_close(stack.a.blocks.squeeze()[1, 1], torch.tensor(0.25).double())
+
+
+def test_an_attention_has_second_derivatives() -> None:
+    """Fused kernels have none, so they are left out inside a step."""
+    torch.manual_seed(0)
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.head = (
+                nn.MultiheadAttention(8, 2, batch_first=True),
+                nn.Linear(8, 1),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+            return out
+
+    net, inputs = Mixed(), torch.randn(9, 5, 8)
+    optimizer = GaussNewton(net, curvature="kronecker")
+    losses = [float(optimizer.step(lambda: net(inputs) - 1)) for _ in range(5)]
+    assert losses[-1] < 0.1 * losses[0]

@@ -105,6 +105,8 @@ class FollowedModel:
         names = {layer.name for layer in self.candidates if probe.is_output(*layer.identity)}
         if len(names) == len(self.candidates) and not self._loose:
             names.clear()
+        # A head that is frozen now is one all the same once it thaws.
+        names |= {layer.name for layer in self.asleep if probe.is_output(*layer.identity)}
         ends = (one for one in self._loose.values() if one.may_end)
         loose = {one.place for one in ends if probe.is_output(*one.identity)}
         return frozenset(names | loose)

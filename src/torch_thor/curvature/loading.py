@@ -147,7 +147,8 @@ class Loading:
             raise StateMismatchError(
                 "The checkpoint is of another model: layers missing in it "
                 f"{sorted(missing)[:5]}, layers unknown to the model {sorted(unknown)[:5]}. Build "
-                "the same model and optimizer first, or leave these out: "
+                "the same model and optimizer first (what was frozen in every step has no "
+                "curvature: freeze it before loading), or leave these out: "
                 "optimizer.load_curvature(state, leave_out=...)."
             )
         for name, layer in own.items():

@@ -6,6 +6,7 @@ what costs.
 
 from __future__ import annotations
 
+import ctypes
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -146,9 +147,14 @@ class RowEvening:
         before = [weights[layer] for layer in self._layers]
         steps = {weight: kept_share(decay, weight) for weight in set(before)}
         for layer, weight in zip(self._layers, before, strict=True):
-            weights[layer] = steps[weight][1]
+            weights[layer] = _as_saved(steps[weight][1], self._averages.shares.dtype)
         fresh = [1.0 - steps[weight][0] for weight in before]
         return fresh[0] if len(steps) == 1 else self._of_rows(self._sizes.new_tensor(fresh))
+
+
+def _as_saved(weight: float, dtype: torch.dtype) -> float:
+    """A weight as checkpoints hold it, so that a run that was resumed is the same to the bit."""
+    return weight if dtype == torch.float64 else ctypes.c_float(weight).value
 
 
 def _views(flat: Tensor, parts: list[int], shapes: list[Shape]) -> list[Tensor]:

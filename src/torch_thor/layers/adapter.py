@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from torch import Tensor, nn
 
@@ -38,6 +38,10 @@ class LayerAdapter(ABC, Generic[ModuleT]):
     inside_function: bool = False
     has_tokens: bool = False
     sums_rows: bool = True
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copies of a model share it: it holds no state, and layers are told apart by theirs."""
+        return self
 
     @abstractmethod
     def geometry(self, module: ModuleT, *, bias: bool) -> Geometry:

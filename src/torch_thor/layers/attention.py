@@ -159,7 +159,7 @@ class ProjectionWatch(TorchFunctionMode):
         def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             output = F.linear(inputs, weight, bias)
             for used in (weight,) if bias is None else (weight, bias):
-                rows = inputs.reshape(-1, samples, inputs.shape[-1])
+                rows = inputs.reshape(-1 if samples else 0, samples, inputs.shape[-1])
                 # Another optimizer's watch does not see what runs inside of this one.
                 for watch in _ENTERED.watches:
                     watch._on_projection(used, rows, output)

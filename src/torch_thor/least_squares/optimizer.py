@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torch_thor.least_squares.exact import ExactCurvature
 from torch_thor.least_squares.kronecker import KroneckerCurvature
@@ -124,6 +125,7 @@ class GaussNewton(torch.optim.Optimizer):
         return value
 
     @torch.enable_grad()
+    @sdpa_kernel(SDPBackend.MATH)  # fused attention has no second derivative
     def step(self, closure: Callable[[], Residuals]) -> Tensor:  # type: ignore[override]
         """Takes one step.
 

@@ -23,6 +23,7 @@ ParameterGroup: TypeAlias = dict[str, Any]
 OWN = "own"
 RANGES = {"lr": RATE, "momentum": SHARE, "weight_decay": RATE, "damping": DAMPING}
 
+_OPTIONS_OF_OTHERS = ("maximize", "betas", "eps", "nesterov", "dampening", "amsgrad")
 _REMEDY = " Build the same model and optimizer as when it was saved."
 _PARAMS = (
     "the model's parameters or groups of them (dicts with 'params'), in a list or an iterator; "
@@ -77,6 +78,7 @@ def check_options(update: object, **values: object) -> None:
 def check_new_group(model: nn.Module, group: Any, number: int, defaults: Mapping[str, Any]) -> None:
     """Completes a new group, see ``complete``; refuses parameters whose gradients are sparse."""
     parameters = complete(group, number, defaults)
+    _tell_unknown(group, number)
     sparse = sparse_parameters(model)
     for parameter in parameters:
         if parameter in sparse:
@@ -85,6 +87,19 @@ def check_new_group(model: nn.Module, group: Any, number: int, defaults: Mapping
                 "optimizer of its own (torch.optim.SparseAdam)"
             )
             raise InvalidOptionError("gradient of", sparse[parameter], allowed)
+
+
+def _tell_unknown(group: ParameterGroup, number: int) -> None:
+    """Tells of options that groups have in torch's optimizers and not here."""
+    said = [name for name in _OPTIONS_OF_OTHERS if group.get(name)]
+    if "maximize" in said:
+        allowed = "left out, or False: call backward() on the negative loss"
+        raise InvalidOptionError(f"maximize of group {number}", group["maximize"], allowed)
+    if said:
+        warn(
+            f"Group {number} has {', '.join(said)}, which steps here don't take from groups. Say "
+            "base=Base(betas=..., eps=...) and update=Update(nesterov=...), which hold for all."
+        )
 
 
 def tell_foreign(model: nn.Module, groups: list[ParameterGroup], *, refuses: bool) -> None:
