@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import remove_parametrizations
 
 from helpers import EXACT_THOR, a_scaler, mean_half_square
 from peek import factors_of
-from torch_thor import EKFAC, THOR, GaussNewton, Treatment, derivatives
+from torch_thor import EKFAC, THOR, GaussNewton, Statistics, Treatment, derivatives
 from torch_thor.layers.weight_norm import direction_of
 
 
@@ -204,3 +204,19 @@ def test_a_run_goes_on_bit_for_bit() -> None:
     train(again, other, range(3, 7))
     for one, two in zip(net.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_a_transformer_layer_knows_which_dimension_counts_samples(*, batch_first: bool) -> None:
+    layer: Any = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=batch_first).double()
+    under = copy.deepcopy(layer)
+    normed(under.linear1)
+    inputs = torch.randn(3, 7, 8).double()
+    reduced = Statistics(decay=0.0, rows=None, weight_sharing="reduce")
+    found = []
+    for one in (layer, under):
+        optimizer = THOR(one, split=None, **{**EXACT_THOR, "statistics": reduced})
+        one(inputs).square().mean().backward()
+        optimizer.step()
+        found.append(factors_of(optimizer, "linear1"))
+    torch.testing.assert_close(found[1], found[0])

@@ -17,6 +17,7 @@ from torch_thor.capture.uncurved import Matrices, matrices_of
 from torch_thor.layers import Part, parts_of, reason_against
 from torch_thor.layers.linear import SEQUENCE_FIRST
 from torch_thor.layers.shards import reason_against_shards, unsharded_type
+from torch_thor.layers.weight_norm import type_below, weight_normed
 from torch_thor.options.errors import require
 from torch_thor.options.update import Base
 
@@ -147,7 +148,11 @@ class _Surveyor:
         parts = parts_of(module)
         if module not in self._sequence_first:
             return parts
-        return [replace(part, adapter=SEQUENCE_FIRST) for part in parts]
+        normed = weight_normed(SEQUENCE_FIRST)
+        return [
+            replace(part, adapter=SEQUENCE_FIRST if part.adapter.sums_rows else normed)
+            for part in parts
+        ]
 
     def _serves(self, parameter: nn.Parameter) -> bool:
         return self._served is None or parameter in self._served
@@ -223,7 +228,7 @@ def _sequence_first(model: nn.Module) -> set[nn.Module]:
         for block in blocks
         if not block.self_attn.batch_first
         for linear in (block.linear1, block.linear2)
-        if type(linear) is nn.Linear
+        if type_below(linear) is nn.Linear
     }
 
 
