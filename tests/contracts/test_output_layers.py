@@ -298,3 +298,17 @@ def test_a_head_that_is_frozen_before_the_first_step_is_one_when_it_thaws(*, ear
         train(one, own, batches[3:])
         assert found(own) == {"4"}
     assert_same_weights(model, twin)
+
+
+@pytest.mark.parametrize("first", ["bias", "4.bias"])
+def test_a_head_is_found_where_all_weights_were_frozen_at_first(first: str) -> None:
+    """As where biases are trained alone before all is."""
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(first in name)
+    optimizer = THOR(model, base=LEFT, interval=2)
+    train(model, optimizer, [data(8) for _ in range(2)])
+    model.requires_grad_()
+    train(model, optimizer, [data(8) for _ in range(3)])
+    assert found(optimizer) == {"4"}
+    assert set(optimizer.factor_norms()) == {"0", "2"}

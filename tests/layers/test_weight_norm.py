@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import remove_parametrizations
 
+from foreign import Conv1D
 from helpers import EXACT_THOR, a_scaler, mean_half_square
 from peek import factors_of
 from torch_thor import EKFAC, THOR, GaussNewton, Statistics, Treatment, derivatives
@@ -220,3 +221,16 @@ def test_a_transformer_layer_knows_which_dimension_counts_samples(*, batch_first
         optimizer.step()
         found.append(factors_of(optimizer, "linear1"))
     torch.testing.assert_close(found[1], found[0])
+
+
+def test_layers_that_keep_weights_otherwise_and_gains() -> None:
+    """GPT-2's Conv1D has its weight transposed; of a vector one length is left."""
+    layers: list[nn.Module] = [nn.Linear(4, 6), normed(Conv1D(6, 6)), nn.Linear(6, 3)]
+    net = nn.Sequential(*layers, normed(nn.LayerNorm(3), dim=None), normed(nn.Embedding(4, 3)))
+    optimizer = THOR(net, norm_control="graft", include=(nn.LayerNorm,))
+    mean_half_square(net[:4](torch.randn(8, 4)), torch.randn(8, 3)).backward()
+    optimizer.step()
+    reasons = {one.name: one.reason for one in optimizer.coverage()}
+    assert "Kronecker" in reasons["1.parametrizations.weight.original1"]
+    assert reasons["3.parametrizations.weight.original1"] == "weight norm of a vector"
+    assert "nn.Embedding" in reasons["4.parametrizations.weight.original1"]

@@ -210,3 +210,30 @@ def test_pairs_count_misses_and_ties_and_test_over_tasks() -> None:
     assert pair.chance == pytest.approx(2 / 2**tasks)  # all signs alike
     (tied,) = pairs(found({"a": [math.inf, 2.0], "b": [math.inf, 2.0]}))
     assert (tied.ahead, tied.chance) == (0.5, 1.0)
+
+
+def test_tasks_that_would_share_a_folder_are_told_at_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "my.py").write_text(TASK, encoding="utf-8")
+    tasks = tuple(str(tmp_path / name / "my.py") for name in ("a", "b"))
+    with pytest.raises(BenchError, match="would share a folder, my"):
+        League(tasks=tasks, optimizers=("thor",))
+
+
+TASK = """
+import torch
+from torch.nn import functional
+from thor_bench import Task
+
+
+def task():
+    data = (torch.randn(64, 4), torch.randn(64, 1))
+    return Task(
+        model=lambda: torch.nn.Linear(4, 1),
+        loss=lambda model, batch: functional.mse_loss(model(batch[0]), batch[1]),
+        train=data,
+        test=data,
+        target=0.1,
+    )
+"""

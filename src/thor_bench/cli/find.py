@@ -1,5 +1,6 @@
 """``thor find``: the learning rate for a task, from single steps."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ from thor_bench.cli import options
 from thor_bench.find import figure
 from thor_bench.find.finder import find_settings
 from thor_bench.optimizers.recipes import DEFAULTS, RunOptions, plan_run
-from thor_bench.records.config import DataSource
+from thor_bench.records.config import DataSource, command_line
 from thor_bench.tasks import find_task
 from thor_bench.training.session import Session
 
@@ -33,22 +34,34 @@ def find(
     run = RunOptions(epochs=epochs, batch_size=batch_size, device=device, preset=DEFAULTS)
     config = plan_run(task, "thor", seed=seed, changes=["overshoot=none"], options=run)
     options.told(task)
-    found = find_settings(Session(config, task, DataSource(data_dir, download)))
+    source = DataSource(data_dir, download)
+    found = find_settings(Session(config, task, source))
     written = figure.write(found, out or Path("runs") / task.label / "find")
     console = options.console
     console.print(figure.table(found).to_rich("Single steps", console))
     rates = [one.rate for one in found.rates]
     console.print(f"rate {rates[0]:.2g} {figure.line(found)} {rates[-1]:.2g}", highlight=False)
-    if found.gone != found.usual:
+    if found.ways > 1:
         typer.echo(
-            f"at the usual rate {found.usual:g} the loss rose again, or did not fall, within "
-            f"{found.way} steps; all was done again at {found.gone:g}"
+            f"at the usual rate {found.usual:g} the loss rose, or did not fall, within "
+            f"{found.way} steps; all was done again at a tenth, and {found.gone:g} holds"
         )
-    if found.best is found.rates[0]:
+    if found.gains and found.best is found.rates[0]:
         typer.echo("the best is the lowest rate tried: a lower one than this may be better yet")
     typer.echo(
         f"{found.taken} steps of {found.total} ({found.taken / found.total:.0%}); "
         f"curve: {written.light}"
     )
+    if not found.gains:
+        typer.echo(f"no step made the loss of unseen batches lower: keep {found.rate:g}")
+        return
     typer.echo(f"take THOR(model, lr={found.rate:.2g}), or here:")
-    typer.echo(f"  thor train {workload} --preset {DEFAULTS} --set lr={found.rate:.2g}")
+    again = command_line(
+        "thor", "train", workload,
+        preset=DEFAULTS,
+        epochs=epochs,
+        batch_size=batch_size,
+        device=None if device == "cpu" else device,
+        set=[f"lr={found.rate:.2g}"],
+    )  # fmt: skip
+    typer.echo(f"  {shlex.join([*shlex.split(again), *source.words])}")

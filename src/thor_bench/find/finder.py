@@ -2,14 +2,16 @@
 
 The way is a run's beginning at the usual rate. At its end single steps at five rates start from the
 same weights, and are judged by the loss of batches that none of them has seen. The rate to take is
-three times that of the best single step, and at most four times the usual one. Where the loss does
-not fall on the way, or rises again, all is done again at a tenth of the usual rate.
+three times that of the best single step, and at most four times the usual one. Where the loss rises
+on the way, or rises again, all is done again at a tenth of the usual rate; so it is where the loss
+does not fall, and then the way on which it falls holds. A constant in the loss changes nothing.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import count, islice
+from dataclasses import dataclass, replace
+from itertools import count, islice, pairwise
+from statistics import median
 
 from thor_bench.errors import BenchError
 from thor_bench.find.taken_back import taken_back
@@ -26,7 +28,6 @@ _JUDGES = 4  # batches
 # Chosen on eight tasks, see docs/bench.md.
 _TIMES = 3.0  # the rate of the best single step
 _MOST = 4.0  # times the way's rate; a run's beginning may want more, the whole seldom does
-_LEARNED = 0.02  # of the loss; what falls by less on the way does not fall
 _LOST = 1 / 3  # of what was gained on the way; what rises by more has risen
 _SMOOTH = 3  # batches in a row, whose mean loss tells of the way
 _LOWER = 0.1  # times the usual rate: that of another way where it doesn't
@@ -59,6 +60,8 @@ class Found:
         total: Of a whole run.
         first: Loss of the first batch on the way.
         lowest_on_way: Mean loss of some batches in a row, the lowest.
+        noise: Median difference of the losses of two batches in a row on the way.
+        ways: How many were gone.
     """
 
     task: str
@@ -70,13 +73,26 @@ class Found:
     total: int
     first: float
     lowest_on_way: float
+    noise: float
+    ways: int = 1
 
     @property
     def has_learned(self) -> bool:
-        """Whether the loss fell on the way, and did not rise again."""
-        fell = self.start <= self.first - _LEARNED * abs(self.first)
+        """Whether the loss fell on the way by more than noise, and did not rise again."""
         most = _LOST * (self.first - self.lowest_on_way)
+        fell = self.start < self.first - self.noise
         return fell and self.start - self.lowest_on_way <= most
+
+    @property
+    def has_risen(self) -> bool:
+        """Whether the loss rose by more than noise, at once or after it had fallen."""
+        most = max(_LOST * (self.first - self.lowest_on_way), self.noise)
+        return not self.start - min(self.first, self.lowest_on_way) <= most
+
+    @property
+    def gains(self) -> bool:
+        """Whether a single step lowered the loss."""
+        return self.best.loss < self.start
 
     @property
     def best(self) -> Trial:
@@ -85,7 +101,9 @@ class Found:
 
     @property
     def rate(self) -> float:
-        """The rate to take, to two digits."""
+        """The rate to take, to two digits; the way's where no step gained."""
+        if not self.gains:
+            return self.gone
         return float(f"{min(_TIMES * self.lowest, _MOST * self.gone):.2g}")
 
     @property
@@ -103,7 +121,7 @@ class Found:
     @property
     def taken(self) -> int:
         """All steps."""
-        return (self.way + len(self.rates)) * (1 if self.gone == self.usual else 2)
+        return (self.way + len(self.rates)) * self.ways
 
     @property
     def is_at_edge(self) -> bool:
@@ -130,7 +148,8 @@ def find_settings(session: Session) -> Found:
         raise BenchError(f"{message}; keep the usual rate, or take --epochs for {least} steps")
     found = finder.found(way, usual)
     if not found.has_learned:
-        found = finder.found(way, _LOWER * usual)
+        slower = finder.found(way, _LOWER * usual)
+        found = replace(slower if found.has_risen or slower.has_learned else found, ways=2)
     if math.isinf(found.best.loss):
         message = f"the usual rate {usual:g} and a tenth of it diverged within {way + 1} steps"
         raise BenchError(f"{message}; look at the loss and its inputs")
@@ -158,14 +177,14 @@ class _Finder:
     def found(self, way: int, rate: float) -> Found:
         """Goes a way at a rate, and tries single steps from its end."""
         tried = [rate * ratio for ratio in _RATIOS]
-        lowest, first, start, *losses = self._losses(way, rate, [0.0, *tried])
+        noise, lowest, first, start, *losses = self._losses(way, rate, [0.0, *tried])
         rates = tuple(Trial(rate, loss) for rate, loss in zip(tried, losses, strict=True))
         session = self._session
         name, total = session.config.workload, session.total_steps
-        return Found(name, self.usual, rate, rates, start, way, total, first, lowest)
+        return Found(name, self.usual, rate, rates, start, way, total, first, lowest, noise)
 
     def _losses(self, way: int, gone: float, rates: Sequence[float]) -> list[float]:
-        """Returns the lowest loss on a way, the first, and those at its end after steps at rates.
+        """Returns noise, the lowest loss on a way, the first, and those after steps from its end.
 
         Infinite where the way or the step diverged; a rate of zero is no step.
         """
@@ -176,11 +195,13 @@ class _Finder:
                 for number, one in enumerate(islice(batches, way))
             ]
             if not all(map(math.isfinite, passed)):
-                return [math.inf] * (2 + len(rates))
+                return [math.inf] * (3 + len(rates))
             rows = [passed[n : n + _SMOOTH] for n in range(way - _SMOOTH + 1)]
             lowest = min(sum(row) / len(row) for row in rows)
+            noise = median(abs(after - before) for before, after in pairwise(passed))
             batch, *judges = islice(batches, 1 + _JUDGES)
-            return [lowest, passed[0], *(self._loss_after(batch, rate, judges) for rate in rates)]
+            ends = (self._loss_after(batch, rate, judges) for rate in rates)
+            return [noise, lowest, passed[0], *ends]
 
     def _loss_after(self, batch: Batch, rate: float, judges: Sequence[Batch]) -> float:
         with taken_back(self._session):

@@ -1,6 +1,7 @@
 """The page of a league: standings, profiles, tasks, pairs, settings."""
 
 import math
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -60,7 +61,7 @@ def write_league(result: LeagueResult) -> LeagueReport:
             what=_what(result),
             lead=_lead(rows, tasks=len(league.tasks)),
             sections=list(_sections(result, found, table, name)),
-            command=f"{league.command} --out {directory}",
+            command=shlex.join([*shlex.split(league.command), "--out", str(directory)]),
             runs=run_list(result.runs),
             machines=sorted({str(run.started.machine) for run in result.runs}),
         )

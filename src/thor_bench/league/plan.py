@@ -34,8 +34,12 @@ class League:
         require_rates(checked_names(self.optimizers))
         if not self.tasks:
             raise BenchError("--tasks is empty; name some, such as --tasks digits,lstm")
+        labels: dict[str, str] = {}
         for task in self.tasks:
-            find_task(task, argument="--tasks")
+            label = find_task(task, argument="--tasks").label
+            if labels.setdefault(label, task) != task:
+                message = f"--tasks {labels[label]} and {task} would share a folder, {label}"
+                raise BenchError(f"{message}; rename a file, or leave one out")
             target_of(task)
         for name, value in (("seeds", self.seeds), ("search", self.search)):
             if value < 1:

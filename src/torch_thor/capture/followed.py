@@ -97,6 +97,11 @@ class FollowedModel:
         """Whether output layers are still to be found."""
         return self.probe is not None and self.probe.is_open
 
+    @property
+    def awaits_outputs(self) -> bool:
+        """Whether what looks for output layers has heard no backward yet."""
+        return self.probe is not None and self.probe.is_open and not self.probe.has_arrived
+
     def outputs_by_name(self) -> frozenset[str]:
         """The output layers, as known or as backwards have shown; none where all would be."""
         probe = self.probe

@@ -178,7 +178,7 @@ class _Surveyor:
         if part.weight is None:
             return "weight is not a plain parameter"
         if not (part.adapter.by_default or full in self._included):
-            return f"not included (include=(nn.{type(module).__name__},))"
+            return f"not included (include=(nn.{type_below(module).__name__},))"
         reason = part.adapter.refusal(module) or self._refused(part.weight)
         if reason not in ("", _FROZEN):
             return reason

@@ -206,7 +206,7 @@ class CurvatureEngine:
             rule = split_rule(self.options.split, kept, self.options.statistics, self.options.power)
             return rule, outputs, positions_of(kept)
 
-        some = any(layer.ledger.read() for layer in self.layers)
+        some = any(one.ledger.read() for one in self.layers) and not self.followed.awaits_outputs
         first = self.communicator.first(found if some else None)
         if first is not None:
             self.followed.leave_outputs(first[1])

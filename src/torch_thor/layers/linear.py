@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,8 @@ class TransposedLinearAdapter(LastDimensionAdapter[nn.Module]):
 
     def geometry(self, module: nn.Module, *, bias: bool) -> Geometry:
         """One matrix, stored transposed."""
-        inputs, outputs = module.get_parameter("weight").shape
+        weight: Any = module.weight
+        inputs, outputs = weight.shape
         return Geometry(1, outputs, inputs, bias, transposed=True)
 
 

@@ -63,9 +63,11 @@ class WeightNormAdapter(LayerAdapter[nn.Module]):
         return direction_of(module)
 
     def refusal(self, module: nn.Module) -> str:
-        """Says so of shards, of which V's lengths would be those of some rows."""
-        sharded = is_dtensor(direction_of(module))
-        return "weight norm of a shard" if sharded else self._plain.refusal(module)
+        """Says so of vectors, and of shards, of which V's lengths would be those of some rows."""
+        direction = direction_of(module)
+        if direction.dim() < 2:
+            return "weight norm of a vector"
+        return "weight norm of a shard" if is_dtensor(direction) else self._plain.refusal(module)
 
 
 weight_normed = cache(WeightNormAdapter)  # one for each, as layers are told apart by theirs

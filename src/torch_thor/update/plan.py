@@ -90,7 +90,7 @@ class Planner:
     def plan(self, groups: Sequence[ParameterGroup], lots: Lots) -> StepPlan:
         """Returns the plan of a step, given what a ``Sorter`` says of all gradients."""
         changes = self._store.changes
-        live = [[_is_live(p) for p in group["params"]] for group in groups]
+        live = [[p.grad is not None for p in group["params"]] for group in groups]
         known = self._known
         if known is None or not (
             known.changes == changes
@@ -107,13 +107,13 @@ class Planner:
         group_of = {p: group for group in groups for p in group["params"] if p in curved_by}
 
         def moves(parameter: nn.Parameter) -> bool:
-            return parameter in group_of and _is_live(parameter)
+            return parameter in group_of and parameter.grad is not None
 
         directions = DirectionPlan(self._store.stacks, moves, self._control)
         plans = []
         for group in groups:
             curved = [p for p in group["params"] if directions.goes_together(p)]
-            plain = [p for p in group["params"] if _is_live(p) and p not in group_of]
+            plain = [p for p in group["params"] if p.grad is not None and p not in group_of]
             plans.append(GroupPlan(group, curved, _lots(curved), plain, _lots(plain)))
         moving = [p for plan in plans for p in (*plan.curved, *plan.plain)]
         can_defer = (
@@ -123,11 +123,6 @@ class Planner:
             and all(p.is_floating_point() and is_asynchronous(p.device) for p in moving)
         )
         return StepPlan(plans, directions, group_of, can_defer)
-
-
-def _is_live(parameter: nn.Parameter) -> bool:
-    """Whether it moves: what was frozen may keep a gradient, of zeros or of before."""
-    return parameter.requires_grad and parameter.grad is not None
 
 
 def _lots(parameters: Sequence[nn.Parameter]) -> Lots:
