@@ -157,7 +157,7 @@ def test_where_the_usual_rate_loses_the_model_a_tenth_of_it_is_tried(
     assert "at the usual rate 0.03 the loss rose, or did not fall" in result.output
 
 
-@pytest.mark.parametrize("shift", [0.0, 100.0, 1e4])
+@pytest.mark.parametrize("shift", [0.0, 100.0])
 def test_a_constant_in_the_loss_changes_nothing(
     shift: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,6 @@
 """The page of a league: standings, profiles, tasks, pairs, settings."""
 
 import math
-import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from thor_bench.league.standings import (
     results,
     standings,
 )
+from thor_bench.records.config import DataSource
 from thor_bench.records.task_card import number_text
 from thor_bench.report.differences import written
 from thor_bench.report.figures import FigureFile, write_figure
@@ -61,7 +61,7 @@ def write_league(result: LeagueResult) -> LeagueReport:
             what=_what(result),
             lead=_lead(rows, tasks=len(league.tasks)),
             sections=list(_sections(result, found, table, name)),
-            command=shlex.join([*shlex.split(league.command), "--out", str(directory)]),
+            command=DataSource().again(league.command, directory),
             runs=run_list(result.runs),
             machines=sorted({str(run.started.machine) for run in result.runs}),
         )

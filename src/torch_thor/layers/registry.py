@@ -74,8 +74,7 @@ def parts_of(module: nn.Module) -> Sequence[Part]:
     if adapter is None:
         return ()
     own = dict(module.named_parameters(recurse=False))
-    direction = direction_of(module)
-    weight = own.get("weight") if direction is None else direction
+    weight = own.get("weight") if adapter.sums_rows else adapter.weight(module)
     return (Part("", adapter, weight, own.get("bias")),)
 
 

@@ -63,12 +63,11 @@ class Base:
         biases: Whether it is the rule of the biases of preconditioned layers too. One that is a
             column of a matrix whose singular values are made alike hardly moves.
         matrices: Rule of weights that are matrices without curvature: of LSTMs and GRUs, of
-            experts ``[E, in, out]``, subclasses of layers, weight norm's and other
-            parametrizations', own modules' where a name says weight. ``"muon"`` makes the
-            singular values of momentum alike (Jordan et al. 2024) and steps as long as
-            ``norm_control="rms"``, at the group's rate and decoupled decay. ``None`` takes
-            ``rule`` for them too, as do output layers, tables, and what is shared, sharded or
-            excluded.
+            experts ``[E, in, out]``, subclasses of layers, parametrizations' but weight norm's, own
+            modules' where a name says weight. ``"muon"`` makes the singular values of momentum
+            alike (Jordan et al. 2024) and steps as long as ``norm_control="rms"``, at the group's
+            rate and decoupled decay. ``None`` takes ``rule`` for them too, as do output layers,
+            tables, and what is shared, sharded or excluded.
 
     Raises:
         InvalidOptionError: For values out of range.
