@@ -95,24 +95,23 @@ def _of_one_kind(
     matrices: Sequence[Tensor], top: float, quintics: Sequence[Quintic]
 ) -> list[Tensor]:
     """Matrices ``[b, out, columns]`` of one type and device."""
-    found = []
-    for one, scale in zip(*_with_scales(matrices, top), strict=True):
-        is_wide = one.shape[1] <= one.shape[2]
-        x = _made_alike(one if is_wide else one.mT, scale, quintics)
-        found.append(x if is_wide else x.mT)
-    return found
-
-
-def _made_alike(x: Tensor, scale: Tensor, quintics: Sequence[Quintic]) -> Tensor:
-    """Matrices ``[b, m, n]``, n not less than m, that are still to be scaled."""
-    if _goes_in_half(x):
-        return _multiplied_whole((x * scale).to(torch.bfloat16), quintics)
-    if x.dtype == torch.bfloat16:
-        x, scale = x.float(), scale.float()
-    # By products: a step takes 2m²n + m³, and a step of XXᵀ four of m³.
-    if 2 * x.shape[2] > 3 * x.shape[1]:
-        return _multiplied_twice(x, scale, quintics)
-    return _multiplied_whole(x * scale, quintics)
+    is_wide = [one.shape[1] <= one.shape[2] for one in matrices]
+    scaled, scales = _with_scales(matrices, top)
+    x = [one if wide else one.mT for one, wide in zip(scaled, is_wide, strict=True)]
+    by_rows: dict[int, list[int]] = defaultdict(list)
+    for place, (one, scale) in enumerate(zip(x, scales, strict=True)):
+        if _goes_in_half(one):
+            x[place] = _multiplied_whole((one * scale).to(torch.bfloat16), quintics)
+        # By products: a step takes 2m²n + m³, and a step of XXᵀ four of m³.
+        elif 2 * one.shape[2] > 3 * one.shape[1]:
+            by_rows[one.shape[1]].append(place)
+        else:
+            x[place] = _multiplied_whole(_wide(one) * _wide(scale), quintics)
+    for places in by_rows.values():
+        own = _multiplied_twice([x[n] for n in places], [scales[n] for n in places], quintics)
+        for place, one in zip(places, own, strict=True):
+            x[place] = one
+    return [one if wide else one.mT for one, wide in zip(x, is_wide, strict=True)]
 
 
 def _goes_in_half(x: Tensor) -> bool:
@@ -151,16 +150,39 @@ def _multiplied_whole(x: Tensor, quintics: Sequence[Quintic]) -> Tensor:
     return x
 
 
-def _multiplied_twice(x: Tensor, scale: Tensor, quintics: Sequence[Quintic]) -> Tensor:
-    """The same by steps of XXᵀ, of matrices that are still to be scaled."""
+def _multiplied_twice(
+    matrices: Sequence[Tensor], scales: Sequence[Tensor], quintics: Sequence[Quintic]
+) -> list[Tensor]:
+    """The same by steps of XXᵀ, of matrices with one m that are still to be scaled.
+
+    Small products cost a call more than they compute, so those of all are in one.
+    """
+    x, scale = [_wide(one) for one in matrices], _wide(torch.cat(list(scales)))
+    counts = [len(one) for one in x]
     for number in range(0, len(quintics), _STEPS_OF_GRAM):
-        some, gram = quintics[number : number + _STEPS_OF_GRAM], torch.bmm(x, x.mT)
+        some, grams = quintics[number : number + _STEPS_OF_GRAM], _grams(x, counts)
         if number:
-            polynomial = _polynomials(gram, some)
+            polynomials = _polynomials(grams, some)
         else:
-            polynomial = _polynomials(gram.mul_(scale.square()), some).mul_(scale)
-        x = torch.bmm(polynomial, x)
+            polynomials = _polynomials(grams.mul_(scale.square()), some).mul_(scale)
+        parts = polynomials.split(counts)
+        x = [torch.bmm(part, one) for part, one in zip(parts, x, strict=True)]
     return x
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+
+
+def _grams(x: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+    """All XXᵀ in a row, ``[Σ b, m, m]``."""
+    first = x[0]
+    if len(x) == 1:
+        return torch.bmm(first, first.mT)
+    grams = first.new_empty(sum(counts), first.shape[1], first.shape[1])
+    for own, one in zip(grams.split(counts), x, strict=True):
+        torch.bmm(one, one.mT, out=own)
+    return grams
 
 
 def _polynomials(gram: Tensor, quintics: Sequence[Quintic]) -> Tensor:
