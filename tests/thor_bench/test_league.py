@@ -203,6 +203,12 @@ def test_places_are_against_the_best_other() -> None:
     assert [row.missed_tasks for row in (first, second, third)] == [0, 1, 2]
 
 
+def test_who_runs_alone_is_first_where_it_arrives_and_has_no_ratio() -> None:
+    (row,) = standings(found({"a": [2.0, math.inf, 1.0]}))
+    assert (row.first["seconds"], row.first["steps"], row.missed_tasks) == (2, 2, 1)
+    assert math.isnan(row.ratio["seconds"])
+
+
 def test_pairs_count_misses_and_ties_and_test_over_tasks() -> None:
     tasks = 12
     (pair,) = pairs(found({"a": [1.0] * tasks, "b": [*range(2, tasks + 1), math.inf]}))

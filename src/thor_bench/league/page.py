@@ -91,6 +91,9 @@ def _count(things: Sequence[object], name: str) -> str:
 
 def _lead(rows: Sequence[Standing], *, tasks: int) -> str:
     best = rows[0]
+    if len(rows) == 1:
+        reached = tasks - best.missed_tasks
+        return f"{best.optimizer} ran alone: it reached {reached} of {tasks} targets."
     firsts = " and ".join(f"on {best.first[key]} by {key}" for key in MEASURES)
     return f"{best.optimizer} leads: of {tasks} tasks it is first {firsts}."
 

@@ -62,7 +62,7 @@ def standings(found: pl.DataFrame) -> list[Standing]:
         rows.append(
             Standing(
                 optimizer=name,
-                first={key: sum(x <= 1 for x in values) for key, values in ratios.items()},
+                first={key: sum(not x > 1 for x in values) for key, values in ratios.items()},
                 ratio={key: float(np.median(values)) for key, values in ratios.items()},
                 missed_tasks=int(middle.filter(optimizer=name)["steps"].is_infinite().sum()),
                 missed=int(mine.sum()),
@@ -73,12 +73,16 @@ def standings(found: pl.DataFrame) -> list[Standing]:
 
 
 def _to_best_other(middle: pl.DataFrame, name: str, measure: str) -> list[float]:
-    """Returns, task by task, an optimizer's median ÷ the best other's; infinite where it missed."""
+    """Returns, task by task, an optimizer's median ÷ the best other's.
+
+    It is infinite where the optimizer missed, and NaN where no other ran and it did not.
+    """
     ratios = []
     for _, rows in middle.group_by("task", maintain_order=True):
         mine = rows.filter(optimizer=name)[measure].item()
         other = rows.filter(pl.col("optimizer") != name)[measure].min()
-        ratios.append(mine / other if math.isfinite(mine) and other is not None else math.inf)
+        against = math.nan if other is None else other
+        ratios.append(mine / against if math.isfinite(mine) else math.inf)
     return ratios
 
 
