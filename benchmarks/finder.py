@@ -14,15 +14,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from kept import final, kept
 from thor_bench.find.finder import find_settings
 from thor_bench.optimizers.recipes import DEFAULTS, RunOptions, plan_run
 from thor_bench.records.config import DataSource, RunConfig
-from thor_bench.records.reading import read_run
-from thor_bench.records.records import RunFinished
 from thor_bench.tasks import Task, find_task
-from thor_bench.training.rundir import is_pending
 from thor_bench.training.session import Session
-from thor_bench.training.train import train
 
 ROOT = Path(__file__).parents[1]
 USUAL = 0.03
@@ -79,23 +76,14 @@ class Row:
     off: float  # from the best, %
 
 
-def reached(task: Task, config: RunConfig, directory: Path) -> float:
-    """Returns the metric at the end of a run, which is made unless it is there."""
-    if is_pending(config, directory):
-        return train(config, directory, overwrite=True).final_metric
-    end = read_run(directory).end
-    return (
-        end.final_metric if isinstance(end, RunFinished) else task.metric.worst(task.metric.range)
-    )
-
-
 def measured(small: Small, runs: Path, seed: int) -> Row:
     """Finds a task's rate, and trains at it and at the twelve."""
     task = find_task(small.name)
     found = find_settings(Session(small.plan(task, seed, "overshoot=none"), task, DataSource()))
     values = {
-        rate: reached(
-            task, small.plan(task, seed, f"lr={rate}"), runs / task.label / f"{rate}-{seed}"
+        rate: final(
+            task,
+            kept(small.plan(task, seed, f"lr={rate}"), runs / task.label / f"{rate}-{seed}"),
         )
         for rate in (*RATES, found.rate)
     }

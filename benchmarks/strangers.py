@@ -18,20 +18,20 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 import polars as pl
 from rich.console import Console
 
-from thor_bench.errors import RunDivergedError
+from kept import final, kept
 from thor_bench.optimizers.recipes import DEFAULTS, RunOptions, plan_run
-from thor_bench.records.reading import Run, read_run
 from thor_bench.records.records import RunFinished
 from thor_bench.records.task_card import number_text
 from thor_bench.report.tables import TextTable
 from thor_bench.tasks import Task, find_task
-from thor_bench.training.checkpoint import CHECKPOINT_FILE
-from thor_bench.training.rundir import has_run, is_pending
-from thor_bench.training.train import train
+
+if TYPE_CHECKING:
+    from thor_bench.records.reading import Run
 
 ROOT = Path(__file__).parents[1]
 TASKS = ROOT / "benchmarks" / "strangers"
@@ -52,9 +52,7 @@ class Result:
     @cached_property
     def final(self) -> float:
         """Median over seeds of the metric at the end; a run that failed has the worst."""
-        worst = self.task.metric.worst(self.task.metric.range)
-        ends = (run.end for run in self.runs)
-        return median(one.final_metric if isinstance(one, RunFinished) else worst for one in ends)
+        return median(final(self.task, run) for run in self.runs)
 
     @property
     def seconds(self) -> float:
@@ -88,13 +86,7 @@ def made(task: Task, optimizer: str, seed: int, runs: Path) -> Run:
     options = RunOptions(preset=DEFAULTS, evals_per_epoch=evaluations)
     config = plan_run(task, name, seed=seed, changes=[_WARMUP, *changes], options=options)
     directory = runs / task.label / f"{optimizer.replace(' ', '-')}-{seed}"
-    if is_pending(config, directory):
-        try:
-            train(config, directory, overwrite=has_run(directory))
-        except RunDivergedError as error:
-            Console(stderr=True).print(str(error), markup=False)
-        (directory / CHECKPOINT_FILE).unlink(missing_ok=True)
-    return read_run(directory)
+    return kept(config, directory)
 
 
 def measured(name: str, optimizers: list[str], seeds: list[int], runs: Path) -> list[Result]:
