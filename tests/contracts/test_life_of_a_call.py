@@ -317,3 +317,19 @@ def test_a_backward_that_fails_midway_leaves_nothing() -> None:
 
     plain, odd = norms_both_ways(loop, optimizer_of=at_every_step)
     assert odd == plain
+
+
+@KINDS
+def test_a_state_that_is_loaded_before_a_step_drops_its_calls_and_blames_nobody(kind: Any) -> None:
+    model = mlp()
+    optimizer = kind(model, **OPTIONS[kind])
+    for _ in range(2):
+        optimizer.zero_grad()
+        mean_half_square(model(torch.randn(8, 5)), torch.randn(8, 3)).backward()
+        optimizer.load_state_dict(optimizer.state_dict())
+        optimizer.step()  # without a warning, which would be an error here
+        assert not optimizer.last_decisions
+    optimizer.zero_grad()
+    mean_half_square(model(torch.randn(8, 5)), torch.randn(8, 3)).backward()
+    optimizer.step()
+    assert optimizer.last_decisions

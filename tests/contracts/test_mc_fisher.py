@@ -154,6 +154,97 @@ def test_micro_batches_are_one_batch() -> None:
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reduction", ["mean", "positions_mean", "sum"])
+def test_micro_batches_of_any_size_are_one_batch(kind: Any, reduction: Any) -> None:
+    """Each is sampled by itself, of whatever the whole batch will be."""
+    # 16 entries a sample, as many as torch draws at a time, so that parts draw what the whole does
+    layer, inputs = nn.Linear(5, 4).double(), torch.randn(6, 4, 5).double()
+    found = []
+    for sizes in ([6], [4, 2], [1, 2, 3]):
+        preconditioner, generator = engine(layer, loss_reduction=reduction), draws(3)
+        for part in inputs.split(sizes):
+            outputs = layer(part)
+            preconditioner.sample_fisher(outputs, kind, generator=generator)
+            outputs.sum().backward()
+        preconditioner.step()
+        found.append(gradient_factor(preconditioner, ""))
+        preconditioner.remove()
+    for other in found[1:]:
+        torch.testing.assert_close(found[0], other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("class_dim", [-1, 1])
+def test_positions_that_are_masked_have_no_label(kind: Any, class_dim: int) -> None:
+    """In expectation it is the Fisher of the positions that count."""
+    layer, inputs = nn.Linear(5, 3).double(), torch.randn(2, 6, 5).double()
+    counts = torch.tensor([[True] * 4 + [False] * 2, [True] * 2 + [False] * 4])
+    expected = exact_gradient_factor(nn.Sequential(layer), "0", inputs[counts], kind)
+    preconditioner = engine(layer, loss_reduction="positions_mean")
+    total, times = torch.zeros_like(expected), 400
+    for _ in range(times):
+        preconditioner.use_mask(counts)
+        outputs = layer(inputs).movedim(-1, class_dim)
+        preconditioner.sample_fisher(outputs, kind, class_dim=class_dim)
+        preconditioner.step()
+        total += gradient_factor(preconditioner, "")
+    error = (total / times - expected).norm() / expected.norm()
+    assert error < 0.12, f"off by {error:.1%}"
+
+
+def test_a_masked_position_sends_no_gradient_to_the_others() -> None:
+    """Where positions see each other, a label at padding would reach those that count."""
+    torch.manual_seed(0)
+    mixing, layer = torch.ones(6, 6, dtype=torch.float64), nn.Linear(5, 3).double()
+    counts = torch.tensor([[True] * 5 + [False]])
+    found = []
+    for scale in (1.0, 100.0):
+        preconditioner = engine(layer, loss_reduction="positions_mean")
+        preconditioner.use_mask(counts)
+        hidden = layer(torch.ones(1, 6, 5).double())
+        seen = torch.cat([(mixing @ hidden)[:, :5], scale * (mixing @ hidden)[:, 5:]], 1)
+        preconditioner.sample_fisher(seen * 0.01, "normal", generator=draws(1))
+        preconditioner.step()
+        found.append(gradient_factor(preconditioner, ""))
+        preconditioner.remove()
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("kind", ["bernoulli", "normal"])
+def test_where_the_classes_are_changes_nothing_but_the_place_of_the_draws(kind: Any) -> None:
+    layer, inputs = nn.Conv2d(3, 1, 3, padding=1).double(), torch.randn(4, 3, 8, 8).double()
+    found = []
+    for class_dim in (1, -1):
+        preconditioner = engine(layer, loss_reduction="positions_mean")
+        outputs = layer(inputs).movedim(1, class_dim)
+        preconditioner.sample_fisher(outputs, kind, class_dim=class_dim, generator=draws(1))
+        layer(inputs).sum().backward()
+        preconditioner.step()
+        found.append(gradient_factor(preconditioner, ""))
+        preconditioner.remove()
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_outputs_that_are_not_finite_leave_the_step_out(kind: Any, value: float) -> None:
+    """As in the training loss: nothing can be drawn from them."""
+    model = mlp()
+    optimizer = THOR(model, norm_control="graft", statistics=Statistics(fisher="mc"))
+    before, inputs = weights(model), torch.randn(8, 5)
+    inputs[3, 2] = value
+    outputs = model(inputs)
+    optimizer.sample_fisher(outputs, kind)
+    outputs.square().mean().backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CurvatureWarning)
+        optimizer.step()
+    assert optimizer.skipped_steps == 1
+    for now, then in zip(weights(model), before, strict=True):
+        assert torch.equal(now, then)
+
+
 def test_class_dimension_and_positions() -> None:
     """Case 15: a segmentation head has its classes in dimension 1, a language model's last."""
     torch.manual_seed(0)

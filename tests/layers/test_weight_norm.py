@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.parametrize import remove_parametrizations
 
 from foreign import Conv1D
@@ -234,3 +234,18 @@ def test_layers_that_keep_weights_otherwise_and_gains() -> None:
     assert "Kronecker" in reasons["1.parametrizations.weight.original1"]
     assert reasons["3.parametrizations.weight.original1"] == "weight norm of a vector"
     assert "nn.Embedding" in reasons["4.parametrizations.weight.original1"]
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_direction_that_is_made_of_others_has_no_curvature(*, old: bool) -> None:
+    layer = normed(nn.Linear(4, 6), old=old)
+    owner, name = (layer, "weight_v") if old else (layer.parametrizations.weight, "original1")
+    prune.l1_unstructured(owner, name, 3)  # a row of zeros would have no direction
+    net = nn.Sequential(layer, nn.Tanh(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+    optimizer = THOR(net)
+    curved = [one.name for one in optimizer.coverage() if one.treatment is Treatment.PRECONDITIONED]
+    assert curved == ["2.weight", "4.weight"]
+    before = [p.detach().clone() for p in layer.parameters()]
+    mean_half_square(net(torch.randn(8, 4)), torch.randn(8, 3)).backward()
+    optimizer.step()
+    assert not any(torch.equal(p, q) for p, q in zip(layer.parameters(), before, strict=True))

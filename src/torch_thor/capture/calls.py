@@ -25,6 +25,7 @@ class Call:
         covers: Matrices that took part, where not all did; the others' rows are zeros.
         counted: Which of its rows are no padding; ``None`` where none is, or where ``share`` says.
         share: Share of the rows that are no padding.
+        summed: Whether its loss was a sum, however the training loss reduces.
     """
 
     geometry: Geometry
@@ -35,6 +36,7 @@ class Call:
     covers: range | None = None
     counted: Tensor | None = None
     share: float = 1.0
+    summed: bool = False
 
     @property
     def rows(self) -> float:

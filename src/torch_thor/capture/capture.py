@@ -98,6 +98,11 @@ class Capture:
             for other in other_listeners(self, layer):
                 self._turns_of[other] = other.turns
 
+    @property
+    def mask_in_force(self) -> Tensor | None:
+        """True where a position counts; ``None``: nobody has said."""
+        return self._rules.mask
+
     def mask(self, counts: Tensor | None) -> None:
         """Leaves positions out of the statistics of the next forwards, until the next step.
 
@@ -107,12 +112,19 @@ class Capture:
         self._rules = replace(self._rules, mask=None if counts is None else counts.detach())
         self._mask_fits = False
 
-    def forget(self, layers: Iterable[TrackedLayer]) -> None:
-        """Drops what was collected."""
+    def forget(self, layers: Iterable[TrackedLayer], *, cut_short: bool = False) -> None:
+        """Drops what was collected.
+
+        Args:
+            layers: The layers.
+            cut_short: Whether the step that it was for is still to come, and lacks it.
+        """
         if self._rules.mask is not None:
             self.mask(None)
         for layer in layers:
+            lacks = cut_short and not layer.ledger.is_empty
             layer.forget()
+            layer.listened = not lacks
 
     def arm(self, layers: Iterable[TrackedLayer], wanted: set[TrackedLayer], seed: int) -> None:
         """Says which layers count until the next step, and seeds the choice of their rows."""
@@ -123,9 +135,13 @@ class Capture:
         self.hooks.arm()
 
     @contextmanager
-    def sampled_backward(self) -> Iterator[None]:
-        """Inside, a backward is one of sampled labels, the only kind that "mc" counts."""
-        self._sampling.running = True
+    def sampled_backward(self, *, summed: bool) -> Iterator[None]:
+        """Inside, a backward is one of sampled labels, the only kind that "mc" counts.
+
+        Args:
+            summed: Whether its loss is a sum over samples and positions.
+        """
+        self._sampling.running, self._sampling.summed = True, summed
         try:
             yield
         finally:

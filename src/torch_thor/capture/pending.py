@@ -37,10 +37,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class Sampling:
-    """Whether labels are drawn (``fisher="mc"``), and whether drawn ones run backward now."""
+    """Whether labels are drawn (``fisher="mc"``), and whether drawn ones run backward now.
+
+    Args:
+        wanted: Whether they are.
+        running: Whether they do.
+        summed: Whether their loss is a sum; otherwise it reduces as the training loss does.
+    """
 
     wanted: bool
     running: bool = False
+    summed: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,7 @@ class PendingCall:
 
     def _draw(self, gradient: Tensor) -> None:
         call, ledger = self._complete(gradient), self._layer.ledger
+        call.summed = self._sampling.summed
         if self._delivered:
             ledger.add_late(call)
         else:

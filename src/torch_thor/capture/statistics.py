@@ -129,7 +129,9 @@ def batch_of(layer: TrackedLayer, options: Statistics, gradient_scale: float = 1
     count = _of_each_pass((call.group, call.plan.samples) for call in calls)
     # An attention's losses stand at the positions of its queries, the first matrix.
     terms = _of_each_pass((call.group, call.terms) for call in calls if call.is_of(0))
-    scale = {"mean": count, "positions_mean": terms, "sum": 1.0 / count}[options.loss_reduction]
+    divisor = {"mean": count, "positions_mean": terms, "sum": 1.0}[options.loss_reduction]
+    scale = divisor if options.loss_reduction != "sum" else 1.0 / count
+    gradients = tuple(c.gradients / (divisor or 1.0) if c.summed else c.gradients for c in calls)
     # A sampled loss is not multiplied by anything.
     scaled_by = 1.0 if options.fisher == "mc" else gradient_scale
     weights = tuple(call.plan.scale for call in calls)
@@ -144,7 +146,7 @@ def batch_of(layer: TrackedLayer, options: Statistics, gradient_scale: float = 1
             structure,
         ),
         FactorBatch(
-            tuple(call.gradients for call in calls),
+            gradients,
             weights,
             scale / scaled_by**2,
             terms if options.loss_reduction == "positions_mean" else count,

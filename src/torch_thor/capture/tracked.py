@@ -41,7 +41,8 @@ class TrackedLayer:
         called: Whether its forward ran since the last step.
         obstacle: Why the statistics since the last step can't be had; empty where they can.
         cause: Why it has no curvature, once that was said.
-        listened: Whether a step without statistics is strange: no empty call, no new layer.
+        listened: Whether a step without statistics is strange: no empty call, no new layer,
+            no state that was loaded since.
         group: Number of the current forward pass since the last step.
         group_has_gradient: Whether a gradient of that pass has arrived.
     """

@@ -192,9 +192,9 @@ class CurvatureEngine:
         raises = self.options.refresh.on_nonfinite == "raise"
         self.skips.leave_out(self.steps, self.model, raises=raises)
 
-    def discard(self) -> None:
+    def discard(self, *, cut_short: bool = False) -> None:
         """Drops the statistics since the last call, as for a step that is skipped."""
-        self.capture.forget(self.followed.all_layers)
+        self.capture.forget(self.followed.all_layers, cut_short=cut_short)
         self._arm()
 
     def _begin_curvature(self) -> None:
@@ -291,7 +291,7 @@ class CurvatureEngine:
         self.store.put(restored.stacks, restored.rule, restored.resting)
         self.steps, self.calendar = restored.steps, restored.calendar
         self._decisions, self.verdict = (), None
-        self.discard()
+        self.discard(cut_short=True)
 
     def reset(self) -> None:
         """Forgets the curvature, and what was said of its lack; steps go on counting."""

@@ -230,7 +230,8 @@ class HasCurvature(UnevenInputs):
 
         For ``Statistics(fisher="mc")``: call it between forward and ``backward()``, once for
         each forward. It runs a backward of its own in steps that want statistics, does
-        nothing in the others, and leaves every ``.grad`` and the graph as they were.
+        nothing in the others, and leaves every ``.grad`` and the graph as they were. Positions
+        that ``use_mask`` leaves out have no label.
 
         Args:
             outputs: The model's outputs ``[N, ...]``: logits, or means.
@@ -243,22 +244,26 @@ class HasCurvature(UnevenInputs):
             InvalidOptionError: For an unknown likelihood.
         """
         if self.wants_statistics:
-            reduction = self.engine.options.statistics.loss_reduction
+            mask = self.engine.capture.mask_in_force
             loss = sampled_loss(
-                outputs, likelihood, class_dim=class_dim, reduction=reduction, generator=generator
+                outputs, likelihood, class_dim=class_dim, mask=mask, generator=generator
             )
-            self.fisher_backward(loss)
+            self._run_sampled(loss, summed=True)
 
     def fisher_backward(self, loss: Tensor) -> None:
         """Runs a backward for the statistics alone: the free form of ``sample_fisher``.
 
         Args:
             loss: Scalar loss of labels drawn from the model, reduced as
-                ``Statistics(loss_reduction=...)`` says. Its graph is kept.
+                ``Statistics(loss_reduction=...)`` says. Under gradient accumulation the losses of
+                the parts add up to that of the whole, as training losses do. Its graph is kept.
         """
+        self._run_sampled(loss, summed=False)
+
+    def _run_sampled(self, loss: Tensor, *, summed: bool) -> None:
         weights = [layer.weight for layer in self.engine.layers if layer.armed]
         if weights:
-            with self.engine.capture.sampled_backward():
+            with self.engine.capture.sampled_backward(summed=summed):
                 torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
 
     def load_curvature(

@@ -75,6 +75,8 @@ def parts_of(module: nn.Module) -> Sequence[Part]:
         return ()
     own = dict(module.named_parameters(recurse=False))
     weight = own.get("weight") if adapter.sums_rows else adapter.weight(module)
+    if not isinstance(weight, nn.Parameter):  # V itself may be pruned, or parametrized
+        weight = None
     return (Part("", adapter, weight, own.get("bias")),)
 
 

@@ -261,6 +261,7 @@ class CurvatureOptimizer(CopiedWithModel, torch.optim.Optimizer, ReportsSteps):
         """Restores a ``state_dict``; the run goes on bit for bit.
 
         Loading is the whole state: one that was saved before the first step clears the curvature.
+        What was collected for a step that is still to come is dropped: load before the forward.
         What the curvature is must be the same: layers and their shapes, ``power``, eigenvalue
         correction, ``fisher``, ``weight_sharing``, ``norm_fisher``, ``loss_reduction``, and
         ``split`` where it is a number or ``None``; a measured split takes the checkpoint's cut.
