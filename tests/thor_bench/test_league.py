@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from thor_bench.cli.commands import app
 from thor_bench.errors import BenchError, RunInterruptedError
 from thor_bench.league import targets
-from thor_bench.league.page import tasks_table
+from thor_bench.league.page import lead, tasks_table
 from thor_bench.league.plan import SEARCH_SEED, League, factors, target_of
 from thor_bench.league.running import LeagueRunner
 from thor_bench.league.standings import pairs, standings
@@ -207,6 +207,16 @@ def test_who_runs_alone_is_first_where_it_arrives_and_has_no_ratio() -> None:
     (row,) = standings(found({"a": [2.0, math.inf, 1.0]}))
     assert (row.first["seconds"], row.first["steps"], row.missed_tasks) == (2, 2, 1)
     assert math.isnan(row.ratio["seconds"])
+
+
+def test_the_first_sentence_is_of_who_is_first_by_seconds() -> None:
+    """An order by steps alone would have named the other."""
+    times = found({"a": [2.0], "b": [1.0]}).with_columns(steps=pl.Series([10.0, 20.0]))
+    rows = standings(times)
+    told = lead(rows, tasks=1, seeds=1)
+    assert told.startswith("b leads by seconds: of the one task it is first on 1 by seconds and on")
+    assert "One seed says little" in told
+    assert "One seed" not in lead(rows, tasks=2, seeds=3)
 
 
 def test_pairs_count_misses_and_ties_and_test_over_tasks() -> None:

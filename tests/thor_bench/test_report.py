@@ -29,6 +29,7 @@ from thor_bench.records.records import (
     RunFinished,
     RunStarted,
 )
+from thor_bench.records.task_card import Measure
 from thor_bench.report.curves import curves, draw_curve
 from thor_bench.report.differences import differences_table, settings_table
 from thor_bench.report.figures import draw_figures
@@ -297,6 +298,10 @@ def test_the_headline_says_how_sure_it_is(runs: list[Run]) -> None:
     late = replace(sgd, seconds=Spread(9.0, 8.0, 10.0))
     assert "do not overlap" in headline([thor, late], "90 %")
     assert "One seed says little" in headline(summarize(runs[:2], 90.0), "90 %")
+    assert headline([thor], "90 %").startswith("thor reached 90 %: 4.00")
+    never = replace(sgd, seconds=Spread(math.inf, math.inf, math.inf))
+    assert "; sgd missed it. Medians" in headline([thor, never], "90 %")
+    assert "; no other reached it. Medians" in headline([thor, never, never], "90 %")
     assert headline(summarize(runs, 99.0), "99 %") == "No optimizer reached 99 %."
 
 
@@ -343,6 +348,27 @@ def test_the_page_escapes_what_runs_say(tiny: Task, tmp_path: Path) -> None:
     html = write_report(tmp_path).page.read_text()
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "target", "shown"),
+    [
+        ({"thor": [57.6], "lbfgs": [74.8]}, 74.8, ["thor", "lbfgs"]),
+        ({"thor": [57.6], "adamw": [28.3]}, 28.3, ["thor", "adamw"]),
+        ({"thor": [-1e9], "adamw": [50.0, 60.0]}, 60.0, ["thor (out of the picture)", "adamw"]),
+    ],
+)
+def test_the_best_of_every_optimizer_and_the_target_are_in_view(
+    accuracies: dict[str, list[float]], target: float, shown: list[str], tmp_path: Path
+) -> None:
+    runs = [made_run(tmp_path, name, 0, values, pace=1.0) for name, values in accuracies.items()]
+    metric = Measure(name="accuracy", higher_is_better=True)
+    (curve,) = [one for one in curves(metric, target) if one.stem == "accuracy-seconds"]
+    axes = draw_curve(LIGHT, curve=curve, runs=runs).axes[0]
+    low, high = axes.get_ylim()
+    inside = [max(values) for values in accuracies.values() if max(values) > 0]
+    assert all(low < value < high for value in (*inside, target))
+    assert axes.get_legend_handles_labels()[1][:2] == shown
 
 
 def test_a_curve_marks_where_each_run_arrives(tmp_path: Path) -> None:

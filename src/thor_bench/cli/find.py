@@ -12,6 +12,7 @@ from thor_bench.find.finder import find_settings
 from thor_bench.optimizers.recipes import DEFAULTS, RunOptions, plan_run
 from thor_bench.records.config import DataSource, command_line
 from thor_bench.tasks import find_task
+from thor_bench.training.rundir import make_directory
 from thor_bench.training.session import Session
 
 
@@ -34,9 +35,11 @@ def find(
     run = RunOptions(epochs=epochs, batch_size=batch_size, device=device, preset=DEFAULTS)
     config = plan_run(task, "thor", seed=seed, changes=["overshoot=none"], options=run)
     options.told(task)
+    directory = out or Path("runs") / task.label / "find"
+    make_directory(directory)
     source = DataSource(data_dir, download)
     found = find_settings(Session(config, task, source))
-    written = figure.write(found, out or Path("runs") / task.label / "find")
+    written = figure.write(found, directory)
     console = options.console
     console.print(figure.table(found).to_rich("Single steps", console))
     rates = [one.rate for one in found.rates]

@@ -17,7 +17,8 @@ def new(
 ) -> None:
     """Write a task file to begin with: a small model, its data, its loss and its metric."""
     if not is_file(file.name):
-        raise BenchError(f"FILE {file} must end in .py; try: thor new {file.with_suffix('.py')}")
+        better = file.with_suffix(".py") if file.name.strip(".") else "my_task.py"
+        raise BenchError(f"FILE {file} must end in .py; try: thor new {better}")
     text = files("thor_bench.cli").joinpath(_TEMPLATE).read_text(encoding="utf-8")
     try:
         with file.open("x", encoding="utf-8") as stream:

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from thor_bench.cli import options
+from thor_bench.errors import BenchError
 from thor_bench.optimizers.recipes import RunOptions, find_recipe, plan_run
 from thor_bench.optimizers.registry import find_optimizer
 from thor_bench.optimizers.settings import from_values, override, to_values
-from thor_bench.records.config import DataSource, RunConfig
+from thor_bench.records.config import DataSource, RunConfig, command_line
 from thor_bench.records.reading import stored_config
 from thor_bench.tasks import find_task
 from thor_bench.training.ranks import open_ranks, speaks
@@ -45,6 +46,9 @@ def train(
     """Train one task with one optimizer, under torchrun on several processes."""
     task = find_task(workload)
     directory = out or Path("runs") / task.label / f"{optimizer}-seed{seed}"
+    if resume and overwrite:
+        message = "--resume goes on with the run in --out, --overwrite replaces it"
+        raise BenchError(f"{message}; leave one of them out")
     stored = stored_config(directory) if resume else None
     if stored is None:
         run = RunOptions(
@@ -78,7 +82,8 @@ def _run(
             ranks=ranks,
         )
     if speaks():
-        typer.echo(f"records in {directory}; see them with: thor report {directory}")
+        told = command_line("thor", "report", str(directory))
+        typer.echo(f"records in {directory}; see them with: {told}")
 
 
 def _said(context: typer.Context) -> dict[str, Any]:

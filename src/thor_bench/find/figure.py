@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from thor_bench.find.finder import Found, Trial
 from thor_bench.report.figures import FigureFile, write_figure
-from thor_bench.report.style import Theme
+from thor_bench.report.style import Theme, plain
 from thor_bench.report.tables import TextTable
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -34,13 +34,12 @@ def draw(theme: Theme, *, found: Found) -> Figure:
     place.axhline(found.start, color=theme.faint, linewidth=0.8)
     place.set(xlabel="learning rate of the single step", ylabel="loss after it")
     title = f"{found.task}: a step after {found.way} at {found.gone:g}"
-    figure.suptitle(title, fontweight="bold", fontsize=11)
+    figure.suptitle(plain(title), fontweight="bold", fontsize=11)
     return figure
 
 
 def write(found: Found, directory: Path) -> FigureFile:
-    """Writes the curve as PNG, for light and for dark pages."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Writes the curve as PNG, for light and for dark pages, to a folder that is there."""
     return write_figure(directory, "find", "Single steps", lambda theme: draw(theme, found=found))
 
 

@@ -59,7 +59,7 @@ def write_league(result: LeagueResult) -> LeagueReport:
             "sections.html.j2",
             title=f"League of {_count(rows, 'optimizer')} on {_count(league.tasks, 'task')}",
             what=_what(result),
-            lead=_lead(rows, tasks=len(league.tasks)),
+            lead=lead(rows, tasks=len(league.tasks), seeds=league.seeds),
             sections=list(_sections(result, found, table, name)),
             command=DataSource().again(league.command, directory),
             runs=run_list(result.runs),
@@ -89,13 +89,16 @@ def _count(things: Sequence[object], name: str) -> str:
     return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
-def _lead(rows: Sequence[Standing], *, tasks: int) -> str:
+def lead(rows: Sequence[Standing], *, tasks: int, seeds: int) -> str:
+    """Returns who is first, in a sentence."""
     best = rows[0]
     if len(rows) == 1:
         reached = tasks - best.missed_tasks
         return f"{best.optimizer} ran alone: it reached {reached} of {tasks} targets."
     firsts = " and ".join(f"on {best.first[key]} by {key}" for key in MEASURES)
-    return f"{best.optimizer} leads: of {tasks} tasks it is first {firsts}."
+    count = "the one task" if tasks == 1 else f"{tasks} tasks"
+    told = f"{best.optimizer} leads by seconds: of {count} it is first {firsts}."
+    return told if seeds > 1 else f"{told} One seed says little: another may order them otherwise."
 
 
 def _sections(

@@ -53,7 +53,7 @@ class Standing:
 
 
 def standings(found: pl.DataFrame) -> list[Standing]:
-    """Returns each optimizer's row, those that are first by steps most often on top."""
+    """Returns each optimizer's row, those that are first by seconds most often on top."""
     middle = medians(found)
     rows = []
     for name in found["optimizer"].unique(maintain_order=True):
@@ -69,7 +69,7 @@ def standings(found: pl.DataFrame) -> list[Standing]:
                 runs=len(mine),
             )
         )
-    return sorted(rows, key=lambda row: (-row.first["steps"], row.ratio["steps"]))
+    return sorted(rows, key=lambda row: [(-row.first[key], row.ratio[key]) for key in MEASURES])
 
 
 def _to_best_other(middle: pl.DataFrame, name: str, measure: str) -> list[float]:

@@ -14,10 +14,12 @@ from matplotlib.lines import Line2D
 
 from thor_bench.records.reading import Run
 from thor_bench.records.task_card import Measure
-from thor_bench.report.style import Theme, colours, legend, new_figure
+from thor_bench.report.style import Theme, colours, legend, new_figure, plain
 
 _ACROSS = {"epoch": "epoch", "seconds": "training time, s"}
 
+# Times the picture's height: what never comes nearer would leave nothing else to see.
+_FAR = 10
 _POINTS = {
     "optimizer": pl.String, "run": pl.Int64, "place": pl.Int64, "x": pl.Float64, "y": pl.Float64,
     "arrives": pl.Boolean,
@@ -69,7 +71,7 @@ def draw_curve(theme: Theme, *, curve: Curve, runs: Sequence[Run]) -> Figure:
         if len(reached):
             axes.scatter(reached["x"], reached["y"], s=30, color=colour, edgecolors=theme.ink,
                          linewidths=0.9, zorder=3)  # fmt: skip
-    axes.set(xlabel=_ACROSS[curve.x], ylabel=curve.y_label)
+    axes.set(xlabel=_ACROSS[curve.x], ylabel=plain(curve.y_label))
     axes.set_xlim(left=0)
     curve.shape(axes, points)
     shown = axes.get_legend_handles_labels()[0]
@@ -130,8 +132,11 @@ def _shape_loss(axes: Axes, points: pl.DataFrame) -> None:
 
 
 def _shape_metric(axes: Axes, points: pl.DataFrame, *, metric: Measure, target: float) -> None:
-    """Draws the target and leaves out the first, far values, so that the finish is visible."""
-    label = f"target {metric.goal(target)}"
+    """Draws the target and leaves out the first, far values, so that the finish is visible.
+
+    The best of every optimizer is in view; the legend says of which it would be too far away.
+    """
+    label = plain(f"target {metric.goal(target)}")
     axes.axhline(target, color="0.5", linestyle=(0, (4, 3)), linewidth=1.1, label=label)
     values = points["y"].to_list()
     if not values:
@@ -140,6 +145,16 @@ def _shape_metric(axes: Axes, points: pl.DataFrame, *, metric: Measure, target: 
     best = metric.best([*values, target])
     span = 8 * abs(best - target) + 0.02 * abs(target)
     far = max(early, target - span) if metric.higher_is_better else min(early, target + span)
+    far = metric.worst([far, target])
+    room = max(_FAR * abs(best - far), abs(target))
+    for (name,), own in points.group_by("optimizer"):
+        reached = metric.best(own["y"].to_list())
+        if abs(reached - best) <= room:
+            far = metric.worst([far, reached])
+            continue
+        for line in axes.get_lines():
+            if line.get_label() == name:
+                line.set_label(f"{name} (out of the picture)")
     low, high = sorted((far, best))
     margin = 0.08 * (high - low) or 1.0
     axes.set_ylim(low - margin, high + margin)

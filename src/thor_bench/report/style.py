@@ -106,11 +106,16 @@ def themed(theme: Theme) -> Iterator[None]:
         yield
 
 
+def plain(text: str) -> str:
+    """Returns a user's text as a figure shows it: a dollar is no sign of a formula."""
+    return text.replace("$", r"\$")
+
+
 def new_figure(title: str, *, height: float = 3.8, width: float = 6.4) -> tuple[Figure, Axes]:
     """Returns a figure with one pair of axes under a title; its size is in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(title)
+    axes.set_title(plain(title))
     return figure, axes
 
 

@@ -124,13 +124,17 @@ def headline(summaries: Sequence[Summary], goal: str) -> str:
     best, *others = sorted(summaries, key=lambda row: row.seconds.median)
     if best.misses * 2 > best.runs:
         return f"No optimizer reached {goal}."
-    told = f"{best.optimizer} is first at {goal}: {best.seconds.text(2)} s of training"
+    how = "is first at" if others else "reached"
+    told = f"{best.optimizer} {how} {goal}: {best.seconds.text(2)} s of training"
     if best.ratio is not None and best.ratio < 1:
         told += f", {best.ratio:.2f} of SGD's time"
     if not others:
         return f"{told}."
     second = others[0]
-    told += f"; then {second.optimizer}, {second.seconds.text(2)} s."
+    if math.isinf(second.seconds.median):
+        told += "; no other reached it." if len(others) > 1 else f"; {second.optimizer} missed it."
+    else:
+        told += f"; then {second.optimizer}, {second.seconds.text(2)} s."
     if best.runs == 1:
         return f"{told} One seed says little: another may order them otherwise."
     seeds = f"{best.runs} seeds"

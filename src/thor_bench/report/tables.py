@@ -10,6 +10,7 @@ import polars as pl
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from thor_bench.optimizers.recipes import find_recipe
 from thor_bench.optimizers.registry import OPTIMIZERS, lacking
@@ -114,14 +115,16 @@ class TextTable:
 
 
 def _to_rich(text: TextTable, title: str) -> Table:
-    table = Table(title=title, title_style="bold", pad_edge=False, **_LISTING)
+    table = Table(title=Text(title), title_style="bold", pad_edge=False, **_LISTING)
     table.padding = (0, 1, 0, 0)
     for heading, words in zip(text.headings, text.are_words(), strict=True):
         side: Literal["left", "right"] = "left" if words else "right"
         # Settings are wider than a terminal; cut off, nobody could repeat the run.
-        table.add_column(heading, justify=side, overflow="fold", no_wrap=not table.columns)
+        table.add_column(Text(heading), justify=side, overflow="fold", no_wrap=not table.columns)
     for number in range(len(text.rows)):
-        table.add_row(*text.marked(number, "[bold]{}[/bold]"))
+        bold = [(number, column) in text.bold for column in range(len(text.headings))]
+        cells = zip(text.rows[number], bold, strict=True)
+        table.add_row(*(Text.assemble((cell, "bold" if own else "")) for cell, own in cells))
     return table
 
 

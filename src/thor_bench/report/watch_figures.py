@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from thor_bench.records.reading import Run
 from thor_bench.records.records import StatisticsRecord
-from thor_bench.report.style import Theme
+from thor_bench.report.style import Theme, plain
 from thor_bench.report.summary import group_by_optimizer
 
 _MOST_NAMED = 40  # layers whose names fit beside each other
@@ -49,7 +49,7 @@ def draw_statistics(theme: Theme, *, run: Run) -> Figure:
     steps = sorted({record.step for record in run.statistics})
     figure = Figure(figsize=(6.4, 2.1 + 0.2 * min(len(layers), _MOST_NAMED)), layout="constrained")
     axes = figure.subplots(1, len(_PANELS), sharey=True)
-    figure.suptitle(f"Layers, {run.config.name}", fontweight="bold", fontsize=11)
+    figure.suptitle(plain(f"Layers, {run.config.name}"), fontweight="bold", fontsize=11)
     for place, panel in zip(axes, _PANELS, strict=True):
         values = np.full((len(layers), len(steps)), np.nan)
         for record in run.statistics:

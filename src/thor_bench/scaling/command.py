@@ -1,5 +1,6 @@
 """``thor scale``: parses, measures or reads profiles, predicts, writes."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +23,7 @@ from thor_bench.training.rundir import make_directory
 DEFAULT_RANKS = ",".join(str(2**power) for power in range(13))
 _OF_THE_PAPER = "imagenet-resnet50"
 
-_console = Console()
+_console = Console(markup=False)
 
 _WorkloadsArgument = Annotated[
     list[str] | None, typer.Argument(metavar="[WORKLOAD]...", help=f"Of {', '.join(MODELS)}.")
@@ -68,7 +69,7 @@ def scale(
         network, topology=topology, latency_us=latency_us, gbit=gbit, node_size=ranks_per_node
     )
     numbers, assumptions = parse_ranks(ranks), Assumptions(interval=interval, overlap=overlap)
-    if step_ms is not None and step_ms <= 0:
+    if step_ms is not None and not 0 < step_ms < math.inf:
         raise BenchError(f"--step-ms {step_ms:g} must be > 0 milliseconds; leave it out")
     make_directory(out)
     profiles = [_profile(task, device, out, cycles, again=measure) for task in tasks]

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from thor_bench.records.config import DataSource
 from thor_bench.tasks.data import Batch, Split, TrainTest
@@ -107,8 +107,11 @@ def read_given(given: Given, source: DataSource) -> TrainTest[Split | Stream]:
 def _tree(data: Any, name: str, test_batch: int) -> TreeSplit:
     tree = _as_tensors(data.tensors if isinstance(data, TensorDataset) else data)
     lengths = sorted({len(one) if one.dim() else 0 for one in tensors(tree)})
+    if not lengths:
+        message = f"{name} is {named(data)} that holds no tensor"
+        raise TypeError(f"{message}; make tensors of its numbers, as torch.tensor does")
     if len(lengths) != 1:
-        found = " and ".join(map(str, lengths)) or "no"
+        found = " and ".join(map(str, lengths))
         message = f"{name} has tensors of {found} samples"
         raise ValueError(f"{message}; all must have the same number, along their first dimension")
     return TreeSplit(tree, lengths[0], test_batch)
@@ -126,6 +129,16 @@ def _stream(data: Any, name: str) -> Stream:
     if isinstance(data, Iterator):
         message = f"{name} is {named(data)}, which can be read only once"
         raise TypeError(f"{message}; give the function that makes it, without calling it")
+    if isinstance(data, str | bytes):
+        raise TypeError(
+            f"{name} is {data!r}, which is text; read it, and give tensors or a data set"
+        )
+    if (
+        isinstance(data, Dataset)
+        and not isinstance(data, Iterable)
+        and not hasattr(data, "__len__")
+    ):
+        raise TypeError(f"{name} is {named(data)} without a length; give it a __len__")
     if not isinstance(data, Iterable) and not callable(data):
         message = f"{name} is {named(data)}"
         allowed = "tensors, a data set, a DataLoader, or a function that returns batches"

@@ -35,6 +35,8 @@ def checked_loss(loss: Any) -> Tensor:
     """
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise TypeError(f"loss returned {named(loss)}; it must be one number: take its mean")
+    if loss.is_complex():
+        raise TypeError("loss returned a complex number; it must be real: take abs() or .real")
     if torch.is_grad_enabled() and not loss.requires_grad:
         message = "loss returned a number without a gradient"
         raise ValueError(

@@ -92,7 +92,7 @@ class Task:
             optimizers reaches with every seed.
         epochs: Horizon; fractions count.
         batch_size: Samples per step, of tensors and data sets (default 32); loaders have theirs.
-        steps_per_epoch: Batches that make an epoch, where data have no length, or too much of it.
+        steps_per_epoch: Batches that make an epoch, at most; data without a length need it.
         collate: ``[sample, ...] -> batch`` of a data set; None: torch's.
         exclude: Modules, by name or type, whose parameters THOR leaves to its base rule and Muon to
             AdamW. Output layers are found by themselves.
@@ -219,6 +219,7 @@ def check(task: Any) -> None:
     if not isinstance(task.metric, Metric):
         message = f"metric is {named(task.metric)}; it must be a Metric"
         raise TypeError(f"{message}, such as Metric(name=…, score=…, higher_is_better=True)")
+    _check_metric(task.metric)
     score = task.metric.score or task.loss
     for name, value in {
         "model": task.model,
@@ -239,6 +240,17 @@ def check(task: Any) -> None:
         _check_choice(name, getattr(task, name), allowed)
     for name in ("batch_size", "steps_per_epoch", "epochs", "target"):
         _check_number(name, getattr(task, name), whole="_" in name)
+
+
+def _check_metric(metric: Any) -> None:
+    for name, value in {"name": metric.name, "unit": metric.unit}.items():
+        if not isinstance(value, str) or not value.isprintable():
+            raise TypeError(f"the metric's {name} is {value!r}; it must be text of one line")
+    if not metric.name.strip():
+        raise ValueError("the metric's name is empty; name what it measures, such as 'accuracy'")
+    if not isinstance(metric.higher_is_better, bool):
+        message = f"the metric's higher_is_better is {metric.higher_is_better!r}"
+        raise TypeError(f"{message}; it must be True or False")
 
 
 def check_model(model: nn.Module) -> None:

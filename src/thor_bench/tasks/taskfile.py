@@ -167,7 +167,7 @@ def load_task(name: str) -> Task:
         raise BenchError(f"{message}; begin one with: thor new {path}") from error
     file = TaskFile(path, function, hashlib.sha256(source).hexdigest()[:12])
     # A task that draws its data does so alike for every seed of a run.
-    with Draws(0):
+    with Draws(0), _same_folder(path):
         with file.telling("reading the file"):
             module = _module(path, source)
         make = getattr(module, function, None)
@@ -178,6 +178,17 @@ def load_task(name: str) -> Task:
     if isinstance(task.model, nn.Module):
         task = replace(task, model=partial(_again, file, make))
     return replace(task, name=name, origin=file)
+
+
+@contextmanager
+def _same_folder(path: Path) -> Iterator[None]:
+    """Refuses a file that changes the folder of the process, where names that follow would lead."""
+    before = Path.cwd()
+    yield
+    if (now := Path.cwd()) != before:
+        os.chdir(before)
+        message = f"{path} changes the working folder to {now}, and so what --out means"
+        raise BenchError(f"{message}; leave os.chdir out, and read from Path(__file__).parent")
 
 
 def _parts(name: str) -> tuple[Path, str]:

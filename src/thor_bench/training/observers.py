@@ -6,6 +6,7 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
 from thor_bench.records.records import (
@@ -48,11 +49,11 @@ class TerminalObserver:
         self._decisions: Counter[str] = Counter()
         self._loss = self._score = ""
         self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[live]}"),
-            TextColumn("[dim]left"),
+            TextColumn("{task.fields[live]}", markup=False),
+            TextColumn("left", style="dim"),
             TimeRemainingColumn(),
             console=console,
             transient=True,
@@ -85,12 +86,12 @@ class TerminalObserver:
                 self._decisions[record.decision] += 1
             case RunFinished():
                 best, final = map(self._metric.format, (record.best_metric, record.final_metric))
-                self._print(
-                    f"[bold]{self._title}[/]  {record.step} steps in {record.seconds:.2f} s"
-                    f"  {self._metric.name} {final} (best {best})"
-                )
+                told = f"  {record.step} steps in {record.seconds:.2f} s"
+                told += f"  {self._metric.name} {final} (best {best})"
+                self._print(Text.assemble((self._title, "bold"), told))
             case RunFailed():
-                self._print(f"{self._title}  [bold]failed[/]: {record.reason}")
+                failed = f"{self._title}  ", ("failed", "bold"), f": {record.reason}"
+                self._print(Text.assemble(*failed))
 
     def close(self) -> None:
         """Takes the progress bar away."""
@@ -110,7 +111,7 @@ class TerminalObserver:
             return ""  # there is no trace rule, or it has not spoken yet
         return " ".join(f"{name} {count}" for name, count in sorted(self._decisions.items()))
 
-    def _print(self, line: str, style: str | None = None) -> None:
+    def _print(self, line: str | Text, style: str | None = None) -> None:
         self._console.print(line, highlight=False, soft_wrap=True, style=style)
 
 

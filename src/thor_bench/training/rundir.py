@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from thor_bench.errors import BenchError, reason
-from thor_bench.records.config import RunConfig
+from thor_bench.records.config import RunConfig, command_line
 from thor_bench.records.disk import temporary_of
 from thor_bench.records.reading import read_run
 from thor_bench.records.records import RECORDS_FILE, RunFailed, RunFinished
@@ -127,5 +127,5 @@ def _ended(directory: Path, end: RunFinished | RunFailed) -> BenchError:
         remedy = "change its settings and begin anew with --overwrite"
     else:
         how = "has reached its horizon" if end.ended is None else f"was ended early ({end.ended})"
-        remedy = f"see it with thor report {directory}"
+        remedy = f"see it with {command_line('thor', 'report', str(directory))}"
     return BenchError(f"--resume: the run in {directory} {how}; {remedy}")

@@ -53,8 +53,9 @@ class Session:
         torch.set_flush_denormal(True)
         seed_all(config.seed)
         torch.manual_seed(config.seed)
-        self.model = task.build().to(self.device)
-        self.model.to(memory_format=task.memory_format)
+        self.model = task.build()
+        with task.telling("putting the model on its device", task.model):
+            self.model.to(self.device).to(memory_format=task.memory_format)
         if not self.model.training:  # as ``from_pretrained`` leaves it; parts may be in evaluation
             self.model.train()
         self._trained = ranks.wrap(self.model)

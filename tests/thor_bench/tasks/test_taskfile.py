@@ -80,6 +80,24 @@ def mistake(file: str, *words: object, code: int = 2) -> str:
     return str(line)
 
 
+@pytest.mark.parametrize("name", ["[bold] a [/x]", "$\\\\foo{$ of $x^$"])
+def test_names_and_units_are_shown_as_they_are(name: str, folder: Path) -> None:
+    """Brackets are no markup of a terminal, dollars no formula of a figure."""
+    file = written(folder, ('name="right"', f'name="{name}", unit="[$/s]"'))
+    for words in (("train", file, "--out", "a run"), ("report", "a run")):
+        result = run(*words)
+        assert result.exit_code == 0, result.output
+        assert name.replace("\\\\", "\\") in result.output
+        assert "[$/s]" in result.output
+    assert "thor report 'a run'" in run("train", file, "--out", "a run", "--overwrite").output
+
+
+def test_a_file_that_leaves_the_folder_is_refused(folder: Path) -> None:
+    file = written(folder, ("import torch\n", "import os, torch; os.chdir('/')\n"))
+    assert "changes the working folder to /" in mistake(file)
+    assert folder.cwd() == folder
+
+
 def test_it_trains(folder: Path) -> None:
     result = run("train", written(folder), "--optimizer", "thor")
     assert result.exit_code == 0, result.output
@@ -139,6 +157,20 @@ def test_it_trains(folder: Path) -> None:
         ("# HERE", "train = lambda: [(inputs, labels)]", 18, "no length; set steps_per_epoch"),
         ("# HERE", "test = lambda: []", 18, "the test data have no batch"),
         ("# HERE", "train = [(x, 'a', {1}) for x in inputs]", 18, "reading the training data"),
+        ("# HERE", "train = 'data.csv'", 18, "train is 'data.csv', which is text; read it, and"),
+        ("# HERE", "train = ([[1.0]], [1])", 18, "that holds no tensor; make tensors of its num"),
+        (
+            "# HERE",
+            "train = type('D', (torch.utils.data.Dataset,), {'__getitem__': lambda s, n: n})()",
+            18,
+            "without a length; give it a __len__",
+        ),
+        ("y)  # LOSS", "y) + 0j", 10, "loss returned a complex number; it must be real"),
+        ("nn.Linear(4, 2)", "nn.Linear(4, 2, device='meta')", 19, "the model on its device"),
+        ('name="right"', 'name=""', 23, "the metric's name is empty; name what it measures"),
+        ('name="right"', 'name="a\\nb"', 23, "the metric's name is 'a\\nb'; it must be text of"),
+        ('name="right"', 'name="right", unit=None', 23, "the metric's unit is None; it must be"),
+        ("better=True", "better='max'", 23, "higher_is_better is 'max'; it must be True or False"),
         ("# HERE", "train = 3", 18, "train is an object of type int; it must be tensors, a data"),
         (
             "# HERE",
