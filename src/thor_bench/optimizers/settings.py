@@ -85,6 +85,12 @@ def override(base: S, changes: Sequence[str]) -> S:
         if not equals:
             message = f"--set {change!r} has no '='; write key=value, such as lr=0.1"
             raise BenchError(f"{message}; keys: {', '.join(to_values(base))}")
+        name, dot, own = key.rpartition(".")
+        if dot and own in values:
+            message = (
+                f"--set {change!r} is a setting of {name} alone, as where several are compared"
+            )
+            raise BenchError(f"{message}; write --set {own}={value}")
         values[key] = None if value.lower() == "none" else value
     return from_values(type(base), values, usual=base)
 

@@ -144,6 +144,7 @@ def test_compare_counts_a_run_that_diverges_as_a_miss(tmp_path: Path) -> None:
         (("train", "digts"), ("WORKLOAD 'digts'", "digits, fashion", "did you mean 'digits'")),
         (("train", "tiny", "--optimizer", "sgdd"), ("--optimizer 'sgdd'", "did you mean 'sgd'")),
         (("train", "tiny", "--set", "lrr=1"), ("--set 'lrr'", "weight_decay", "mean 'lr'")),
+        (("train", "tiny", "--set", "thor.lr=0.1"), ("of thor alone", "write --set lr=0.1")),
         (("train", "tiny", "--set", "lr"), ("--set 'lr' has no '='", "key=value")),
         (("train", "tiny", "--set", "lr=fast"), ("--set lr=fast", "number", "lr=0.03")),
         (("train", "tiny", "--set", "lr=-1"), ("--set lr=-1", "greater than 0")),
