@@ -174,6 +174,70 @@ def test_micro_batches_of_any_size_are_one_batch(kind: Any, reduction: Any) -> N
         torch.testing.assert_close(found[0], other)
 
 
+class Pooled(nn.Module):
+    """Rows of its layers are samples, positions, or more samples than the loss has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.flat, self.head = nn.Linear(5, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.flat(self.tokens(inputs).tanh().flatten(0, 1)).tanh()
+        return self.head(hidden.view(*inputs.shape[:2], 4).mean(1))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "positions_mean", "sum"])
+@pytest.mark.parametrize("together", [True, False])
+def test_it_is_the_free_form_with_the_same_labels(reduction: Any, *, together: bool) -> None:
+    """Whatever the rows of a layer are: the loss alone says what a mean is over."""
+    model, inputs = Pooled().double(), torch.randn(2, 6, 7, 5).double()
+    found = []
+    for free in (False, True):
+        preconditioner, generator = engine(model, loss_reduction=reduction), draws(3)
+        outputs = [model(part) for part in (inputs[0], inputs[1, :2])] if together else []
+        for number in range(2):
+            out = outputs[number] if together else model((inputs[0], inputs[1, :2])[number])
+            if not free:
+                preconditioner.sample_fisher(out, "normal", generator=generator)
+            else:
+                labels = torch.normal(out.detach(), 1.0, generator=generator)
+                loss = 0.5 * (out - labels).square().sum()
+                # of two forwards between two backwards each stands for the same samples
+                whole = len(inputs[0]) + (0 if together else 2)
+                preconditioner.fisher_backward(loss / (1 if reduction == "sum" else whole))
+            if not together:
+                out.sum().backward()
+        preconditioner.step()
+        found.append([gradient_factor(preconditioner, name) for name in ("tokens", "flat", "head")])
+        preconditioner.remove()
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("form", ["entries", "flat", "positions first"])
+def test_a_mask_fits_outputs_without_classes_flat_ones_and_turned_ones(form: str) -> None:
+    layer, inputs = nn.Linear(5, 1).double(), torch.randn(2, 6, 5).double()
+    counts = torch.tensor([[True] * 4 + [False] * 2, [True] * 2 + [False] * 4])
+    found = []
+    for masked in (True, False):
+        preconditioner = engine(layer, loss_reduction="positions_mean")
+        preconditioner.use_mask(counts)
+        outputs = layer(inputs)
+        # what a mask leaves out is made large: with a label it would show in the others
+        loud = torch.where(counts, 1.0, 1e3 if masked else 0.0).unsqueeze(-1)
+        mixed = outputs * loud + outputs.sum((0, 1), keepdim=True) * loud
+        shaped = {
+            "entries": mixed[..., 0],
+            "flat": mixed.flatten(0, 1),
+            "positions first": mixed.transpose(0, 1),
+        }
+        preconditioner.sample_fisher(shaped[form] * 0.1, "normal", generator=draws(5))
+        preconditioner.step()
+        found.append(gradient_factor(preconditioner, ""))
+        preconditioner.remove()
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("class_dim", [-1, 1])
 def test_positions_that_are_masked_have_no_label(kind: Any, class_dim: int) -> None:

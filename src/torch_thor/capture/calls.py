@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from torch_thor.capture.fisher import Draw
     from torch_thor.layers import Geometry
     from torch_thor.layers.rows import RowPlan
 
@@ -25,7 +26,7 @@ class Call:
         covers: Matrices that took part, where not all did; the others' rows are zeros.
         counted: Which of its rows are no padding; ``None`` where none is, or where ``share`` says.
         share: Share of the rows that are no padding.
-        summed: Whether its loss was a sum, however the training loss reduces.
+        draw: What its loss was a sum over, where that is still to be divided.
     """
 
     geometry: Geometry
@@ -36,7 +37,7 @@ class Call:
     covers: range | None = None
     counted: Tensor | None = None
     share: float = 1.0
-    summed: bool = False
+    draw: Draw | None = None
 
     @property
     def rows(self) -> float:

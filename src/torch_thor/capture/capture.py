@@ -20,13 +20,14 @@ from torch_thor.capture.autograd import as_plain, is_transformed, require_plain
 from torch_thor.capture.hooks import ModelHooks, other_listeners
 from torch_thor.capture.ledger import drop_zeroed
 from torch_thor.capture.pending import CallRules, PendingCall, Sampling
-from torch_thor.capture.statistics import count_rows
+from torch_thor.capture.statistics import count_rows, divide_sums
 from torch_thor.layers.jets import Jet, streams_of
 from torch_thor.options.notices import warn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from torch_thor.capture.fisher import Draw
     from torch_thor.capture.hooks import Listener, Seen
     from torch_thor.capture.tracked import TrackedLayer
     from torch_thor.options.curvature import Statistics
@@ -122,9 +123,9 @@ class Capture:
         if self._rules.mask is not None:
             self.mask(None)
         for layer in layers:
-            lacks = cut_short and not layer.ledger.is_empty
+            waits = layer.called or layer.weight.grad is not None or not layer.ledger.is_empty
             layer.forget()
-            layer.listened = not lacks
+            layer.listened = not (cut_short and waits)
 
     def arm(self, layers: Iterable[TrackedLayer], wanted: set[TrackedLayer], seed: int) -> None:
         """Says which layers count until the next step, and seeds the choice of their rows."""
@@ -135,13 +136,13 @@ class Capture:
         self.hooks.arm()
 
     @contextmanager
-    def sampled_backward(self, *, summed: bool) -> Iterator[None]:
+    def sampled_backward(self, draw: Draw | None) -> Iterator[None]:
         """Inside, a backward is one of sampled labels, the only kind that "mc" counts.
 
         Args:
-            summed: Whether its loss is a sum over samples and positions.
+            draw: What its loss is a sum over; ``None``: it reduces as the training loss does.
         """
-        self._sampling.running, self._sampling.summed = True, summed
+        self._sampling.running, self._sampling.draw = True, draw
         try:
             yield
         finally:
@@ -195,3 +196,7 @@ class Capture:
                 layer.obstacle = layer.obstacle or REPLACED
         count_rows(call for layer in heard for call in layer.ledger.read())
         drop_zeroed((layer.ledger for layer in heard), now=now)
+        divide_sums(
+            [call for layer in heard for call in layer.ledger.read()],
+            self._rules.options.loss_reduction,
+        )

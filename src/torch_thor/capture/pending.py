@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.hooks import RemovableHandle
 
+    from torch_thor.capture.fisher import Draw
     from torch_thor.capture.tracked import TrackedLayer
     from torch_thor.layers import Geometry
     from torch_thor.layers.rows import RowPlan
@@ -42,12 +43,12 @@ class Sampling:
     Args:
         wanted: Whether they are.
         running: Whether they do.
-        summed: Whether their loss is a sum; otherwise it reduces as the training loss does.
+        draw: What their loss is a sum over; ``None``: it reduces as the training loss does.
     """
 
     wanted: bool
     running: bool = False
-    summed: bool = False
+    draw: Draw | None = None
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class PendingCall:
 
     def _draw(self, gradient: Tensor) -> None:
         call, ledger = self._complete(gradient), self._layer.ledger
-        call.summed = self._sampling.summed
+        call.draw = self._sampling.draw
         if self._delivered:
             ledger.add_late(call)
         else:

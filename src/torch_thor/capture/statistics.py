@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from torch_thor.capture.calls import Call
+    from torch_thor.capture.fisher import Draw
     from torch_thor.capture.tracked import TrackedLayer
     from torch_thor.layers import Geometry
     from torch_thor.linalg.partition import Partition
-    from torch_thor.options.curvature import Statistics
+    from torch_thor.options.curvature import LossReduction, Statistics
 
 
 @dataclass(frozen=True)
@@ -129,9 +130,7 @@ def batch_of(layer: TrackedLayer, options: Statistics, gradient_scale: float = 1
     count = _of_each_pass((call.group, call.plan.samples) for call in calls)
     # An attention's losses stand at the positions of its queries, the first matrix.
     terms = _of_each_pass((call.group, call.terms) for call in calls if call.is_of(0))
-    divisor = {"mean": count, "positions_mean": terms, "sum": 1.0}[options.loss_reduction]
-    scale = divisor if options.loss_reduction != "sum" else 1.0 / count
-    gradients = tuple(c.gradients / (divisor or 1.0) if c.summed else c.gradients for c in calls)
+    scale = {"mean": count, "positions_mean": terms, "sum": 1.0 / count}[options.loss_reduction]
     # A sampled loss is not multiplied by anything.
     scaled_by = 1.0 if options.fisher == "mc" else gradient_scale
     weights = tuple(call.plan.scale for call in calls)
@@ -146,7 +145,7 @@ def batch_of(layer: TrackedLayer, options: Statistics, gradient_scale: float = 1
             structure,
         ),
         FactorBatch(
-            gradients,
+            tuple(call.gradients for call in calls),
             weights,
             scale / scaled_by**2,
             terms if options.loss_reduction == "positions_mean" else count,
@@ -173,6 +172,26 @@ def count_rows(calls: Iterable[Call]) -> None:
         sums = torch.stack(flags).sum(1) if equal else torch.stack([own.sum() for own in flags])
         for (call, own), count in zip(alike, sums.tolist(), strict=True):
             call.counted, call.share = None, count / len(own)
+
+
+def divide_sums(calls: Sequence[Call], reduction: LossReduction) -> None:
+    """Makes of gradients of sampled losses, which are sums, those of the step's own reduction.
+
+    Draws of one forward pass are of the same samples; those of several add up.
+    """
+    group_of: dict[Draw, int] = {}
+    for call in calls:
+        if call.draw is not None:  # a layer that some passes leave out counts fewer of them
+            group_of[call.draw] = max(call.group, group_of.get(call.draw, 0))
+    if not group_of or reduction == "sum":
+        return
+    divisor = _of_each_pass(
+        (group, draw.samples if reduction == "mean" else draw.terms)
+        for draw, group in group_of.items()
+    )
+    for call in calls:
+        if call.draw is not None:
+            call.gradients, call.draw = call.gradients / divisor, None
 
 
 def _summed_over_calls(calls: Sequence[Call]) -> list[Call]:

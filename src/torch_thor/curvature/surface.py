@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from torch_thor.capture.fisher import Likelihood, sampled_loss
+from torch_thor.capture.fisher import Draw, Likelihood, sampled_loss
 from torch_thor.curvature.report import statistics_of
 from torch_thor.distributed.joining import UnevenInputs
 from torch_thor.layers.shards import local
@@ -245,10 +245,10 @@ class HasCurvature(UnevenInputs):
         """
         if self.wants_statistics:
             mask = self.engine.capture.mask_in_force
-            loss = sampled_loss(
+            loss, draw = sampled_loss(
                 outputs, likelihood, class_dim=class_dim, mask=mask, generator=generator
             )
-            self._run_sampled(loss, summed=True)
+            self._run_sampled(loss, draw)
 
     def fisher_backward(self, loss: Tensor) -> None:
         """Runs a backward for the statistics alone: the free form of ``sample_fisher``.
@@ -258,12 +258,12 @@ class HasCurvature(UnevenInputs):
                 ``Statistics(loss_reduction=...)`` says. Under gradient accumulation the losses of
                 the parts add up to that of the whole, as training losses do. Its graph is kept.
         """
-        self._run_sampled(loss, summed=False)
+        self._run_sampled(loss, None)
 
-    def _run_sampled(self, loss: Tensor, *, summed: bool) -> None:
+    def _run_sampled(self, loss: Tensor, draw: Draw | None) -> None:
         weights = [layer.weight for layer in self.engine.layers if layer.armed]
         if weights:
-            with self.engine.capture.sampled_backward(summed=summed):
+            with self.engine.capture.sampled_backward(draw):
                 torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
 
     def load_curvature(
