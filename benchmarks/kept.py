@@ -26,7 +26,7 @@ def kept(config: RunConfig, directory: Path) -> Run:
         try:
             train(config, directory, overwrite=has_run(directory))
         except RunDivergedError as error:
-            Console(stderr=True).print(str(error), markup=False)
+            Console(stderr=True).print(str(error), markup=False, emoji=False)
         (directory / CHECKPOINT_FILE).unlink(missing_ok=True)
     return read_run(directory)
 

@@ -217,6 +217,8 @@ def test_the_first_sentence_is_of_who_is_first_by_seconds() -> None:
     assert told.startswith("b leads by seconds: of the one task it is first on 1 by seconds and on")
     assert "One seed says little" in told
     assert "One seed" not in lead(rows, tasks=2, seeds=3)
+    lost = standings(found({"a": [math.inf], "b": [math.inf]}))
+    assert lead(lost, tasks=1, seeds=1).startswith("No optimizer reached a target")
 
 
 def test_pairs_count_misses_and_ties_and_test_over_tasks() -> None:

@@ -300,8 +300,12 @@ def test_the_headline_says_how_sure_it_is(runs: list[Run]) -> None:
     assert "One seed says little" in headline(summarize(runs[:2], 90.0), "90 %")
     assert headline([thor], "90 %").startswith("thor reached 90 %: 4.00")
     never = replace(sgd, seconds=Spread(math.inf, math.inf, math.inf))
+    never = replace(never, misses=3)
+    half = replace(never, misses=2, seconds=Spread(math.inf, 1.0, math.inf))
     assert "; sgd missed it. Medians" in headline([thor, never], "90 %")
-    assert "; no other reached it. Medians" in headline([thor, never, never], "90 %")
+    assert "; the others missed it. Medians" in headline([thor, never, never], "90 %")
+    assert "; sgd missed it with half of the seeds or more." in headline([thor, half], "90 %")
+    assert headline([half, never], "9") == "No optimizer reached 9 with most of its seeds."
     assert headline(summarize(runs, 99.0), "99 %") == "No optimizer reached 99 %."
 
 
@@ -369,6 +373,11 @@ def test_the_best_of_every_optimizer_and_the_target_are_in_view(
     inside = [max(values) for values in accuracies.values() if max(values) > 0]
     assert all(low < value < high for value in (*inside, target))
     assert axes.get_legend_handles_labels()[1][:2] == shown
+
+
+def test_a_metric_named_loss_has_a_figure_of_its_own() -> None:
+    stems = [one.stem for one in curves(Measure(name="loss", higher_is_better=False), 1.0)]
+    assert stems == ["loss-epoch", "loss-seconds", "test-loss-epoch", "test-loss-seconds"]
 
 
 def test_a_curve_marks_where_each_run_arrives(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from thor_bench.cli import options
 from thor_bench.find import figure
-from thor_bench.find.finder import find_settings
+from thor_bench.find.finder import Found, find_settings
 from thor_bench.optimizers.recipes import DEFAULTS, RunOptions, plan_run
 from thor_bench.records.config import DataSource, command_line
 from thor_bench.tasks import find_task
@@ -39,7 +39,23 @@ def find(
     make_directory(directory)
     source = DataSource(data_dir, download)
     found = find_settings(Session(config, task, source))
-    written = figure.write(found, directory)
+    _tell(found, figure.write(found, directory).light)
+    if not found.gains:
+        return
+    typer.echo(f"take THOR(model, lr={found.rate:.2g}), or here:")
+    again = command_line(
+        "thor", "train", workload,
+        preset=DEFAULTS,
+        epochs=epochs,
+        batch_size=batch_size,
+        device=None if device == "cpu" else device,
+        set=[f"lr={found.rate:.2g}"],
+    )  # fmt: skip
+    typer.echo(f"  {shlex.join([*shlex.split(again), *source.words])}")
+
+
+def _tell(found: Found, curve: Path) -> None:
+    """Shows what the single steps gave, and where their curve is."""
     console = options.console
     console.print(figure.table(found).to_rich("Single steps", console))
     rates = [one.rate for one in found.rates]
@@ -52,19 +68,7 @@ def find(
     if found.gains and found.best is found.rates[0]:
         typer.echo("the best is the lowest rate tried: a lower one than this may be better yet")
     typer.echo(
-        f"{found.taken} steps of {found.total} ({found.taken / found.total:.0%}); "
-        f"curve: {written.light}"
+        f"{found.taken} steps of {found.total} ({found.taken / found.total:.0%}); curve: {curve}"
     )
     if not found.gains:
         typer.echo(f"no step made the loss of unseen batches lower: keep {found.rate:g}")
-        return
-    typer.echo(f"take THOR(model, lr={found.rate:.2g}), or here:")
-    again = command_line(
-        "thor", "train", workload,
-        preset=DEFAULTS,
-        epochs=epochs,
-        batch_size=batch_size,
-        device=None if device == "cpu" else device,
-        set=[f"lr={found.rate:.2g}"],
-    )  # fmt: skip
-    typer.echo(f"  {shlex.join([*shlex.split(again), *source.words])}")

@@ -12,7 +12,7 @@ from thor_bench.tasks import Task
 from thor_bench.training.observers import Observer, TensorBoardObserver, TerminalObserver
 from thor_bench.training.ranks import speaks
 
-console = Console(markup=False)  # names and units of users may hold brackets
+console = Console(markup=False, emoji=False)  # names and units are shown as users wrote them
 
 # Under the help of commands that take optimizers by name.
 RECIPES_ARE_TUNED = (

@@ -92,6 +92,8 @@ def _count(things: Sequence[object], name: str) -> str:
 def lead(rows: Sequence[Standing], *, tasks: int, seeds: int) -> str:
     """Returns who is first, in a sentence."""
     best = rows[0]
+    if best.missed_tasks == tasks:
+        return "No optimizer reached a target with most of its seeds."
     if len(rows) == 1:
         reached = tasks - best.missed_tasks
         return f"{best.optimizer} ran alone: it reached {reached} of {tasks} targets."

@@ -42,6 +42,7 @@ class Curve:
 def curves(metric: Measure, target: float) -> list[Curve]:
     """Returns training loss and test metric, each against epochs and against seconds."""
     name = re.sub(r"[^\w-]+", "-", metric.name)  # of files
+    name = "test-loss" if name == "loss" else name  # the training loss has a figure of its own
     loss = partial(Curve, y="train_loss", y_label="training loss", shape=_shape_loss)
     test = partial(
         Curve,
@@ -147,14 +148,14 @@ def _shape_metric(axes: Axes, points: pl.DataFrame, *, metric: Measure, target: 
     far = max(early, target - span) if metric.higher_is_better else min(early, target + span)
     far = metric.worst([far, target])
     room = max(_FAR * abs(best - far), abs(target))
-    for (name,), own in points.group_by("optimizer"):
-        reached = metric.best(own["y"].to_list())
-        if abs(reached - best) <= room:
-            far = metric.worst([far, reached])
-            continue
-        for line in axes.get_lines():
-            if line.get_label() == name:
-                line.set_label(f"{name} (out of the picture)")
+    reached = {
+        name: metric.best(own["y"].to_list()) for (name,), own in points.group_by("optimizer")
+    }
+    far = metric.worst([far, *(value for value in reached.values() if abs(value - best) <= room)])
+    for line in axes.get_lines():
+        value = reached.get(line.get_label(), best)
+        if abs(value - best) > max(room, abs(far - best)):
+            line.set_label(f"{line.get_label()} (out of the picture)")
     low, high = sorted((far, best))
     margin = 0.08 * (high - low) or 1.0
     axes.set_ylim(low - margin, high + margin)

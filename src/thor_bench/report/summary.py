@@ -122,8 +122,9 @@ def headline(summaries: Sequence[Summary], goal: str) -> str:
         goal: What was timed, such as "test accuracy 98 %".
     """
     best, *others = sorted(summaries, key=lambda row: row.seconds.median)
-    if best.misses * 2 > best.runs:
-        return f"No optimizer reached {goal}."
+    if math.isinf(best.seconds.median):
+        some = any(row.misses < row.runs for row in summaries)
+        return f"No optimizer reached {goal}{' with most of its seeds' if some else ''}."
     how = "is first at" if others else "reached"
     told = f"{best.optimizer} {how} {goal}: {best.seconds.text(2)} s of training"
     if best.ratio is not None and best.ratio < 1:
@@ -132,7 +133,9 @@ def headline(summaries: Sequence[Summary], goal: str) -> str:
         return f"{told}."
     second = others[0]
     if math.isinf(second.seconds.median):
-        told += "; no other reached it." if len(others) > 1 else f"; {second.optimizer} missed it."
+        who = "the others" if len(others) > 1 else second.optimizer
+        some = any(row.misses < row.runs for row in others)
+        told += f"; {who} missed it{' with half of the seeds or more' if some else ''}."
     else:
         told += f"; then {second.optimizer}, {second.seconds.text(2)} s."
     if best.runs == 1:

@@ -23,7 +23,7 @@ from thor_bench.training.rundir import make_directory
 DEFAULT_RANKS = ",".join(str(2**power) for power in range(13))
 _OF_THE_PAPER = "imagenet-resnet50"
 
-_console = Console(markup=False)
+_console = Console(markup=False, emoji=False)
 
 _WorkloadsArgument = Annotated[
     list[str] | None, typer.Argument(metavar="[WORKLOAD]...", help=f"Of {', '.join(MODELS)}.")

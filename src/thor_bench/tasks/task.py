@@ -26,6 +26,7 @@ _CHOICES = {
     "autocast": (None, torch.bfloat16, torch.float16),
     "memory_format": (torch.contiguous_format, torch.channels_last),
 }
+_MOST_DIGITS = 15
 _TRAINED: WeakSet[nn.Module] = WeakSet()  # what an earlier run of this process has had
 
 
@@ -239,7 +240,7 @@ def check(task: Any) -> None:
     for name, allowed in _CHOICES.items():
         _check_choice(name, getattr(task, name), allowed)
     for name in ("batch_size", "steps_per_epoch", "epochs", "target"):
-        _check_number(name, getattr(task, name), whole="_" in name)
+        _check_number(name, getattr(task, name), whole="_" in name, positive=name != "target")
 
 
 def _check_metric(metric: Any) -> None:
@@ -248,6 +249,14 @@ def _check_metric(metric: Any) -> None:
             raise TypeError(f"the metric's {name} is {value!r}; it must be text of one line")
     if not metric.name.strip():
         raise ValueError("the metric's name is empty; name what it measures, such as 'accuracy'")
+    digits = metric.digits
+    if not (digits is None or (isinstance(digits, int) and 0 <= digits <= _MOST_DIGITS)):
+        message = (
+            f"the metric's digits is {digits!r}; it must be a whole number of 0 … {_MOST_DIGITS}"
+        )
+        raise TypeError(f"{message}, or None")
+    for name in ("low", "high"):
+        _check_number(f"the metric's {name}", getattr(metric, name), whole=False, positive=False)
     if not isinstance(metric.higher_is_better, bool):
         message = f"the metric's higher_is_better is {metric.higher_is_better!r}"
         raise TypeError(f"{message}; it must be True or False")
@@ -276,10 +285,10 @@ def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
         raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(repr, allowed))}")
 
 
-def _check_number(name: str, value: Any, *, whole: bool) -> None:
+def _check_number(name: str, value: Any, *, whole: bool, positive: bool) -> None:
     if value is None and name != "epochs":
         return
     if not isinstance(value, int if whole else int | float) or not math.isfinite(value):
         raise TypeError(f"{name} is {value!r}; it must be a {'whole ' if whole else ''}number")
-    if value <= 0 and name != "target":
+    if value <= 0 and positive:
         raise ValueError(f"{name}={value} must be above 0")

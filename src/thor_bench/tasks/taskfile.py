@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shlex
 import sys
 import sysconfig
 import traceback
@@ -75,7 +76,8 @@ class TaskFile:
             BenchError: The block raised.
         """
         try:
-            yield
+            with _same_folder(self.path):
+                yield
         except BenchError:
             raise
         except (Exception, SystemExit) as error:
@@ -164,10 +166,10 @@ def load_task(name: str) -> Task:
         source = path.read_bytes()
     except OSError as error:
         message = f"{path} cannot be read ({error.strerror})"
-        raise BenchError(f"{message}; begin one with: thor new {path}") from error
+        raise BenchError(f"{message}; begin one with: thor new {shlex.quote(str(path))}") from error
     file = TaskFile(path, function, hashlib.sha256(source).hexdigest()[:12])
     # A task that draws its data does so alike for every seed of a run.
-    with Draws(0), _same_folder(path):
+    with Draws(0):
         with file.telling("reading the file"):
             module = _module(path, source)
         make = getattr(module, function, None)
@@ -182,11 +184,19 @@ def load_task(name: str) -> Task:
 
 @contextmanager
 def _same_folder(path: Path) -> Iterator[None]:
-    """Refuses a file that changes the folder of the process, where names that follow would lead."""
-    before = Path.cwd()
-    yield
-    if (now := Path.cwd()) != before:
-        os.chdir(before)
+    """Refuses code that changes the folder of the process, where names that follow would lead.
+
+    Raises:
+        BenchError: It did; the folder is as before.
+    """
+    before = os.getcwd()  # noqa: PTH109 - at every call of the user's code
+    try:
+        yield
+    finally:
+        now = os.getcwd()  # noqa: PTH109
+        if now != before:
+            os.chdir(before)
+    if now != before:
         message = f"{path} changes the working folder to {now}, and so what --out means"
         raise BenchError(f"{message}; leave os.chdir out, and read from Path(__file__).parent")
 

@@ -93,9 +93,15 @@ def test_names_and_units_are_shown_as_they_are(name: str, folder: Path) -> None:
 
 
 def test_a_file_that_leaves_the_folder_is_refused(folder: Path) -> None:
-    file = written(folder, ("import torch\n", "import os, torch; os.chdir('/')\n"))
-    assert "changes the working folder to /" in mistake(file)
-    assert folder.cwd() == folder
+    leaves = "os.chdir('/')"
+    for old, new in {
+        "import torch\n": f"import os, torch; {leaves}\n",
+        "# HERE": f"import os; {leaves}",
+        "lambda: nn": "lambda: __import__('os').chdir('/') or nn",
+        "    x, y = batch\n    return F": f"    import os; {leaves}; x, y = batch\n    return F",
+    }.items():
+        assert "changes the working folder to /" in mistake(written(folder, (old, new)))
+        assert folder.cwd() == folder
 
 
 def test_it_trains(folder: Path) -> None:
@@ -170,6 +176,10 @@ def test_it_trains(folder: Path) -> None:
         ('name="right"', 'name=""', 23, "the metric's name is empty; name what it measures"),
         ('name="right"', 'name="a\\nb"', 23, "the metric's name is 'a\\nb'; it must be text of"),
         ('name="right"', 'name="right", unit=None', 23, "the metric's unit is None; it must be"),
+        ("better=True", "better=True, digits=2.5", 23, "digits is 2.5; it must be a whole"),
+        ("better=True", "better=True, digits=-1", 23, "digits is -1; it must be a whole number"),
+        ("better=True", "better=True, low='0'", 23, "the metric's low is '0'; it must be a number"),
+        ("better=True", "better=True, high=float('nan')", 23, "high is nan; it must be a number"),
         ("better=True", "better='max'", 23, "higher_is_better is 'max'; it must be True or False"),
         ("# HERE", "train = 3", 18, "train is an object of type int; it must be tensors, a data"),
         (
