@@ -353,6 +353,8 @@ def test_wrong_names_are_refused() -> None:
         Statistics(fisher="exact")  # type: ignore[arg-type]
     with pytest.raises(InvalidOptionError, match="likelihood"):
         engine(model).sample_fisher(model(torch.randn(2, 5)), "poisson")  # type: ignore[arg-type]
+    with pytest.raises(InvalidOptionError, match=r"outputs=\[2\]"):
+        engine(model).sample_fisher(model(torch.randn(2, 5))[:, 0])
 
 
 def test_it_trains_a_classifier() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 (torch's own convention)
 
 from torch_thor.options.checks import require_type
+from torch_thor.options.errors import require
 
 Likelihood = Literal["categorical", "bernoulli", "normal"]
 
@@ -42,9 +43,11 @@ def sampled_loss(
     Where ``mask`` is about the outputs' positions, its False have no label.
 
     Raises:
-        InvalidOptionError: For an unknown likelihood.
+        InvalidOptionError: For an unknown likelihood, or outputs without classes that need some.
     """
     require_type("likelihood", likelihood, Likelihood)
+    has_classes = outputs.dim() > 1 or likelihood != "categorical"
+    require("outputs", list(outputs.shape), has_classes, "[N, ..., classes] for 'categorical'")
     # Sums and draws of half types are too coarse.
     outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
     samples = len(outputs)

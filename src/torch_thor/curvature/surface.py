@@ -241,7 +241,8 @@ class HasCurvature(UnevenInputs):
             generator: Source of the draws; ``None`` takes torch's own.
 
         Raises:
-            InvalidOptionError: For an unknown likelihood.
+            InvalidOptionError: For an unknown likelihood, or outputs without classes that need
+                some.
         """
         if self.wants_statistics:
             mask = self.engine.capture.mask_in_force
