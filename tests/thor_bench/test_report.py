@@ -299,6 +299,8 @@ def test_the_headline_says_how_sure_it_is(runs: list[Run]) -> None:
     assert "do not overlap" in headline([thor, late], "90 %")
     assert "One seed says little" in headline(summarize(runs[:2], 90.0), "90 %")
     assert headline([thor], "90 %").startswith("thor reached 90 %: 4.00")
+    assert "One seed says little" not in headline([thor], "90 %")
+    assert headline(summarize(runs[:1], 90.0), "90 %").endswith("One seed says little.")
     never = replace(sgd, seconds=Spread(math.inf, math.inf, math.inf))
     never = replace(never, misses=3)
     half = replace(never, misses=2, seconds=Spread(math.inf, 1.0, math.inf))

@@ -130,7 +130,7 @@ def headline(summaries: Sequence[Summary], goal: str) -> str:
     if best.ratio is not None and best.ratio < 1:
         told += f", {best.ratio:.2f} of SGD's time"
     if not others:
-        return f"{told}."
+        return f"{told}." if best.runs > 1 else f"{told}. One seed says little."
     second = others[0]
     if math.isinf(second.seconds.median):
         who = "the others" if len(others) > 1 else second.optimizer

@@ -90,8 +90,8 @@ class TerminalObserver:
                 told += f"  {self._metric.name} {final} (best {best})"
                 self._print(Text.assemble((self._title, "bold"), told))
             case RunFailed():
-                failed = f"{self._title}  ", ("failed", "bold"), f": {record.reason}"
-                self._print(Text.assemble(*failed))
+                told = f": {record.reason}"
+                self._print(Text.assemble(f"{self._title}  ", ("failed", "bold"), told))
 
     def close(self) -> None:
         """Takes the progress bar away."""

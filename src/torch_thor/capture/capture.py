@@ -196,7 +196,6 @@ class Capture:
                 layer.obstacle = layer.obstacle or REPLACED
         count_rows(call for layer in heard for call in layer.ledger.read())
         drop_zeroed((layer.ledger for layer in heard), now=now)
-        divide_sums(
-            [call for layer in heard for call in layer.ledger.read()],
-            self._rules.options.loss_reduction,
-        )
+        if self._sampling.wanted:
+            drawn = [call for layer in heard for call in layer.ledger.read()]
+            divide_sums(drawn, self._rules.options.loss_reduction)
